@@ -1,0 +1,233 @@
+"""The command line: parse, load the configuration, one call. The only room that prints; heavy imports are in commands.
+
+Exit codes: 0 everything is done, 1 the run failed, 2 the input cannot be used, 3 partly done (interrupted, or some
+nodes failed; the same command continues).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from statewise.errors import StatewiseError, UsageError, unknown
+
+if TYPE_CHECKING:
+    from statewise.study.request import StudyRequest
+
+FAILED, USAGE, PARTIAL = 1, 2, 3
+SHELF = ("studies", "sources", "signals", "tasks", "distances")
+
+app = typer.Typer(
+    name="statewise",
+    help="Post-train language models with the states they are trained on as a knob of their own.\n\n"
+    "Examples:\n\n"
+    "  statewise run pocket              the paper's six runs, three seeds, on the embedded model\n\n"
+    "  statewise run pocket --dry-run    what would run, and how long it takes\n\n"
+    "  statewise run pocket --set rl.update.lr=3e-5 --seeds 1 --out runs/low-lr\n\n"
+    "  statewise list signals            what can be combined",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+StudyArgument = Annotated[str, typer.Argument(help="A built-in study (see: statewise list studies) or a .toml file.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="ARM.KEY=VALUE", help="Override a key; may be repeated.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+@app.command()
+def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has options)
+    study: StudyArgument,
+    overrides: SetOption = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds; default: as the study says.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<study>.")] = None,
+    world: Annotated[
+        Path | None, typer.Option(help="Folder of `statewise pretrain`: another world's model and tasks.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes side by side; default: one a core.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a study to its report. The same command resumes what was interrupted."""
+    from statewise.study.request import StudyRequest
+
+    request = StudyRequest(study, tuple(overrides or ()), seeds, str(world) if world else None)
+    if dry_run:
+        _print_plan(request, workers, as_json)
+        return
+    raise typer.Exit(_run(request, out, workers, as_json))
+
+
+def _run(request: StudyRequest, out: Path | None, workers: int | None, as_json: bool) -> int:
+    from statewise.study.request import default_num_workers, plan_study
+
+    plan = plan_study(request)  # before the slow imports: a mistyped word is answered at once
+
+    from rich.console import Console
+
+    from statewise.progress import ProgressDisplay
+    from statewise.report.page import write_report
+    from statewise.report.terminal import render_terminal
+    from statewise.study.estimate import estimate_plan
+    from statewise.study.run import run_study
+
+    folder = out or Path("runs") / plan.config.study.name
+    num_workers = workers or default_num_workers()
+    with ProgressDisplay(Console(stderr=True), plan, estimate_plan(plan, num_workers)) as display:
+        outcome, summary = run_study(plan, folder, display.show, num_workers)
+    page = write_report(summary, folder)
+    if as_json:
+        _print_json({"folder": str(folder), "failed": outcome.failed, "interrupted": outcome.interrupted})
+    else:
+        render_terminal(summary, Console())
+        typer.echo(f"Report: {page}")
+    if outcome.interrupted:
+        typer.echo(f"Interrupted. What is done is kept in {folder}; run the same command to continue.", err=True)
+    if outcome.interrupted or (outcome.failed and outcome.done):
+        return PARTIAL
+    return FAILED if outcome.failed else 0
+
+
+def _print_plan(request: StudyRequest, workers: int | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from statewise.progress import plan_table
+    from statewise.study.estimate import estimate_plan
+    from statewise.study.request import default_num_workers, plan_study
+
+    plan = plan_study(request)
+    num_workers = workers or default_num_workers()
+    estimate = estimate_plan(plan, num_workers)
+    if as_json:
+        nodes = [{"id": n.id, "needs": list(n.needs), "seconds": estimate.seconds[n.id]} for n in plan.nodes]
+        _print_json(
+            {"nodes": nodes, "arms": {k: asdict(v) for k, v in estimate.arms.items()}, "wall_s": estimate.wall_s}
+        )
+        return
+    Console().print(plan_table(plan, estimate, num_workers))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+) -> None:
+    """Print the table of a run folder again, and write its report.html anew."""
+    from rich.console import Console
+
+    from statewise import records
+    from statewise.report.page import write_report
+    from statewise.report.summary_json import summary_from_json
+    from statewise.report.terminal import render_terminal
+
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise UsageError(f"{folder}: no summary.json; give the folder of a `statewise run`, e.g. runs/pocket")
+    try:
+        stored = records.read_json(path)
+    except ValueError as error:
+        raise UsageError(f"{path}: not JSON ({error}); run the study again to write it anew") from None
+    summary = summary_from_json(stored)
+    render_terminal(summary, Console())
+    typer.echo(f"Report: {write_report(summary, folder)}")
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(help="studies, sources, signals, tasks or distances.")],
+    as_json: JsonOption = False,
+) -> None:
+    """List what can be named in a study file."""
+    if what not in SHELF:
+        raise unknown("shelf", what, SHELF)
+    rows = _rows_of(what)
+    if as_json:
+        _print_json(rows)
+        return
+    width = max((len(name) for name in rows), default=0)
+    for name, text in rows.items():
+        typer.echo(f"{name:<{width}}  {text}".rstrip())
+
+
+def _rows_of(what: str) -> dict[str, str]:
+    from statewise.study import catalog
+
+    if what == "studies":
+        return {name: catalog.describe_study(path) for name, path in catalog.built_in_studies().items()}
+    if what == "tasks":
+        return dict.fromkeys(catalog.pocket_tasks(), "embedded")
+    if what == "distances":
+        from statewise.drift import DISTANCES
+
+        return {name: _first_line(sys.modules[distance.__module__].__doc__) for name, distance in DISTANCES.items()}
+    from statewise.signals import SIGNALS
+    from statewise.states import SOURCES
+
+    registry: dict[str, Any] = dict(SOURCES if what == "sources" else SIGNALS)
+    return {name: f"{_first_line(kind.__doc__)} {_fields_of(kind)}" for name, kind in registry.items()}
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0]
+
+
+def _fields_of(kind: Any) -> str:
+    import dataclasses
+
+    fields = [f"{field.name} = {json.dumps(field.default)}" for field in dataclasses.fields(kind)]
+    return f"({', '.join(fields)})" if fields else ""
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist or be empty.")],
+    world_seed: Annotated[int, typer.Option(min=0, help="Seed of the world; the embedded model is of world 0.")] = 0,
+    size: Annotated[str, typer.Option(help="full (about half an hour on two cores) or smoke (seconds).")] = "full",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; other counts give other bytes.")] = 2,
+) -> None:
+    """Build a pocket model from nothing: world, tokenizer, weights and benchmarks."""
+    from dataclasses import replace
+
+    from statewise.pocket.pretrain import SIZES
+    from statewise.pocket.pretrain import pretrain as build
+
+    if size not in SIZES:
+        raise unknown("size", size, SIZES)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: exists and is not an empty folder; choose another with --out")
+    build(
+        replace(SIZES[size], world_seed=world_seed, num_threads=threads), out, lambda line: typer.echo(line, err=True)
+    )
+    typer.echo(f"Written: {out}. Use it with: statewise run pocket --world {out} --out runs/world-{world_seed}")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """Entry point: a usage error is one message and exit code 2; other statewise errors are exit code 1."""
+    try:
+        app()
+    except UsageError as error:
+        typer.echo(f"statewise: {error}", err=True)
+        sys.exit(USAGE)
+    except StatewiseError as error:
+        typer.echo(f"statewise: {error}", err=True)
+        sys.exit(FAILED)
+    except OSError as error:
+        typer.echo(
+            f"statewise: {error.strerror}: {error.filename}; what was written before is still readable", err=True
+        )
+        sys.exit(FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,380 @@
+"""Study files: strict schema, overrides, errors that name file and line, and the resolved study.
+
+A study file is TOML (YAML reads `1e-4` as a string and keeps duplicate keys silently). `[shared]` holds what all arms
+have in common, `[arms.<name>]` what makes each arm; `study.factors` lists the keys in which arms may differ. What a
+source or signal accepts is known by its own dataclass, so those tables stay open here and are closed by `component`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from statewise.errors import UsageError, unknown
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
+ComponentType = TypeVar("ComponentType")
+Table = dict[str, Any]
+
+
+class Strict(BaseModel):
+    """A table of a study file: unknown keys and values of another type are refused, nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class StudySection(Strict):
+    """`[study]`: what the study is called and which seeds and factors it has."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    description: str = ""
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    factors: list[str] = []
+
+
+class EvaluationSection(Strict):
+    """`[shared.evaluation]`: `limit` items a task (None: all), `max_new_tokens` a generated answer.
+
+    One item a task would have no interval.
+    """
+
+    limit: Annotated[int, Field(ge=2)] | None = None
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+
+
+class DriftSection(Strict):
+    """`[shared.drift]`: how many prompts are rolled out, and how the distance of their states is tested."""
+
+    num_prompts: Annotated[int, Field(ge=2)] = 200
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    states_per_rollout: Annotated[int, Field(ge=1)] = 4
+    num_permutations: Annotated[int, Field(ge=19)] = 500
+
+
+class AdapterSection(Strict):
+    """`adapter`: train all weights, or a low-rank adapter on every linear layer of the decoder."""
+
+    kind: Literal["full", "lora"] = "full"
+    rank: Annotated[int, Field(ge=1)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+
+
+class UpdateSection(Strict):
+    """`update`: how far the policy may move, and how an update is computed.
+
+    `lr` is the peak of AdamW; `reduction` says what one update averages over (`states`: every state weighs the same;
+    `trajectories`: every trajectory does); `max_tokens` bounds a micro-batch and cannot change a result but by
+    rounding.
+    """
+
+    num_updates: Annotated[int, Field(ge=1)]
+    lr: Annotated[float, Field(gt=0)]
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_updates: Annotated[int, Field(ge=0)] = 0
+    # Not strict: TOML has lists only.
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    reduction: Literal["states", "trajectories"] = "states"
+    max_tokens: Annotated[int, Field(ge=1)] = 8192
+    checkpoint_every: Annotated[int, Field(ge=1)] = 25
+
+
+class SharedSection(Strict):
+    """`[shared]`: model and tasks of the study, and defaults for every arm."""
+
+    model: str = "pocket"
+    target: str = "pocket_math"
+    retention: list[str] = ["pocket_facts", "pocket_myths"]
+    reward_metric: str = "exact_match,flexible-extract"
+    evaluation: EvaluationSection = EvaluationSection()
+    drift: DriftSection = DriftSection()
+
+
+class ArmSection(Strict):
+    """`[arms.<name>]` over the defaults in `[shared]`: one source, one signal, one locality."""
+
+    label: str = ""
+    teacher: str | None = None
+    source: Table
+    signal: Table
+    adapter: AdapterSection = AdapterSection()
+    update: UpdateSection
+
+
+class PhenomenonSection(Strict):
+    """`[[phenomena]]`: a claim put to the test by contrasts, all of which must hold.
+
+    `measure`: a task (its score; for the target also `task:sampled`, its sampled answers) or `forgetting` (mean F).
+    `comparison = "more"`: arm minus `than` is above `margin`; `"less"`: it is below `margin`. `than` may be `base`.
+    """
+
+    name: str
+    statement: str
+    measure: str
+    comparison: Literal["more", "less"]
+    arms: Annotated[list[str], Field(min_length=1)]
+    than: str = "base"
+    margin: float = 0.0
+    note: str = ""
+
+
+class ReferenceSection(Strict):
+    """`[reference]`: a table printed beside the results, labelled as somebody else's."""
+
+    label: str
+    headings: list[str]
+    rows: list[list[str]]
+
+
+class StudyConfig(Strict):
+    """A whole study, resolved: every arm carries its defaults."""
+
+    study: StudySection
+    shared: SharedSection = SharedSection()
+    arms: Annotated[dict[str, ArmSection], Field(min_length=1)]
+    phenomena: list[PhenomenonSection] = []
+    reference: ReferenceSection | None = None
+
+
+def read_study(path: Path, overrides: Iterable[str] = ()) -> StudyConfig:
+    """Read, override and check a study file.
+
+    Args:
+        overrides: `arm.key=value`, `shared.key=value` or `study.key=value`, values in TOML syntax or bare text.
+
+    Raises:
+        UsageError: no such file, not TOML, an unknown key, a value out of range, or arms that differ outside the
+            declared factors; with file, line and the nearest right word.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        raw = tomllib.loads(text)
+    except OSError as error:
+        raise UsageError(
+            f"{path}: cannot read the study file ({error.strerror}); give a path or a built-in name"
+        ) from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8 text; a study file is TOML") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from None
+    for override in overrides:
+        _apply_override(raw, override)
+    place = _Place(path, text)
+    config = _validate(_with_defaults(raw, place), place)
+    _check_names(config, place)
+    _check_factors(config, path)
+    return config
+
+
+def to_toml(config: StudyConfig) -> str:
+    """The resolved study as TOML; reading it again gives the same study."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def component(registry: Mapping[str, type[ComponentType]], table: Table, what: str, where: str) -> ComponentType:
+    """Build the source, signal, … that `table` describes: `kind` picks the class, the other keys are its fields.
+
+    Raises:
+        UsageError: no or unknown kind, unknown key, missing key, or a value of the wrong type or range.
+    """
+    if "kind" not in table:
+        raise UsageError(f"{where}: {what} has no 'kind'. Known: {', '.join(sorted(registry))}.")
+    kind = str(table["kind"])
+    if kind not in registry:
+        raise unknown(what, kind, registry, where)
+    chosen = registry[kind]
+    settings = {key: value for key, value in table.items() if key != "kind"}
+    known = [field.name for field in dataclasses.fields(chosen)]  # type: ignore[arg-type]
+    for key in settings:
+        if key not in known:
+            raise unknown(f"key of {what} {kind!r}", key, known or ["(none)"], where)
+        if isinstance(settings[key], float) and not math.isfinite(settings[key]):
+            raise UsageError(f"{where}: {what} {kind!r}, key {key!r}: Input should be a finite number")
+    try:
+        # As JSON, since strict validation takes a dataclass from JSON but not from a dict.
+        return TypeAdapter(chosen).validate_json(json.dumps(settings, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{where}: {what} {kind!r}, key {key!r}: {first['msg']} (got {first['input']!r})") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a study was read from, to name file and line in an error."""
+
+    path: Path
+    text: str
+
+    def of(self, keys: Iterable[str | int]) -> str:
+        """`file:line` of the deepest key of the dotted path `keys` that the text holds; `file` alone if none.
+
+        A key of an arm may stand in `[shared]`, whose line is the answer where it holds more of the path.
+        """
+        wanted = [str(key) for key in keys]
+        depth, line = self._deepest(wanted)
+        if wanted[:1] == ["arms"]:
+            # `arms.<name>.` and `shared.` are two keys and one.
+            shared_depth, shared_line = self._deepest(["shared", *wanted[2:]])
+            if shared_depth > 1 and shared_depth - 1 > depth - 2:
+                line = shared_line
+        return f"{self.path}:{line}" if line else str(self.path)
+
+    def _deepest(self, wanted: list[str]) -> tuple[int, int]:
+        """How many of the keys `wanted` the text holds at most, and the line where; 0 and 0 for none."""
+        best_depth, best_line, section = 0, 0, list[str]()
+        for number, line in enumerate(self.text.splitlines(), start=1):
+            if header := re.match(r"\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(#.*)?$", line):
+                section = [part.strip().strip("\"'") for part in header[1].split(".")]
+                here = section
+            elif key := re.match(r"\s*([A-Za-z0-9_.\"'-]+)\s*=", line):
+                here = section + [part.strip("\"'") for part in key[1].split(".")]
+            else:
+                continue
+            # An inline table holds the keys below `here` on the same line.
+            depth = len(here) if wanted[: len(here)] == here else 0
+            if depth > best_depth:
+                best_depth, best_line = depth, number
+        return best_depth, best_line
+
+
+def _apply_override(raw: Table, override: str) -> None:
+    path, separator, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or len(keys) < 2 or not all(keys):
+        raise UsageError(f"--set {override}: expected arm.key=value, shared.key=value or study.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    if keys[0] not in ("study", "shared"):
+        arms = raw.get("arms", {})
+        if not isinstance(arms, dict):
+            raise UsageError(f"--set {override}: 'arms' of the study file is a value, not a table")
+        if keys[0] not in arms:
+            raise unknown("arm", keys[0], [*arms, "shared", "study"], f"--set {override}")
+        keys = ["arms", *keys]
+    table = raw
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise UsageError(f"--set {override}: {key!r} is a value, not a table")
+    table[keys[-1]] = value
+
+
+def _with_defaults(raw: Table, place: _Place) -> Table:
+    """Copy `[shared.adapter]`, `[shared.update]`, … into every arm, and leave `[shared]` what only the study has."""
+    shared = raw.get("shared", {})
+    arms = raw.get("arms", {})
+    if (
+        not isinstance(shared, dict)
+        or not isinstance(arms, dict)
+        or not all(isinstance(a, dict) for a in arms.values())
+    ):
+        raise UsageError(f"{place.path}: 'shared', 'arms' and every arm must be tables")
+    defaults = {key: value for key, value in shared.items() if key in ArmSection.model_fields}
+    common = {key: value for key, value in shared.items() if key not in defaults}
+    return {**raw, "shared": common, "arms": {name: _merge(defaults, arm) for name, arm in arms.items()}}
+
+
+def _merge(defaults: Table, arm: Table) -> Table:
+    merged = dict(defaults)
+    for key, value in arm.items():
+        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        # A source or signal of another kind starts afresh: the defaults' fields belong to the other class.
+        same_kind = both_tables and value.get("kind", merged[key].get("kind")) == merged[key].get("kind")
+        merged[key] = _merge(merged[key], value) if both_tables and same_kind else value
+    return merged
+
+
+def _validate(raw: Table, place: _Place) -> StudyConfig:
+    try:
+        return StudyConfig.model_validate(raw)
+    except ValidationError as error:
+        # A mistyped key is both unknown and missing; the former says more.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        loc = [part for part in first["loc"] if isinstance(part, (str, int))]
+        where = place.of(loc)
+        table = ".".join(str(part) for part in loc[:-1]) or "the study file"
+        if first["type"] == "extra_forbidden":
+            raise unknown(f"key in [{table}]:", str(loc[-1]), _known_keys(loc[:-1]), where) from None
+        if first["type"] == "missing":
+            raise UsageError(f"{where}: [{table}] needs the key {str(loc[-1])!r}") from None
+        raise UsageError(f"{where}: {'.'.join(map(str, loc))}: {first['msg']} (got {first['input']!r})") from None
+
+
+def _known_keys(loc: list[str | int]) -> list[str]:
+    """The keys that the table at `loc` may have."""
+    model: type[BaseModel] = StudyConfig
+    by_name: dict[str, type[BaseModel]] = {
+        "study": StudySection, "shared": SharedSection, "evaluation": EvaluationSection, "drift": DriftSection,
+        "adapter": AdapterSection, "update": UpdateSection, "phenomena": PhenomenonSection,
+        "reference": ReferenceSection,
+    }  # fmt: skip
+    if loc and loc[0] == "arms":
+        model = ArmSection
+    for part in loc:
+        model = by_name.get(str(part), model)
+    extra = ArmSection.model_fields if model is SharedSection else {}
+    return [*model.model_fields, *extra]
+
+
+def _check_names(config: StudyConfig, place: _Place) -> None:
+    """Seeds are different, arms have safe names; teachers, phenomena and their measures exist."""
+    seeds = config.study.seeds
+    if twice := [seed for index, seed in enumerate(seeds) if seed in seeds[:index]]:
+        raise UsageError(f"{place.of(['study', 'seeds'])}: seeds: {twice[0]} occurs twice; a seed is run once")
+    for name, arm in config.arms.items():
+        if not re.fullmatch(NAME_PATTERN, name) or name == "base":
+            raise UsageError(
+                f"{place.of(['arms', name])}: arm name {name!r} must match {NAME_PATTERN} and not be 'base'"
+            )
+        if (
+            arm.teacher is not None
+            and (arm.teacher not in config.arms or arm.teacher == name)
+            and arm.teacher != "base"
+        ):
+            known = [other for other in config.arms if other != name]
+            raise unknown("teacher", arm.teacher, [*known, "base"], place.of(["arms", name, "teacher"]))
+    target, retention = config.shared.target, config.shared.retention
+    measures = [target, f"{target}:greedy", f"{target}:sampled", *retention, *(["forgetting"] if retention else [])]
+    for phenomenon in config.phenomena:
+        for arm_name in [*phenomenon.arms, phenomenon.than]:
+            if arm_name not in config.arms and arm_name != "base":
+                raise unknown("arm", arm_name, [*config.arms, "base"], place.of(["phenomena"]))
+        if phenomenon.measure not in measures:
+            raise unknown("measure", phenomenon.measure, measures, place.of(["phenomena"]))
+
+
+def _check_factors(config: StudyConfig, path: Path) -> None:
+    """Refuse a study whose arms differ in a key that is not below a declared factor."""
+    leaves = [_leaves(arm.model_dump(mode="json", exclude={"label"})) for arm in config.arms.values()]
+    keys = sorted({key for leaf in leaves for key in leaf})
+    differing = [key for key in keys if len({repr(leaf.get(key)) for leaf in leaves}) > 1]
+    factors = config.study.factors
+    undeclared = [key for key in differing if not any(key == f or key.startswith(f"{f}.") for f in factors)]
+    if undeclared:
+        raise UsageError(
+            f"{path}: arms differ in {', '.join(undeclared)}, which study.factors does not declare; "
+            "set them in [shared], or add them to study.factors so that the report says so"
+        )
+
+
+def _leaves(table: Table, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _leaves(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,41 @@
+"""The errors statewise raises on purpose: each says what failed, what was found, where, and what to do.
+
+The command line turns a `UsageError` into exit code 2 and one message without a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class StatewiseError(Exception):
+    """Base of all errors that statewise raises on purpose."""
+
+
+class UsageError(StatewiseError):
+    """The user's input (study, key, task, folder, data file) cannot be used as it is."""
+
+
+class DivergedError(StatewiseError):
+    """A loss or gradient is not finite; the arm is a result marked diverged, the study goes on."""
+
+
+class InterruptedTrainingError(StatewiseError):
+    """Training stopped at a checkpoint because the user asked for it; the same command continues it."""
+
+
+def unknown(what: str, got: str, known: Iterable[str], where: str = "") -> UsageError:
+    """The error for a mistyped name: lists the known names and the nearest one.
+
+    Args:
+        what: kind of thing, e.g. "signal".
+        got: what the user typed.
+        known: what could have been typed.
+        where: place it was read from, e.g. "study.toml:12", or "".
+    """
+    names = sorted(known)
+    nearest = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
+    hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
+    place = f"{where}: " if where else ""
+    return UsageError(f"{place}unknown {what} {got!r}. {hint}Known: {', '.join(names)}.")

@@ -1,0 +1,134 @@
+"""Evaluates a policy on a task: one row an item, decoding and metric (`records.ITEM_SCHEMA`).
+
+Requests, filters and metrics are lm-eval's (`tasks.Task`), and so are the scores, item by item. Departs from
+`lm_eval.evaluator`: nothing is aggregated, seeded or cached, and an item whose grader fails has no score instead of
+ending the evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval.api.instance import Instance
+
+from statewise import errors
+from statewise.errors import UsageError
+from statewise.evals.bystanders import bystander
+from statewise.evals.policy_lm import Decoding, PolicyLM
+from statewise.policy.load import Policy
+from statewise.tasks.quiet import quiet_lm_eval
+from statewise.tasks.task import DEFAULT_MAX_NEW_TOKENS, Task
+
+TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}
+CHOICES = "choices"
+
+
+@dataclass(frozen=True)
+class EvalProtocol:
+    """How tasks are evaluated.
+
+    `limit`: the first so many items of a task, None for all; `decodings`: those of tasks that generate, "greedy"
+    (temperature 0) and "sampled" (temperature 1, drawn from `seed` and the item); `max_new_tokens`: cap on an answer.
+    """
+
+    limit: int | None = None
+    decodings: tuple[str, ...] = ("greedy", "sampled")
+    seed: int = 0
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+
+    def __post_init__(self) -> None:
+        for name, value in (("limit", self.limit), ("max_new_tokens", self.max_new_tokens)):
+            if value is not None and value < 1:
+                raise UsageError(f"evaluation: {name} is {value}; it must be at least 1")
+        if not self.decodings:
+            raise UsageError(f"evaluation: no decodings; name at least one of {', '.join(TEMPERATURES)}")
+        for decoding in self.decodings:
+            if decoding not in TEMPERATURES:
+                raise errors.unknown("decoding", decoding, TEMPERATURES, "evaluation")
+
+
+def evaluate(policy: Policy, task: Task, protocol: EvalProtocol) -> list[dict[str, Any]]:
+    """Score `policy` on the items of `task`; nothing but the policy's answers depends on the policy.
+
+    Returns:
+        Rows of `records.ITEM_SCHEMA`: per decoding ("choices" for tasks that score given texts), item and
+        metric. Metrics that exist for a whole corpus only are left out; `score` is None where an answer could not be
+        scored.
+
+    Raises:
+        UsageError: the task has no metric of single items, or its texts do not fit the model's context.
+    """
+    if task.lm_eval_task.OUTPUT_TYPE == "loglikelihood_rolling":
+        raise _no_item_metric(task)
+    rows: list[dict[str, Any]] = []
+    with bystander(policy), quiet_lm_eval():
+        for decoding in protocol.decodings if task.is_generative else (CHOICES,):
+            items = task.requests(protocol.limit)
+            temperature = TEMPERATURES.get(decoding, 0.0)
+            _answer(PolicyLM(policy, Decoding(temperature, protocol.seed, protocol.max_new_tokens)), items)
+            rows += _rows(task, decoding, items)
+    return rows
+
+
+def _no_item_metric(task: Task) -> UsageError:
+    return UsageError(
+        f"task {task.name!r} scores a corpus, not items ({', '.join(task.metrics)}), so policies cannot be compared on "
+        "it item by item; choose a task with a metric such as exact_match or acc"
+    )
+
+
+def _answer(lm: PolicyLM, items: Sequence[Sequence[Instance]]) -> None:
+    """Put the model's responses into the requests."""
+    asked: dict[str, list[Instance]] = defaultdict(list)
+    for requests in items:
+        for request in requests:
+            asked[request.request_type] += [request] * int(request.repeats or 1)
+    ways = {"loglikelihood": lm.loglikelihood, "generate_until": lm.generate_until}
+    for request_type, requests in asked.items():
+        for request, response in zip(requests, ways[request_type](requests, disable_tqdm=True), strict=True):
+            request.resps.append(response)
+
+
+def _rows(task: Task, decoding: str, items: Sequence[Sequence[Instance]]) -> list[dict[str, Any]]:
+    grades = [task.grade(requests) for requests in items]
+    metrics = [
+        metric
+        for metric in dict.fromkeys(metric for grade in grades for metric in grade)
+        # A metric that a graded item lacks is a corpus metric; nan alone only says that a grader failed.
+        if all(metric in grade for grade in grades) or any(math.isfinite(g.get(metric, math.nan)) for g in grades)
+    ]
+    if not metrics:
+        raise _no_item_metric(task)
+    rows = []
+    for item, (requests, grade) in enumerate(zip(items, grades, strict=True)):
+        response = _response(task, requests)
+        for metric in metrics:
+            score = grade.get(metric, math.nan)
+            rows.append(
+                {
+                    "task": task.name,
+                    "item": item,
+                    "decoding": decoding,
+                    "metric": metric,
+                    "score": score if math.isfinite(score) else None,
+                    "response": response,
+                }
+            )
+    return rows
+
+
+def _response(task: Task, requests: Sequence[Instance]) -> str:
+    """What was generated, or the most likely choice; "" for tasks that score one given text."""
+    output_type = task.lm_eval_task.OUTPUT_TYPE
+    if output_type == "generate_until":
+        return str(requests[0].resps[0])
+    if output_type != "multiple_choice":
+        return ""
+    choices = task.lm_eval_task.doc_to_choice(requests[0].doc)
+    # Requests beyond the choices are those of mutual information, without context.
+    logprobs = [request.resps[0][0] for request in requests[: len(choices)]]
+    return str(choices[max(range(len(choices)), key=logprobs.__getitem__)])

@@ -1,0 +1,1 @@
+"""The one training loop: build, score, reduce, update, record, checkpoint. Every method is a configuration of it."""

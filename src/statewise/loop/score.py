@@ -1,0 +1,62 @@
+"""What a signal may look at: log-probabilities of the actions, or whole laws in chunks, at the training states only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from statewise.loop.build import Setup
+from statewise.policy.load import Policy
+from statewise.policy.score import (
+    action_logprobs,
+    batch_tensors,
+    chunked_over_states,
+    head_logits,
+    state_hidden,
+    states_per_chunk,
+)
+from statewise.types import SignalInputs, States
+
+
+def state_losses(setup: Setup, states: States) -> Tensor:
+    """The signal's unreduced loss at every training state of a micro-batch.
+
+    Returns:
+        float32 [states], row by row as `states.action_mask` is set; carries gradient to the learner.
+    """
+    hidden = state_hidden(setup.learner, states)
+    if setup.recipe.signal.compares_laws:
+        return _compare_laws(setup, states, hidden)
+    tensors = batch_tensors(states, device=hidden.device)
+    return setup.recipe.signal.loss(
+        SignalInputs(
+            policy_logprobs=action_logprobs(setup.learner, hidden, tensors.actions, states.temperature),
+            behavior_logprobs=tensors.behavior_logprobs,
+            advantages=tensors.advantages,
+        )
+    )
+
+
+def _compare_laws(setup: Setup, states: States, hidden: Tensor) -> Tensor:
+    """Loss of a signal that compares laws, never holding more than a chunk of [states, vocab]."""
+    if setup.teacher is None:
+        raise LookupError(f"signal {setup.recipe.signal.kind!r} compares laws but the setup has no teacher")
+    with torch.no_grad():
+        teacher_hidden = state_hidden(setup.teacher, states)
+    score = _law_loss(setup.recipe.signal.loss, setup.learner, setup.teacher, states.temperature)
+    return chunked_over_states(score, hidden, teacher_hidden, chunk_size=states_per_chunk(setup.learner))
+
+
+def _law_loss(
+    loss: Callable[[SignalInputs], Tensor], learner: Policy, teacher: Policy, temperature: float
+) -> Callable[..., Tensor]:
+    def of_chunk(hidden: Tensor, teacher_hidden: Tensor) -> Tensor:
+        with torch.no_grad():
+            teacher_logits = head_logits(teacher, teacher_hidden, temperature)
+        return loss(
+            SignalInputs(policy_logits=head_logits(learner, hidden, temperature), teacher_logits=teacher_logits)
+        )
+
+    return of_chunk

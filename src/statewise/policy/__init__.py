@@ -1,0 +1,1 @@
+"""Models: loading, scoring of training states, and the rollout engine."""

@@ -1,0 +1,232 @@
+"""A policy: a causal language model with its tokenizer, loaded from and saved to a folder of open formats.
+
+Learner, teacher and base are all a `Policy`. Weights are safetensors only and no code of a model folder is ever run.
+What other rooms rely on is checked here, once: an end-of-text token, a context length, attention layers that the
+rollout engine can cache, and logits that are the output head applied to the last hidden state.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from statewise.errors import UsageError
+from statewise.records import sync_folder
+
+CACHEABLE_LAYERS = {"full_attention", "sliding_attention"}
+LOADING_NOTES = ("is_local", "local_files_only")  # transformers saves how a tokenizer was loaded as if it were its own
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A causal language model, its tokenizer and the token that ends a text.
+
+    `name` is what records call it as the writer of tokens, e.g. "learner". `vocab_size` is the tokenizer's: models pad
+    their vocabulary to round sizes, and logits beyond it belong to no token.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    end_token_id: int
+
+    @cached_property
+    def vocab_size(self) -> int:
+        return 1 + max(int(token) for token in self.tokenizer.get_vocab().values())
+
+    @property
+    def context_length(self) -> int:
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+
+def encode(policy: Policy, text: str) -> tuple[int, ...]:
+    """The tokens of `text`; no special token is added."""
+    return tuple(policy.tokenizer.encode(text, add_special_tokens=False))
+
+
+def decode(policy: Policy, ids: Sequence[int]) -> str:
+    """The text of `ids`, without the end-of-text token; other special tokens are shown and spaces left as they are."""
+    return decode_all(policy, [ids])[0]
+
+
+def decode_all(policy: Policy, rows: Sequence[Sequence[int]]) -> list[str]:
+    """`decode` of many rows at once."""
+    kept = [[int(token) for token in ids if token != policy.end_token_id] for ids in rows]
+    texts: list[str] = policy.tokenizer.batch_decode(kept, clean_up_tokenization_spaces=False)
+    return texts
+
+
+@contextmanager
+def eval_mode(policy: Policy) -> Iterator[None]:
+    """Dropout off inside; afterwards every module is in the mode it was in (a frozen part may differ from the rest)."""
+    modes = [(module, module.training) for module in policy.model.modules()]
+    policy.model.eval()
+    try:
+        yield
+    finally:
+        for module, is_training in modes:
+            module.training = is_training
+
+
+def load_policy(
+    folder: Path | str, name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Policy:
+    """Load a model folder in evaluation mode, offline, without running any code of it.
+
+    Args:
+        folder: a folder with `config.json`, `*.safetensors` and a tokenizer.
+        name: the writer's name in records.
+        dtype: of the weights in memory.
+        device: where they go.
+
+    Raises:
+        UsageError: folder, configuration, weights or tokenizer missing or unusable; the message says which and why.
+    """
+    folder = Path(folder)
+    _check_folder(folder)
+    try:
+        # A tokenizer that merely names itself is no reason to run code either, so both loads refuse remote code.
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"model folder {folder}: transformers cannot load it (its own code is never run): {error}"
+        ) from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:5])
+        raise UsageError(
+            f"model folder {folder}: the weights lack {len(report['missing_keys'])} tensors that config.json asks for "
+            f"({missing}); they would be random. Use the checkpoint that belongs to this config.json."
+        )
+    if tokenizer.eos_token_id is None:
+        raise UsageError(
+            f"model folder {folder}: the tokenizer has no end-of-text token, so a rollout could never stop by itself; "
+            'set "eos_token" in tokenizer_config.json to the token that ends the training documents'
+        )
+    for key in LOADING_NOTES:
+        tokenizer.init_kwargs.pop(key, None)
+    model.eval().to(device)
+    policy = Policy(model, tokenizer, name, int(tokenizer.eos_token_id))
+    _check_model(policy, folder)
+    return policy
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UsageError(
+            f"model folder {folder} does not exist; give the path of a downloaded model "
+            "(a folder with config.json, *.safetensors and a tokenizer)"
+        )
+    if not (folder / "config.json").is_file():
+        raise UsageError(
+            f"model folder {folder} has no config.json, so it is not a model; give the folder that holds it"
+        )
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt*"))
+    found = f"only {', '.join(pickles)}, and pickle is never read (loading it can run any code). " if pickles else ""
+    raise UsageError(
+        f"model folder {folder} has no *.safetensors: {found}Use a copy of the model that has them, or convert this "
+        "one where you trust it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+    )
+
+
+def _check_model(policy: Policy, folder: Path) -> None:
+    """Refuse architectures that sampling or scoring would get wrong without a sign of it."""
+    config = policy.model.config.get_text_config()
+    layers = set(getattr(config, "layer_types", None) or ())
+    if layers - CACHEABLE_LAYERS:
+        raise UsageError(
+            f"model folder {folder}: layers of kind {', '.join(sorted(layers - CACHEABLE_LAYERS))} cannot be sampled; "
+            f"use a model whose layers are {' or '.join(sorted(CACHEABLE_LAYERS))}"
+        )
+    if not isinstance(getattr(config, "max_position_embeddings", None), int):
+        raise UsageError(
+            f"model folder {folder}: config.json has no max_position_embeddings (the context length); add it"
+        )
+    num_logits = int(policy.model.get_output_embeddings().weight.shape[0])
+    if policy.vocab_size > num_logits:
+        raise UsageError(
+            f"model folder {folder}: the tokenizer has {policy.vocab_size} tokens, the model logits for {num_logits}; "
+            "use the tokenizer that the model was trained with"
+        )
+    # Some families scale or cap their logits after the head; scoring applies the head alone.
+    probe = torch.full((1, 2), policy.end_token_id, device=policy.device)
+    with torch.no_grad():
+        logits = policy.model(input_ids=probe, use_cache=False).logits
+        hidden = policy.model.get_decoder()(input_ids=probe, use_cache=False).last_hidden_state
+        is_plain_head = torch.allclose(policy.model.get_output_embeddings()(hidden), logits, rtol=1e-3, atol=1e-3)
+    if not is_plain_head:
+        raise UsageError(
+            f"model folder {folder}: {type(policy.model).__name__} changes its logits after the output head (scaling "
+            "or soft-capping), which scoring does not reproduce; use another model family"
+        )
+
+
+def check_same_tokenizer(student: Policy, teacher: Policy) -> None:
+    """Refuse a pair whose tokens do not mean the same.
+
+    Raises:
+        UsageError: the vocabularies or the end-of-text tokens differ.
+    """
+    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    if ours != theirs:
+        differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+        raise UsageError(
+            f"{student.name!r} and {teacher.name!r} have different tokenizers ({len(ours)} and {len(theirs)} tokens; "
+            f"{len(differing)} differ, e.g. {differing[0]!r}), so their token laws cannot be compared; "
+            "use a teacher of the same model family"
+        )
+    if student.end_token_id != teacher.end_token_id:
+        raise UsageError(
+            f"{student.name!r} ends a text with token {student.end_token_id} "
+            f"({student.tokenizer.convert_ids_to_tokens(student.end_token_id)}), {teacher.name!r} with "
+            f"{teacher.end_token_id} ({teacher.tokenizer.convert_ids_to_tokens(teacher.end_token_id)}): the student "
+            'would be taught never to stop; set the same "eos_token" in both tokenizer_config.json'
+        )
+
+
+def copy_policy(policy: Policy, name: str) -> Policy:
+    """A policy of its own weights (equal now, independent later), e.g. a teacher frozen at the start."""
+    return Policy(copy.deepcopy(policy.model), policy.tokenizer, name, policy.end_token_id)
+
+
+def save_weights(policy: Policy, folder: Path | str) -> None:
+    """Write `folder` (config, tokenizer, safetensors) as a whole, replacing an earlier one; same weights, same bytes.
+
+    Raises:
+        UsageError: the model carries an unmerged adapter, whose weights a plain model folder cannot hold.
+    """
+    folder = Path(folder)
+    if any(".base_layer." in key for key, _ in policy.model.named_parameters()):
+        raise UsageError(f"cannot write {folder}: {policy.name!r} carries an adapter; merge it into the weights first")
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    policy.model.save_pretrained(temporary)
+    policy.tokenizer.save_pretrained(temporary)
+    for path in temporary.iterdir():
+        sync_folder(path)  # fsync takes any descriptor, a file's as well
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.replace(folder)
+    sync_folder(folder.parent)

@@ -1,0 +1,188 @@
+"""Log-probabilities of training states under a policy.
+
+The backbone runs on padded micro-batches; only the hidden states *at training states* are kept, and the output head is
+applied to chunks of them, so [states, vocab] never exists as a whole. Departs from the usual trainer, which takes
+logits of every position, prompts and padding included, and masks them afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from statewise.policy.load import Policy
+from statewise.types import IntArray, States
+
+CHUNK_LOGITS = 2**24  # logits held at once: 64 MiB of float32
+MAX_PADDING_SHARE = 0.15  # of a micro-batch's padded tokens
+MIN_FILLED_SHARE = 1 / 8  # of `max_tokens`: below it a micro-batch costs more in overhead than its padding does
+
+
+@dataclass(frozen=True)
+class StateTensors:
+    """A micro-batch on the device. `[states]` runs over its training states, row by row.
+
+    Shapes: `token_ids` int64, `action_mask` bool [batch, time]; `actions` int64, `behavior_logprobs`, `advantages`
+    float32 [states], nan where unknown.
+    """
+
+    token_ids: Tensor
+    action_mask: Tensor
+    actions: Tensor
+    behavior_logprobs: Tensor
+    advantages: Tensor
+
+
+def take_rows(states: States, rows: Sequence[int] | IntArray) -> States:
+    """The given rows, in the given order, the time axis cut to the longest of them."""
+    index = np.asarray(rows, dtype=np.int64)
+    time = int(states.lengths[index].max())
+    return replace(
+        states,
+        token_ids=states.token_ids[index, :time],
+        lengths=states.lengths[index],
+        prompt_lengths=states.prompt_lengths[index],
+        prompt_indices=states.prompt_indices[index],
+        action_mask=states.action_mask[index, :time],
+        behavior_logprobs=states.behavior_logprobs[index, :time],
+        is_finished=states.is_finished[index],
+        rewards=states.rewards[index],
+        advantages=states.advantages[index],
+        sources=tuple(states.sources[row] for row in index),
+        writers=tuple(states.writers[row] for row in index),
+    )
+
+
+def micro_batches(states: States, max_tokens: int) -> list[IntArray]:
+    """Rows in micro-batches of similar length: every row once, the same for the same lengths.
+
+    Longest first; a micro-batch ends where the next row would take it over `max_tokens` padded tokens, or over 15 %
+    padding once it is an eighth full (smaller ones would cost more in overhead than they save in padding).
+
+    Args:
+        states: the batch; only its lengths matter.
+        max_tokens: limit of rows × longest row; a row that is longer by itself gets a micro-batch of its own.
+
+    Returns:
+        Row indices, int64, one array a micro-batch.
+    """
+    order = np.argsort(-states.lengths, kind="stable")
+    batches: list[IntArray] = []
+    start = 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or _is_full(states.lengths[order[start : end + 1]], max_tokens):
+            batches.append(order[start:end])
+            start = end
+    return batches
+
+
+def _is_full(lengths: IntArray, max_tokens: int) -> bool:
+    """Whether the last of `lengths` (longest first) is one too many for the micro-batch of the others."""
+    padded = len(lengths) * int(lengths[0])
+    if padded > max_tokens:
+        return True
+    is_wasteful = padded - int(lengths.sum()) > MAX_PADDING_SHARE * padded
+    return is_wasteful and padded - int(lengths[0]) >= MIN_FILLED_SHARE * max_tokens
+
+
+def padding_share(states: States, batches: Sequence[IntArray]) -> float:
+    """Share of padding in the padded tokens of all micro-batches, 0..1."""
+    padded = sum(len(rows) * int(states.lengths[rows].max()) for rows in batches)
+    return 1 - sum(int(states.lengths[rows].sum()) for rows in batches) / padded
+
+
+def batch_tensors(
+    states: States, rows: Sequence[int] | IntArray | None = None, device: torch.device | str = "cpu"
+) -> StateTensors:
+    """The tensors of `rows` (all rows if None), the time axis cut to the longest of them."""
+    if rows is not None:
+        states = take_rows(states, rows)
+    mask = states.action_mask
+    row_of_state = np.nonzero(mask)[0]
+    return StateTensors(
+        token_ids=torch.from_numpy(states.token_ids).to(device),
+        action_mask=torch.from_numpy(mask).to(device),
+        actions=torch.from_numpy(states.token_ids[mask]).to(device),
+        behavior_logprobs=torch.from_numpy(states.behavior_logprobs[mask]).to(device),
+        advantages=torch.from_numpy(states.advantages[row_of_state]).to(device),
+    )
+
+
+def state_hidden(policy: Policy, states: States) -> Tensor:
+    """The backbone's last hidden state at every training state, i.e. at t - 1 for each action t.
+
+    Returns:
+        [states, hidden] in the model's dtype, row by row; with gradient where it is enabled.
+    """
+    tensors = batch_tensors(states, device=policy.device)
+    # No attention mask: rows are padded on the right and attention is causal, so a real position never sees padding,
+    # and positions 0..T-1 are right as they are. Without a mask sdpa takes its fast causal kernel.
+    # The last column is an action only: nothing follows it, so its hidden state is not needed.
+    output = policy.model.get_decoder()(input_ids=tensors.token_ids[:, :-1], use_cache=False)
+    hidden: Tensor = output.last_hidden_state
+    return hidden[tensors.action_mask[:, 1:]]
+
+
+def head_logits(policy: Policy, hidden: Tensor, temperature: float) -> Tensor:
+    """Logits of the next token at the sampling temperature, cut to the tokenizer's vocabulary.
+
+    Returns:
+        [states, vocab] float32.
+    """
+    logits: Tensor = policy.model.get_output_embeddings()(hidden)[..., : policy.vocab_size].float()
+    return logits if temperature == 1 else logits / temperature
+
+
+def states_per_chunk(policy: Policy) -> int:
+    """How many states' logits fit in `CHUNK_LOGITS`."""
+    return max(1, CHUNK_LOGITS // policy.vocab_size)
+
+
+def action_logprobs(
+    policy: Policy, hidden: Tensor, actions: Tensor, temperature: float, chunk_size: int | None = None
+) -> Tensor:
+    """Log-probability of each action: log π(a|s) = z_a / T - log sum_v exp(z_v / T).
+
+    Args:
+        policy: whose output head is applied.
+        hidden: [states, hidden], from `state_hidden`.
+        actions: [states] int64, the token taken at each state.
+        temperature: T > 0, of the law that is scored.
+        chunk_size: states whose logits are held at once; None: `states_per_chunk`.
+
+    Returns:
+        [states] float32, nats, <= 0; exact gradient.
+    """
+
+    def score(hidden: Tensor, actions: Tensor) -> Tensor:
+        logits = head_logits(policy, hidden, temperature)
+        return logits.gather(-1, actions[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+    return chunked_over_states(score, hidden, actions, chunk_size=chunk_size or states_per_chunk(policy))
+
+
+def chunked_over_states(score: Callable[..., Tensor], *tensors: Tensor, chunk_size: int) -> Tensor:
+    """`score(*tensors)`, computed chunk by chunk along the first axis.
+
+    With more than one chunk and gradients enabled, each chunk is computed again in the backward pass instead of being
+    kept, so that memory holds one chunk of [states, vocab] at a time. The gradient is the exact one.
+
+    Args:
+        score: takes tensors [states, ...] (e.g. the student's and the teacher's hidden states), returns [states].
+        *tensors: the arguments of `score`, of one length.
+        chunk_size: states per chunk, >= 1.
+
+    Returns:
+        [states], what `score` of the whole would return.
+    """
+    chunks = list(zip(*(torch.split(tensor, chunk_size) for tensor in tensors), strict=True))
+    if len(chunks) == 1:
+        return score(*chunks[0])
+    if torch.is_grad_enabled():
+        return torch.cat([checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks])
+    return torch.cat([score(*chunk) for chunk in chunks])

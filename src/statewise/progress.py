@@ -1,0 +1,139 @@
+"""How a plan and a run are shown: a table before; one study-wide bar with ETA on a terminal, or plain lines, during."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from statewise.study.estimate import PlanEstimate
+from statewise.study.executor import NodeEvent
+from statewise.study.plan import BASE, Node, Plan
+
+PLAIN_INTERVAL_S = 15.0
+
+
+class ProgressDisplay:
+    """Follows the events of a run. Work is counted in estimated seconds; the ETA scales them by the pace so far."""
+
+    def __init__(self, console: Console, plan: Plan, estimate: PlanEstimate) -> None:
+        self._console = console
+        self._estimate = estimate
+        self._units = {node.id: _units_of(plan, node) for node in plan.nodes}
+        self._finished: dict[str, float] = {}
+        self._running: dict[str, float] = {}
+        self._skipped_s = 0.0
+        self._total_s = sum(estimate.seconds.values())
+        self._began = time.monotonic()
+        self._last_line = self._began
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> ProgressDisplay:
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[eta]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("starting workers", total=self._total_s, eta="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, event: NodeEvent) -> None:
+        """Take one event of the run."""
+        node, cost = event.node, self._estimate.seconds[event.node.id]
+        if event.kind == "started":
+            self._running[node.id] = 0.0
+        elif event.kind == "progress" and node.id in self._finished:
+            return  # it comes through a queue of its own, and may arrive after the end of its node
+        elif event.kind == "progress":
+            self._running[node.id] = cost * min(1.0, event.done / self._units[node.id])
+        else:
+            self._end(event, cost)
+        if self._bar is not None:
+            running = ", ".join(self._running) or "finishing"
+            self._bar.update(self._task, completed=self._done_s, description=running, eta=self._eta())
+        elif time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
+            self._line(f"{', '.join(self._running)}")
+
+    def _end(self, event: NodeEvent, cost: float) -> None:
+        if event.kind == "warning":
+            self._note(f"warning: {event.message}")
+            return
+        self._running.pop(event.node.id, None)
+        self._finished[event.node.id] = cost
+        if event.kind == "skipped":
+            self._skipped_s += cost
+        elif event.kind == "failed":
+            self._note(f"{event.node.id} failed: {event.message}")
+        elif event.kind == "done" and self._bar is None:
+            self._line(f"{event.node.id} {event.result['status']} in {event.result['node_s']:.0f} s")
+
+    @property
+    def _done_s(self) -> float:
+        return sum(self._finished.values()) + sum(self._running.values())
+
+    def _eta(self) -> str:
+        done = self._done_s - self._skipped_s
+        if done <= 0:
+            return ""
+        left = (time.monotonic() - self._began) * (self._total_s - self._done_s) / done
+        return f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left"
+
+    def _note(self, text: str) -> None:
+        self._console.print(Text(text))
+
+    def _line(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        self._note(f"[{100 * self._done_s / self._total_s:3.0f} %] {text}  {self._eta()}".rstrip())
+
+
+def _units_of(plan: Plan, node: Node) -> int:
+    """How many steps of progress a node reports."""
+    if node.action == "train":
+        return plan.config.arms[node.arm].update.num_updates
+    return len(plan.config.shared.retention) + 2
+
+
+def plan_table(plan: Plan, estimate: PlanEstimate, num_workers: int) -> Group:
+    """The plan of a study before any compute: arms, what they need, what they cost."""
+    table = Table(title=f"{plan.config.study.name}: {plan.config.study.description}", title_justify="left")
+    for heading in ("arm", "source × signal", "needs"):
+        table.add_column(heading)
+    for heading in ("updates", "lr", "states", "tokens", "generated", "train"):
+        table.add_column(heading, justify="right")
+    table.add_row(BASE, "not trained", "–", "–", "–", "–", "–", "–", "–")
+    for name, arm in plan.config.arms.items():
+        cost = estimate.arms[name]
+        cell = f"{arm.source.get('by', '')} {arm.source['kind']} × {arm.signal['kind']}".strip()
+        table.add_row(
+            name,
+            cell,
+            arm.teacher or "–",
+            str(cost.num_updates),
+            f"{arm.update.lr:g}",
+            f"{cost.num_states:,}",
+            f"{cost.num_tokens:,}",
+            f"{cost.num_generated:,}",
+            f"{cost.train_s:.0f} s",
+        )
+    seeds = plan.config.study.seeds
+    text = (
+        f"{len(plan.nodes)} nodes, seeds {', '.join(map(str, seeds))}; counts are estimates for one seed. "
+        f"About {estimate.wall_s / 60:.1f} minutes on {num_workers} processes."
+    )
+    return Group(table, Text(text))

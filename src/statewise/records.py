@@ -1,0 +1,222 @@
+"""What a run folder holds, and how it is written: open formats only, temp file + fsync + rename, no pickle.
+
+    study.toml · plan.json · summary.json · results.parquet · report.html
+    arms/<arm>/<seed>/{started.json, config.toml, metrics.jsonl, timing.jsonl, states/*.parquet, checkpoints/, model/,
+                       train.json, evals/*.parquet, rollouts.parquet, drift.json, done.json}
+    arms/base/<seed>/ has rollouts_again.parquet, the second sample for the noise floor, and no training records.
+
+`metrics.jsonl`, `states/` and `model/` are the same bytes for the same seed, machine and thread count; wall-clock time
+is kept apart in `timing.jsonl`. `done.json` is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ITEM_SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("item", pa.int32()),  # index of the document in the evaluated split
+        ("decoding", pa.string()),  # "greedy", "sampled" or "choices"
+        ("metric", pa.string()),  # lm-eval's "metric,filter", e.g. "exact_match,flexible-extract"
+        ("score", pa.float64()),  # 0..1; null: could not be scored
+        ("response", pa.string()),  # what was generated or chosen
+    ]
+)
+ROLLOUT_SCHEMA = pa.schema(
+    [
+        ("prompt_index", pa.int32()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("token_ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("is_finished", pa.bool_()),
+    ]
+)
+STATE_SCHEMA = pa.schema(
+    [
+        ("step", pa.int32()),
+        ("row", pa.int32()),
+        ("source", pa.string()),
+        ("writer", pa.string()),
+        ("prompt_index", pa.int32()),
+        ("prompt_length", pa.int32()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("action_mask", pa.list_(pa.bool_())),
+        ("behavior_logprobs", pa.list_(pa.float32())),
+        ("temperature", pa.float32()),
+        ("is_finished", pa.bool_()),
+        ("reward", pa.float32()),
+        ("advantage", pa.float32()),
+    ]
+)
+
+RESULT_SCHEMA = pa.schema(
+    [
+        ("arm", pa.string()),
+        ("column", pa.string()),  # "task:decoding:metric"
+        ("value", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("num_items", pa.int32()),
+        ("num_seeds", pa.int32()),
+        ("method", pa.string()),
+    ]
+)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` so that a kill or a full disk leaves either the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON; nan and infinity are refused, since JSON has none."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    """Write rows as one Parquet file; the same rows give the same bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd")
+    write_bytes(path, sink.getvalue().to_pybytes())
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a Parquet file."""
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`."""
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    ).hexdigest()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval.
+
+    `num_items` counts evaluated items (the smallest task's, where several enter), `num_seeds` training seeds.
+    `low`/`high` are None where no interval can be given (then `method` says why).
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    num_items: int
+    num_seeds: int
+    method: str
+
+
+@dataclass(frozen=True)
+class DriftEstimate:
+    """A distance of one run's states from the base model's, over seeds.
+
+    `value` is the mean over seeds, `low`/`high` the smallest and largest seed; `floor` is the same distance between two
+    base samples (mean over seeds). `p_values` has one permutation p-value per seed, or is empty where none applies.
+    """
+
+    value: float
+    low: float
+    high: float
+    floor: float
+    p_values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One row of a study's table. Columns are keys of `StudySummary.columns`."""
+
+    arm: str
+    label: str
+    num_seeds: int
+    num_diverged: int
+    recipe: str
+    scores: dict[str, Estimate]
+    against_base: dict[str, Estimate] = field(default_factory=dict)
+    teacher: str | None = None
+    against_teacher: dict[str, Estimate] = field(default_factory=dict)
+    forgetting: Estimate | None = None
+    retention_ratio: Estimate | None = None
+    drift: dict[str, DriftEstimate] = field(default_factory=dict)
+    budget: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PhenomenonSummary:
+    """One claim put to the test. `verdict`: "holds", "does not hold" or "not resolved".
+
+    Every contrast is compared with `margin`, not with 0.
+    """
+
+    name: str
+    statement: str
+    verdict: str
+    test: str
+    contrasts: dict[str, Estimate]
+    margin: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """Everything a report prints; `columns` maps a column's key to its heading, in order.
+
+    `target` and `retention` are the columns that gain and forgetting are computed from; further columns are other
+    decodings or metrics of the target.
+    `protocols` says per task how it was evaluated; `reference` is another source's table (headings, rows), labelled.
+    """
+
+    name: str
+    description: str
+    columns: dict[str, str]
+    target: str
+    retention: tuple[str, ...]
+    protocols: dict[str, str]
+    runs: tuple[RunSummary, ...]
+    phenomena: tuple[PhenomenonSummary, ...]
+    environment: dict[str, str]
+    reference_label: str = ""
+    reference_headings: tuple[str, ...] = ()
+    reference_rows: tuple[tuple[str, ...], ...] = ()
+    problems: tuple[str, ...] = ()

@@ -1,0 +1,237 @@
+"""The figures of a report: gain against forgetting, drift against its noise floor, paired differences.
+
+Labels stand beside what they name; a filled marker is a resolved difference, a hollow one is not, so that nothing hangs
+on colour. A figure without data is None, and the page leaves it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from statewise.records import Estimate, RunSummary, StudySummary
+from statewise.report import numbers, tables
+from statewise.report.placement import Anchor, Box, place_labels
+from statewise.report.svg import FONT_SIZE, GRID, INK, PANEL, SERIES, SMALL_FONT_SIZE, SOFT, new_figure, to_svg
+from statewise.report.text import clean
+
+ROW_HEIGHT = 25.0
+MARKER_SIZE = 7.0
+LONGEST_LABEL = 26
+# Mean width of a character of a sans-serif font, as a share of its size; only label placement depends on it.
+CHARACTER_WIDTH = 0.57
+
+
+def gain_figure(summary: StudySummary) -> str | None:
+    """Gain on the target (x) against mean forgetting F (y), one cross of 95 % intervals a run."""
+    target = summary.target
+    points = [
+        (run, run.against_base[target], run.forgetting)
+        for run in tables.trained_runs(summary)
+        if target in run.against_base and run.forgetting is not None
+    ]
+    if not points:
+        return None
+    figure, axes = new_figure(height=320, left=44, top=30, bottom=46)
+    axes.set_xlim(*_limits([gain for _, gain, _ in points], share=0.12))
+    axes.set_ylim(*_limits([loss for _, _, loss in points], share=0.12))
+    axes.axhline(0, color=SOFT, linewidth=0.8)
+    axes.axvline(0, color=SOFT, linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.6)
+    for run, gain, loss in points:
+        color = _color(summary, run)
+        axes.plot(_bounds(gain), [loss.value] * 2, color=color, linewidth=1.4, alpha=0.75)
+        axes.plot([gain.value] * 2, _bounds(loss), color=color, linewidth=1.4, alpha=0.75)
+        is_resolved = numbers.is_resolved(gain) and numbers.is_resolved(loss)
+        _mark(axes, gain.value, loss.value, color, is_resolved=is_resolved)
+    _label_points(axes, summary, points)
+    _style_ticks(axes)
+    axes.text(0, 1.04, "Mean forgetting F (up: forgot more)", transform=axes.transAxes, color=INK, parse_math=False)
+    heading = clean(summary.columns[target])
+    _name_axis(axes, f"Gain on {heading}")
+    told = "; ".join(f"{run.label}: gain {_told(gain)}, forgetting {_told(loss)}" for run, gain, loss in points)
+    return to_svg(figure, "gain", f"Gain on {heading} against mean forgetting. {told}.")
+
+
+def drift_figure(summary: StudySummary) -> str | None:
+    """The first measured distance of every run from base, smallest to largest seed, with the noise floor."""
+    distances = tables.drift_distances(summary)
+    if not distances:
+        return None
+    distance = "mmd" if "mmd" in distances else distances[0]
+    rows = [(run, run.drift[distance]) for run in tables.trained_runs(summary) if distance in run.drift]
+    figure, axes = _row_axes([run.label for run, _ in rows])
+    floors = {drift.floor for _, drift in rows}
+    for y, (run, drift) in enumerate(rows):
+        color = _color(summary, run)
+        axes.plot([drift.low, drift.high], [y, y], color=color, linewidth=2.2, alpha=0.75, solid_capstyle="round")
+        is_clear = not tables.is_drift_noise(drift)
+        _mark(axes, drift.value, y, color, is_resolved=is_clear)
+        axes.plot([drift.floor] * 2, [y - 0.5, y + 0.5], color=INK, linewidth=1.2, linestyle=(0, (3, 2)))
+    ends = [value for _, drift in rows for value in (drift.low, drift.high, drift.floor)]
+    axes.set_xlim(*_padded(min(*ends, 0.0), max(ends), 0.06))
+    axes.annotate(
+        "noise floor" if len(floors) == 1 else "noise floors",
+        (max(floors), -0.5), (4, 4), textcoords="offset points", color=INK, fontsize=SMALL_FONT_SIZE,
+    )  # fmt: skip
+    _style_ticks(axes)
+    heading = tables.distance_heading(distance)
+    _name_axis(axes, f"{heading} to base")
+    told = "; ".join(f"{run.label}: {numbers.quantity(drift.value)}" for run, drift in rows)
+    floor = numbers.quantity(max(floors))
+    return to_svg(figure, "drift", f"{heading} of each run's states from base. {told}. Noise floor {floor}.")
+
+
+def forest_figure(summary: StudySummary) -> str | None:
+    """Paired differences from base with 95 % intervals, the runs of one column under its heading."""
+    rows: list[tuple[str, RunSummary | None, Estimate | None]] = []
+    for column, heading in summary.columns.items():
+        members = [run for run in tables.trained_runs(summary) if column in run.against_base]
+        if members:
+            rows.append((heading, None, None))
+            rows += [(run.label, run, run.against_base[column]) for run in members]
+    estimates = [estimate for _, _, estimate in rows if estimate is not None]
+    if not estimates:
+        return None
+    figure, axes = _row_axes([label if run else "" for label, run, _ in rows])
+    axes.axvline(0, color=SOFT, linewidth=0.8)
+    for y, (label, run, estimate) in enumerate(rows):
+        if run is None or estimate is None:
+            _row_text(axes, y, clean(label), is_heading=True)
+            continue
+        color = _color(summary, run)
+        axes.plot(_bounds(estimate), [y, y], color=color, linewidth=2.2, alpha=0.75, solid_capstyle="round")
+        _mark(axes, estimate.value, y, color, is_resolved=numbers.is_resolved(estimate))
+    axes.set_xlim(*_limits(estimates, share=0.05))
+    _style_ticks(axes)
+    _name_axis(axes, "difference from base")
+    told = "; ".join(f"{label}: {_told(estimate)}" if estimate else f"On {label}" for label, _, estimate in rows)
+    return to_svg(figure, "forest", f"Paired differences from base. {told}.")
+
+
+def _row_axes(labels: list[str]) -> tuple[Figure, Axes]:
+    """Axes with one row a label, the first on top, labels to the left."""
+    shown = [_short(label) for label in labels]
+    left = min(170.0, 14 + FONT_SIZE * CHARACTER_WIDTH * max(map(len, shown)))
+    figure, axes = new_figure(height=ROW_HEIGHT * len(labels) + 66, left=left, top=20, bottom=46)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_yticks([])
+    axes.grid(axis="x", color=GRID, linewidth=0.6)
+    for y, label in enumerate(shown):
+        _row_text(axes, y, label)
+    return figure, axes
+
+
+def _row_text(axes: Axes, y: float, label: str, *, is_heading: bool = False) -> None:
+    # A heading stands in its own, otherwise empty row, and so may be longer than the margin is wide.
+    offset, alignment = ((4, 0), "left") if is_heading else ((-10, 0), "right")
+    axes.annotate(
+        label, (0, y), offset, xycoords=axes.get_yaxis_transform(), textcoords="offset points", ha=alignment,
+        va="center", color=INK, fontweight="bold" if is_heading else "normal", parse_math=False, annotation_clip=False,
+    )  # fmt: skip
+
+
+def _mark(axes: Axes, x: float, y: float, color: str, *, is_resolved: bool) -> None:
+    axes.plot(
+        [x], [y], marker="o", markersize=MARKER_SIZE, color=color, markerfacecolor=color if is_resolved else PANEL,
+        markeredgewidth=1.8, zorder=4,
+    )  # fmt: skip
+
+
+def _label_points(axes: Axes, summary: StudySummary, points: list[tuple[RunSummary, Estimate, Estimate]]) -> None:
+    """Name every point; a point at the origin of the axes stands for base."""
+    to_page = axes.transData.transform  # in pixels, at the figure's 100 dots an inch
+    scale = 72 / axes.figure.dpi
+
+    def page(x: float, y: float) -> tuple[float, float]:
+        pixel = to_page((x, y))
+        return float(pixel[0]) * scale, float(pixel[1]) * scale
+
+    axes.plot([0], [0], marker="s", markersize=MARKER_SIZE - 1, color=INK, zorder=4)
+    named = [(INK, "base"), *((_color(summary, run), _short(run.label)) for run, _, _ in points)]
+    anchors = [Anchor(*page(0, 0), Box(*page(0, 0), *page(0, 0)))]
+    for _, gain, loss in points:
+        (left, right), (bottom, top) = _bounds(gain), _bounds(loss)
+        anchors.append(Anchor(*page(gain.value, loss.value), Box(*page(left, bottom), *page(right, top))))
+    x_limits, y_limits = axes.get_xlim(), axes.get_ylim()
+    obstacles = [_thick(page(x_limits[0], 0), page(x_limits[1], 0)), _thick(page(0, y_limits[0]), page(0, y_limits[1]))]
+    for anchor in anchors:
+        x, y, cross = anchor.x, anchor.y, anchor.cross
+        obstacles += [Box(x, y, x, y).grown(5), _thick((cross.left, y), (cross.right, y))]
+        obstacles += [_thick((x, cross.bottom), (x, cross.top))]
+    corner, opposite = page(x_limits[0], y_limits[0]), page(x_limits[1], y_limits[1])
+    sizes = [(FONT_SIZE * CHARACTER_WIDTH * len(label), FONT_SIZE * 1.1) for _, label in named]
+    boxes = place_labels(anchors, sizes, obstacles, Box(*corner, *opposite))
+    for (color, label), box in zip(named, boxes, strict=True):
+        center = ((box.left + box.right) / 2, (box.bottom + box.top) / 2)
+        axes.annotate(
+            label, center, xycoords="figure points", ha="center", va="center_baseline", color=color,
+            parse_math=False, annotation_clip=False, zorder=5,
+        )  # fmt: skip
+
+
+def _thick(start: tuple[float, float], end: tuple[float, float]) -> Box:
+    return Box(start[0] - 2, start[1] - 2, end[0] + 2, end[1] + 2)
+
+
+def _style_ticks(axes: Axes) -> None:
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    if axes.yaxis.get_ticklocs().size:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _tick(value: float) -> str:
+    """Without the zeros that three fixed digits would leave: .05, −.1, 0."""
+    digits = f"{value:.4f}".rstrip("0").rstrip(".")
+    return digits.replace("-", numbers.MINUS).replace("0.", ".", 1) if digits not in ("0", "-0") else "0"
+
+
+def _bounds(estimate: Estimate) -> tuple[float, float]:
+    """The interval's ends, or the value twice where there is none."""
+    if estimate.low is None or estimate.high is None:
+        return estimate.value, estimate.value
+    return estimate.low, estimate.high
+
+
+def _limits(estimates: Iterable[Estimate], share: float) -> tuple[float, float]:
+    """Limits that hold all intervals and zero, with a margin that is a share of the span."""
+    ends = [end for estimate in estimates for end in _bounds(estimate)]
+    return _padded(min(*ends, 0.0), max(*ends, 0.0), share)
+
+
+def _padded(low: float, high: float, share: float) -> tuple[float, float]:
+    margin = (high - low) * share or 0.01
+    return low - margin, high + margin
+
+
+def _name_axis(axes: Axes, name: str) -> None:
+    """The name of the x axis at its right end, below the ticks."""
+    axes.annotate(
+        name,
+        (1, -36),
+        xycoords=("axes fraction", "axes points"),
+        ha="right",
+        color=INK,
+        parse_math=False,
+        annotation_clip=False,
+    )
+
+
+def _color(summary: StudySummary, run: RunSummary) -> str:
+    """The run's colour in all figures; colours repeat after seven, labels do not."""
+    return SERIES[tables.trained_runs(summary).index(run) % len(SERIES)]
+
+
+def _short(label: str) -> str:
+    label = clean(label)
+    return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
+
+
+def _told(estimate: Estimate) -> str:
+    cell = tables.delta_cell(estimate)
+    return f"{cell.text} {cell.interval}{', not resolved' * bool(cell.mark)}"

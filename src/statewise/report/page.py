@@ -1,0 +1,107 @@
+"""The report as one HTML file that works offline: no scripts, no fonts, no requests, and a policy that forbids them.
+
+What is printed comes from `tables`, `figures` and `sentences`; this file only hands it to the templates. Every string
+is escaped by jinja2 and freed of control characters on its way in.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from statewise.records import Estimate, StudySummary, write_bytes
+from statewise.report import figures, sentences, tables
+from statewise.report.text import clean, keep_together
+
+TEMPLATE = "report.html.jinja"
+FILE_NAME = "report.html"
+GAIN_CAPTION = (
+    "Gain against forgetting. Crosses are 95 % intervals, the square is base. "
+    "Hollow: gain, forgetting or both are not resolved."
+)
+DRIFT_CAPTION = (
+    "Drift of the states. Dots are means, lines run from the smallest to the largest seed. "
+    "Hollow: some seed cannot be told from the noise floor."
+)
+FOREST_CAPTION = "Paired differences from base with 95 % intervals. Hollow: not resolved."
+
+
+def render_page(summary: StudySummary) -> str:
+    """The whole page; the same summary gives the same bytes.
+
+    Returns:
+        A complete HTML document that loads nothing.
+    """
+    template = _environment().get_template(TEMPLATE)
+    return template.render(
+        summary=summary,
+        answer=keep_together(f"{sentences.scope(summary)} {sentences.outcome(summary)}"),
+        seeds_note=sentences.seeds_note(summary),
+        legend=sentences.UNRESOLVED_LEGEND,
+        claims=[_claim(summary, index) for index in range(len(summary.phenomena))],
+        scores=tables.score_table(summary),
+        differences=[table for table in (tables.base_table(summary), tables.teacher_table(summary)) if table],
+        drift=tables.drift_table(summary),
+        budgets=tables.budget_table(summary),
+        figures=_figures(summary),
+        recipes=[(run.label, run.recipe, tables.label_of(summary, run.teacher)) for run in summary.runs],
+        methods=sentences.methods(summary),
+    )
+
+
+def write_report(summary: StudySummary, folder: Path) -> Path:
+    """Write `report.html` into `folder`, whole or not at all."""
+    path = folder / FILE_NAME
+    write_bytes(path, render_page(summary).encode("utf-8"))
+    return path
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("statewise.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_clean_unless_markup,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _clean_unless_markup(value: Any) -> Any:
+    return clean(value) if type(value) is str else value  # markup is a subclass of str
+
+
+def _claim(summary: StudySummary, index: int) -> dict[str, Any]:
+    claim = summary.phenomena[index]
+    return {
+        "name": claim.name,
+        "statement": claim.statement,
+        "verdict": claim.verdict,
+        "kind": claim.verdict.replace(" ", "-") if claim.verdict in sentences.VERDICTS else "other",
+        "sign": sentences.verdict_mark(claim),
+        "test": claim.test,
+        "note": claim.note,
+        "contrasts": [_contrast(name, estimate, claim.margin) for name, estimate in claim.contrasts.items()],
+    }
+
+
+def _contrast(name: str, estimate: Estimate, margin: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "cell": tables.delta_cell(estimate, margin),
+        "size": sentences.size(estimate),
+        "missing": sentences.missing_data(estimate, margin),
+    }
+
+
+def _figures(summary: StudySummary) -> list[tuple[str, str]]:
+    """Every figure that has data, with its caption."""
+    drawn = [
+        (figures.gain_figure(summary), GAIN_CAPTION),
+        (figures.drift_figure(summary), DRIFT_CAPTION),
+        (figures.forest_figure(summary), FOREST_CAPTION),
+    ]
+    return [(svg, caption) for svg, caption in drawn if svg is not None]

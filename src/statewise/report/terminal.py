@@ -1,0 +1,166 @@
+"""The report in a terminal: the same tables and verdicts as the page, as wide as the terminal is.
+
+A table that is too wide is printed in parts with the run's name repeated, never with numbers cut off. Every string is a
+`rich.text.Text`, so that brackets in it are not markup, and is cleaned of control characters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from statewise.records import PhenomenonSummary, StudySummary
+from statewise.report import sentences, tables
+from statewise.report.text import clean, to_ascii
+
+VERDICT_STYLES = {"holds": "bold cyan", "does not hold": "bold magenta", "not resolved": "bold yellow"}
+
+
+def render_terminal(summary: StudySummary, console: Console) -> None:
+    """Print the summary: scope, tables, verdicts, problems, legend."""
+    _print(console, summary.name, "bold")
+    if summary.description:
+        _print(console, summary.description)
+    _print(console, f"{sentences.scope(summary)} {sentences.outcome(summary)}")
+    _print_table(console, tables.score_table(summary))
+    for table in (tables.base_table(summary), tables.teacher_table(summary), tables.drift_table(summary)):
+        if table is not None:
+            _print_table(console, table)
+    _print_verdicts(console, summary)
+    _print_problems(console, summary)
+    _print_legend(console, summary)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a table is set; the compact one breaks labels and drops the space inside intervals."""
+
+    label_width: int
+    gap: int
+    separator: str
+
+
+WIDE = _Layout(label_width=22, gap=1, separator=", ")
+COMPACT = _Layout(label_width=14, gap=0, separator=",")
+
+
+def _print_table(console: Console, table: tables.Table) -> None:
+    console.print()
+    _print(console, table.title, "bold")
+    layout, parts = min(
+        ((layout, _fitting_parts(table, layout, console.width)) for layout in (WIDE, COMPACT)),
+        key=lambda pair: len(pair[1]),
+    )
+    for part in parts:
+        console.print(_rich_table(console, table, part, layout))
+    _print(console, table.caption, "dim")
+
+
+def _fitting_parts(table: tables.Table, layout: _Layout, width: int) -> list[dict[int, int]]:
+    """The columns, index to width, in parts of which each fits into `width`; a part has at least one column."""
+    room = width - _label_width(table, layout)
+    parts: list[dict[int, int]] = [{}]
+    for index in range(len(table.headings)):
+        needed = _column_width(table, index, layout)
+        if parts[-1] and sum(parts[-1].values()) + needed + (len(parts[-1]) + 1) * (layout.gap + 1) > room:
+            parts.append({})
+        parts[-1][index] = needed
+    return parts
+
+
+def _rich_table(console: Console, table: tables.Table, part: dict[int, int], layout: _Layout) -> RichTable:
+    rich_table = RichTable(box=box.SIMPLE_HEAD, padding=(0, layout.gap, 0, 0), pad_edge=False, show_edge=False)
+    rich_table.add_column(_text(console, table.heading), width=_label_width(table, layout), overflow="fold")
+    for index, width in part.items():
+        rich_table.add_column(_text(console, table.headings[index]), justify="right", width=width)
+    for row in table.rows:
+        label = _text(console, row.label)
+        if row.note:
+            label.append("\n").append_text(_text(console, row.note, "dim"))
+        rich_table.add_row(label, *(_cell_text(console, row.cells[index], layout) for index in part))
+    return rich_table
+
+
+def _cell_text(console: Console, cell: tables.Cell, layout: _Layout) -> Text:
+    text = Text(justify="right")
+    for line, (content, style) in enumerate(_cell_lines(cell, layout)):
+        text.append("\n" if line else "").append_text(_text(console, content, style))
+    return text
+
+
+def _cell_lines(cell: tables.Cell, layout: _Layout) -> list[tuple[str, str]]:
+    """Text and style of each line of a cell."""
+    first = f"{cell.text} {cell.mark}" if cell.mark else cell.text
+    style = "dim" if cell.mark else "bold" if cell.interval else ""
+    interval = cell.interval.replace(", ", layout.separator)
+    return [(first, style)] + [(line, "dim") for line in (interval, cell.detail) if line]
+
+
+def _label_width(table: tables.Table, layout: _Layout) -> int:
+    texts = [table.heading, *(text for row in table.rows for text in (row.label, row.note))]
+    return min(layout.label_width, max(map(_width, texts)))
+
+
+def _column_width(table: tables.Table, index: int, layout: _Layout) -> int:
+    lines = [content for row in table.rows for content, _ in _cell_lines(row.cells[index], layout)]
+    return max(map(_width, lines + clean(table.headings[index]).split()), default=1)
+
+
+def _width(text: str) -> int:
+    return Text(clean(text)).cell_len
+
+
+def _print_verdicts(console: Console, summary: StudySummary) -> None:
+    if not summary.phenomena:
+        return
+    console.print()
+    _print(console, "Statements put to the test", "bold")
+    for claim in summary.phenomena:
+        console.print()
+        _print_verdict(console, claim)
+
+
+def _print_verdict(console: Console, claim: PhenomenonSummary) -> None:
+    head = _text(console, f"{sentences.verdict_mark(claim)} {claim.verdict}", VERDICT_STYLES.get(claim.verdict, "bold"))
+    head.append("  ").append_text(_text(console, claim.name, "bold"))
+    console.print(head)
+    lines = [claim.statement]
+    for name, estimate in claim.contrasts.items():
+        cell = tables.delta_cell(estimate, claim.margin)
+        value = " ".join(part for part in (cell.text, cell.interval, cell.mark) if part)
+        lines.append(f"{name}: {value}, {sentences.size(estimate)}. {sentences.missing_data(estimate, claim.margin)}")
+    lines += [f"Test: {claim.test}"] * bool(claim.test) + [claim.note] * bool(claim.note)
+    for line in lines:
+        console.print(Padding(_text(console, line), (0, 0, 0, 2), expand=False))
+
+
+def _print_problems(console: Console, summary: StudySummary) -> None:
+    problems = [f"{run.label}: {tables.divergence(run)}" for run in summary.runs if run.num_diverged]
+    problems += summary.problems
+    if not problems:
+        return
+    console.print()
+    _print(console, "Problems", "bold")
+    for problem in problems:
+        console.print(Padding(_text(console, f"! {clean(problem)}", "yellow"), (0, 0, 0, 2), expand=False))
+
+
+def _print_legend(console: Console, summary: StudySummary) -> None:
+    console.print()
+    _print(console, f"{sentences.UNRESOLVED_LEGEND} {sentences.seeds_note(summary)}", "dim")
+    for method, names in sentences.methods(summary).items():
+        _print(console, f"{', '.join(names)}: {method}.", "dim")
+
+
+def _print(console: Console, line: str, style: str = "") -> None:
+    console.print(_text(console, line, style))
+
+
+def _text(console: Console, text: str, style: str = "") -> Text:
+    shown = clean(text)
+    return Text(to_ascii(shown) if console.options.ascii_only else shown, style=style)

@@ -1,0 +1,45 @@
+"""Text that comes from data (names, recipes, notes) made safe to print.
+
+A terminal obeys escape sequences and bidirectional overrides, and a page can be made to read otherwise than it is
+written; so every string that a report takes from a summary goes through `clean`. Markup is escaped where it is written:
+by jinja2's autoescape in the page, by `rich.text.Text` in the terminal.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# ECMA-48: CSI and OSC sequences; what is left of a malformed one loses its control characters below.
+_ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
+_SPACES = re.compile(" {2,}")  # no-break spaces stay
+# Cc control, Cf format (bidirectional overrides, zero width), Cs lone surrogates, Co private use, Cn unassigned,
+# Zl and Zp line and paragraph separators.
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+_UNBREAKABLE = re.compile(r"\[[^][]*\]|\bn = ?|\b95 %")
+_SUPERSCRIPT = re.compile("[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_SUPERSCRIPT_DIGITS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+_ASCII = str.maketrans(
+    {"−": "-", "–": "-", "…": "...", "×": "x", "·": "|", "≤": "<=", "≥": ">=", "●": "*", "○": "o", "◐": "~"}
+)
+
+
+def clean(text: str) -> str:
+    """`text` on one line, without escape sequences, control, format and unassigned characters."""
+    visible = (
+        character if unicodedata.category(character) not in _UNPRINTABLE else " " if character.isspace() else ""
+        for character in _ESCAPE_SEQUENCE.sub("", text)
+    )
+    return _SPACES.sub(" ", "".join(visible)).strip(" ")
+
+
+def to_ascii(text: str) -> str:
+    """`text` for a terminal that shows ASCII only; characters without a replacement become "?"."""
+    with_powers = _SUPERSCRIPT.sub(lambda match: "^" + match[0].translate(_SUPERSCRIPT_DIGITS), text)
+    return with_powers.translate(_ASCII).encode("ascii", "replace").decode("ascii")
+
+
+def keep_together(text: str) -> str:
+    """`text` with no-break spaces inside intervals and after "n =", for running text."""
+    return _UNBREAKABLE.sub(lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), text)

@@ -1,0 +1,196 @@
+"""What a worker does for one node: train an arm, or evaluate it and measure its drift."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import tomli_w
+
+from statewise import records
+from statewise.config import AdapterSection, ArmSection
+from statewise.drift.features import FeatureConfig
+from statewise.drift.measure import DriftConfig, measure_drift
+from statewise.drift.rollout_records import rollouts_to_rows, rows_to_rollouts
+from statewise.errors import DivergedError
+from statewise.evals.evaluate import EvalProtocol, evaluate
+from statewise.locality.adapter import ADAPTERS, Adapter
+from statewise.loop.build import Recipe, build
+from statewise.loop.train import Observer, train
+from statewise.policy.load import Policy, encode, load_policy, save_weights
+from statewise.policy.sampler import Sampling, sample
+from statewise.seeding import derive_key
+from statewise.study.catalog import task_folder
+from statewise.study.plan import BASE, Node, Plan
+from statewise.study.store import Store
+from statewise.tasks.load import load_task
+from statewise.tasks.task import Task
+from statewise.types import Rollout
+
+TRAINED, DIVERGED, SKIPPED = "trained", "diverged", "skipped"
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A plan and the folder it runs in, with the tasks loaded so far."""
+
+    plan: Plan
+    store: Store
+    tasks: dict[str, Task]
+
+    def task(self, name: str) -> Task:
+        if name not in self.tasks:
+            folder = task_folder(self.plan.model)
+            metric = self.plan.config.shared.reward_metric if name == self.plan.config.shared.target else ""
+            self.tasks[name] = load_task(name, task_folder=folder, reward_metric=metric)
+        return self.tasks[name]
+
+    def key(self, node: Node, purpose: str) -> int:
+        """The key of everything random in a node that serves `purpose`."""
+        return derive_key("statewise", node.seed, node.arm, purpose)
+
+
+def run_node(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
+    """Do `node` and write its record; returns what was written."""
+    began = time.perf_counter()
+    action: Callable[[Workplace, Node, Observer], dict[str, Any]] = {"train": _train, "evaluate": _evaluate}[
+        node.action
+    ]
+    result = {**action(place, node, observer), "node_s": round(time.perf_counter() - began, 2)}
+    place.store.finish(node, result)
+    return result
+
+
+def _train(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
+    arm, folder = place.plan.config.arms[node.arm], place.store.arm_folder(node.arm, node.seed)
+    _start_afresh_if_changed(place, node)
+    others: dict[str, Policy] = {}
+    if arm.teacher is not None:
+        if arm.teacher != BASE and not (place.store.arm_folder(arm.teacher, node.seed) / "model").exists():
+            return {"status": SKIPPED, "reason": f"its teacher {arm.teacher} diverged"}
+        others["teacher"] = _load(place, arm.teacher, node.seed, "teacher")
+    source = place.plan.sources[node.arm]
+    if source.needs_base:
+        others["base"] = _load(place, BASE, node.seed, "base")
+    recipe = Recipe(source, place.plan.signals[node.arm], adapter_of(arm.adapter), arm.update, place.key(node, "train"))
+    learner = _load(place, BASE, node.seed, "learner")
+    setup = build(recipe, learner, others, place.task(place.plan.config.shared.target))
+    try:
+        recorder = train(setup, folder, observer)
+    except DivergedError as error:
+        return {"status": DIVERGED, "reason": str(error), "budget": _budget(folder / "metrics.jsonl")}
+    recipe.adapter.merge(learner.model)
+    save_weights(learner, folder / "model")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return {
+        "status": TRAINED,
+        "num_parameters": sum(p.numel() for p in learner.model.parameters()),
+        "num_trainable": sum(p.numel() for p in setup.trainable.values()),
+        "state_hash": recorder.state_hash,
+        "weights_sha256": records.digest_file(folder / "model" / "model.safetensors"),
+        "budget": _budget(folder / "metrics.jsonl"),
+    }
+
+
+def _start_afresh_if_changed(place: Workplace, node: Node) -> None:
+    """Keep what an interrupted run of the same node left; remove what another configuration left."""
+    folder = place.store.arm_folder(node.arm, node.seed)
+    marker = folder / "started.json"
+    if marker.exists() and records.read_json(marker).get("fingerprint") == node.fingerprint:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    arm: ArmSection = place.plan.config.arms[node.arm]
+    config = {"seed": node.seed, "arm": arm.model_dump(mode="json", exclude_none=True)}
+    records.write_bytes(folder / "config.toml", tomli_w.dumps(config).encode())
+    records.write_json(marker, {"fingerprint": node.fingerprint})
+
+
+def adapter_of(section: AdapterSection) -> Adapter:
+    """The adapter that an `adapter` table describes."""
+    settings = {} if section.kind == "full" else {"rank": section.rank, "alpha": section.alpha}
+    return ADAPTERS[section.kind](**settings)
+
+
+def _load(place: Workplace, arm: str, seed: int, name: str) -> Policy:
+    folder = place.plan.model if arm == BASE else place.store.arm_folder(arm, seed) / "model"
+    return load_policy(folder, name)
+
+
+def _budget(metrics: Any) -> dict[str, float]:
+    """Totals over the updates of an arm."""
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
+    totals = {
+        "num_updates": float(len(lines)),
+        "num_trajectories": float(sum(line["states/num_trajectories"] for line in lines)),
+        "num_states": float(sum(line["states/num_states"] for line in lines)),
+        "num_tokens": float(sum(line["states/num_tokens"] for line in lines)),
+    }
+    if lines:
+        totals |= {k.removeprefix("states/"): float(v) for k, v in lines[-1].items() if "num_generated" in k}
+    return totals
+
+
+def _evaluate(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
+    folder, shared = place.store.arm_folder(node.arm, node.seed), place.plan.config.shared
+    if node.arm != BASE and not (folder / "model").exists():
+        return {"status": SKIPPED, "reason": "there is no trained model"}
+    policy = _load(place, node.arm, node.seed, node.arm)
+    protocol = EvalProtocol(
+        limit=shared.evaluation.limit, seed=place.key(node, "evaluate"), max_new_tokens=shared.evaluation.max_new_tokens
+    )
+    protocols = {}
+    for done, name in enumerate([shared.target, *shared.retention]):
+        rows = evaluate(policy, place.task(name), protocol)
+        records.write_table(folder / "evals" / f"{name}.parquet", rows, records.ITEM_SCHEMA)
+        protocols[name] = _protocol(place.task(name), protocol)
+        observer.progress(done + 1)
+    _measure(place, node, policy)
+    observer.progress(len(shared.retention) + 2)
+    return {"status": "evaluated", "protocols": protocols}
+
+
+def _protocol(task: Task, protocol: EvalProtocol) -> str:
+    """The task's own protocol, and what this study adds to it."""
+    decodings = f"; {' and '.join(protocol.decodings)}, at most {protocol.max_new_tokens} new tokens"
+    limit = f"; the first {protocol.limit} items only" if protocol.limit else ""
+    return task.protocol + (decodings if task.is_generative else "") + limit
+
+
+def _measure(place: Workplace, node: Node, policy: Policy) -> None:
+    """Roll the policy out on the fixed prompts; a trained arm is compared with two samples of the base model."""
+    folder = place.store.arm_folder(node.arm, node.seed)
+    rollouts = _roll_out(place, node, policy, "drift")
+    records.write_table(
+        folder / "rollouts.parquet", rollouts_to_rows(rollouts, list(range(len(rollouts)))), records.ROLLOUT_SCHEMA
+    )
+    if node.arm == BASE:
+        again = _roll_out(place, node, policy, "drift-again")
+        records.write_table(
+            folder / "rollouts_again.parquet", rollouts_to_rows(again, list(range(len(again)))), records.ROLLOUT_SCHEMA
+        )
+        return
+    section, base = place.plan.config.shared.drift, place.store.arm_folder(BASE, node.seed)
+    measured = measure_drift(
+        rows_to_rollouts(records.read_table(base / "rollouts.parquet")),
+        rows_to_rollouts(records.read_table(base / "rollouts_again.parquet")),
+        rollouts,
+        DriftConfig(
+            FeatureConfig(states_per_rollout=section.states_per_rollout), num_permutations=section.num_permutations
+        ),
+        place.key(node, "permutations"),
+    )
+    records.write_json(folder / "drift.json", {name: asdict(value) for name, value in measured.items()})
+
+
+def _roll_out(place: Workplace, node: Node, policy: Policy, purpose: str) -> list[Rollout]:
+    """One rollout at temperature 1 on each of the first prompts of the target's test split."""
+    section = place.plan.config.shared.drift
+    examples = place.task(place.plan.config.shared.target).examples("test")[: section.num_prompts]
+    prompts = [encode(policy, example.prompt) for example in examples]
+    key = place.key(node, purpose)
+    keys = [derive_key(key, row) for row in range(len(prompts))]
+    return sample(policy, prompts, keys, Sampling(max_new_tokens=section.max_new_tokens))

@@ -1,0 +1,56 @@
+"""`statewise run` as a function: execute what is not done of a plan, and summarise it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from statewise.records import StudySummary
+from statewise.study.estimate import estimate_plan
+from statewise.study.executor import THREADS, NodeEvent, Outcome, execute
+from statewise.study.plan import Plan
+from statewise.study.store import Store
+from statewise.study.summary import summarise, write_summary
+
+
+def run_study(
+    plan: Plan, folder: Path, on_event: Callable[[NodeEvent], None], num_workers: int
+) -> tuple[Outcome, StudySummary]:
+    """Run what is not done of `plan` in `folder`, and summarise it.
+
+    Raises:
+        UsageError: the folder holds another study or is in use.
+    """
+    store = Store(folder)
+    with store.lock():
+        store.open_for(plan)
+        costs = estimate_plan(plan, num_workers).seconds
+        outcome = execute(plan, store, costs, on_event, num_workers)
+        summary = summarise(plan, store, environment(num_workers))
+        failures = tuple(f"{node} failed: {reason}" for node, reason in outcome.failed.items())
+        summary = replace(summary, problems=(*failures, *summary.problems))
+        write_summary(summary, store)
+    return outcome, summary
+
+
+def environment(num_workers: int) -> dict[str, str]:
+    """Where the numbers were made: versions, machine, threads."""
+    packages = ("statewise", "torch", "transformers", "lm-eval", "peft", "POT", "scipy", "numpy")
+    return {
+        **{name: _version(name) for name in packages},
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "processes": f"{num_workers} of {THREADS} thread each",
+        "device": "cpu",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,91 @@
+"""The run folder of a study: where things lie, and which nodes are done.
+
+`done.json` (evaluate) and `train.json` (train) are written last and carry their node's fingerprint, so a node is done
+if and only if that file is there with the fingerprint of the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fcntl import LOCK_EX, LOCK_NB, flock
+from pathlib import Path
+from typing import Any
+
+from statewise import records
+from statewise.config import to_toml
+from statewise.errors import UsageError
+from statewise.study.plan import Node, Plan
+
+RESULT_NAMES = {"train": "train.json", "evaluate": "done.json"}
+# What a run that was killed before its plan was written leaves behind.
+BEFORE_PLAN = (".lock", ".plan.json.tmp")
+
+
+@dataclass(frozen=True)
+class Store:
+    """A run folder."""
+
+    folder: Path
+
+    def arm_folder(self, arm: str, seed: int) -> Path:
+        return self.folder / "arms" / arm / str(seed)
+
+    def result(self, node: Node) -> dict[str, Any] | None:
+        """What `node` left when it was done, or None if it is not done or was done under another fingerprint."""
+        path = self.arm_folder(node.arm, node.seed) / RESULT_NAMES[node.action]
+        if not path.exists():
+            return None
+        try:
+            stored = records.read_json(path)
+        except ValueError:
+            return None
+        return stored if isinstance(stored, dict) and stored.get("fingerprint") == node.fingerprint else None
+
+    def finish(self, node: Node, result: dict[str, Any]) -> None:
+        """Mark `node` as done."""
+        path = self.arm_folder(node.arm, node.seed) / RESULT_NAMES[node.action]
+        records.write_json(path, {"fingerprint": node.fingerprint, **result})
+
+    def open_for(self, plan: Plan) -> None:
+        """Create the folder for `plan`, or check that it holds this study.
+
+        Raises:
+            UsageError: the folder holds another study, a damaged plan, or something else.
+        """
+        path = self.folder / "plan.json"
+        if path.exists():
+            try:
+                stored = records.read_json(path)
+            except ValueError:
+                raise UsageError(f"{path} is damaged; choose another folder with --out") from None
+            if stored.get("fingerprint") != plan.fingerprint:
+                raise UsageError(
+                    f"{self.folder}: holds a run of another study or with other settings (see its study.toml); "
+                    "choose another folder with --out, or repeat the settings it was made with"
+                )
+        elif self.folder.exists() and any(path.name not in BEFORE_PLAN for path in self.folder.iterdir()):
+            raise UsageError(f"{self.folder}: exists and is not a run folder; choose another with --out")
+        nodes = [{"id": node.id, "needs": list(node.needs), "fingerprint": node.fingerprint} for node in plan.nodes]
+        records.write_json(path, {"fingerprint": plan.fingerprint, "model": str(plan.model), "nodes": nodes})
+        records.write_bytes(self.folder / "study.toml", to_toml(plan.config).encode())
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one process; the lock goes with the process, however it ends.
+
+        Raises:
+            UsageError: another process works in the folder, or it is a file.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{self.folder}: is a file; choose another folder with --out")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as stream:
+            try:
+                flock(stream, LOCK_EX | LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"{self.folder}: another statewise is at work here; wait for it or use --out"
+                ) from None
+            yield

@@ -1,0 +1,300 @@
+"""From the records of a run folder to its summary: scores, differences, forgetting, drift, verdicts.
+
+Reads records only, so an old run can be summarised again. What it returns is written as `summary.json` and rendered by
+the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from statewise import records
+from statewise.config import PhenomenonSection, StudyConfig
+from statewise.records import DriftEstimate, Estimate, PhenomenonSummary, RunSummary, StudySummary
+from statewise.study.plan import BASE, Node, Plan
+from statewise.study.statistics import (
+    Matrix,
+    estimate_forgetting,
+    estimate_retention_ratio,
+    estimate_score,
+    estimate_sum,
+)
+from statewise.study.store import Store
+
+FORGETTING = "forgetting"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measured score: a task, how it was decoded, and lm-eval's metric."""
+
+    task: str
+    decoding: str
+    metric: str
+    heading: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.task}:{self.decoding}:{self.metric}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The items of every arm and seed: `scores[arm, seed][column key]` is float64 [items], nan where unscored."""
+
+    config: StudyConfig
+    columns: tuple[Column, ...]
+    scores: dict[tuple[str, int], dict[str, Matrix]]
+
+    def matrix(self, arm: str, column: Column, seeds: list[int]) -> Matrix:
+        """[items, seeds]; an answer that could not be scored counts as not correct, and is reported as unscored."""
+        return np.nan_to_num(np.stack([self.scores[arm, seed][column.key] for seed in seeds], axis=1))
+
+    def seeds_of(self, *arms: str) -> list[int]:
+        """The seeds in which all of `arms` were evaluated."""
+        return [s for s in self.config.study.seeds if all((arm, s) in self.scores for arm in arms)]
+
+    def primary(self, task: str, decoding: str | None = None) -> Column:
+        """The column by which `task` is judged: the first of its columns, or the first with `decoding`."""
+        return next(c for c in self.columns if _is_of(c, task, decoding))
+
+    def has(self, measure: str) -> bool:
+        """Whether a claim's measure was scored: a task that scores given choices has no sampled answers."""
+        task, _, decoding = measure.partition(":")
+        return measure == FORGETTING or any(_is_of(c, task, decoding or None) for c in self.columns)
+
+    @property
+    def retention(self) -> list[Column]:
+        return [self.primary(task) for task in self.config.shared.retention] if self.columns else []
+
+
+def _is_of(column: Column, task: str, decoding: str | None) -> bool:
+    return column.task == task and decoding in (None, column.decoding)
+
+
+def summarise(plan: Plan, store: Store, environment: dict[str, str]) -> StudySummary:
+    """Summarise what is done; arms that are not yet evaluated are left out and named among the problems."""
+    config = plan.config
+    measured = _measure(plan, store)
+    names = [BASE, *config.arms]
+    runs = tuple(_summarise_run(plan, store, measured, name) for name in names)
+    missing = [node.id for node in plan.nodes if store.result(node) is None]
+    problems = [f"not done yet: {', '.join(missing)}"] if missing else []
+    problems += _problems(plan, store, measured)
+    reference = config.reference
+    return StudySummary(
+        name=config.study.name,
+        description=config.study.description,
+        columns={column.key: column.heading for column in measured.columns},
+        target=measured.columns[0].key if measured.columns else "",
+        retention=tuple(column.key for column in measured.retention),
+        protocols=_protocols(plan, store),
+        runs=runs,
+        phenomena=tuple(_judge(measured, phenomenon) for phenomenon in config.phenomena),
+        environment=environment,
+        reference_label=reference.label if reference else "",
+        reference_headings=tuple(reference.headings) if reference else (),
+        reference_rows=tuple(tuple(row) for row in reference.rows) if reference else (),
+        problems=tuple(problems),
+    )
+
+
+def write_summary(summary: StudySummary, store: Store) -> None:
+    """Write `summary.json`, and `results.parquet` with one row per run and column."""
+    records.write_json(store.folder / "summary.json", asdict(summary))
+    rows = [
+        {
+            "arm": run.arm,
+            "column": key,
+            **{k: v for k, v in asdict(estimate).items() if k in records.RESULT_SCHEMA.names},
+        }
+        for run in summary.runs
+        for key, estimate in run.scores.items()
+    ]
+    records.write_table(store.folder / "results.parquet", rows, records.RESULT_SCHEMA)
+
+
+def _measure(plan: Plan, store: Store) -> Measured:
+    config = plan.config
+    tasks = [config.shared.target, *config.shared.retention]
+    scores: dict[tuple[str, int], dict[str, Matrix]] = {}
+    seen: dict[str, Column] = {}
+    for node in _evaluated(plan, store):
+        folder = store.arm_folder(node.arm, node.seed) / "evals"
+        by_key: dict[str, dict[int, float]] = {}
+        for task in tasks:
+            for row in records.read_table(folder / f"{task}.parquet"):
+                column = Column(task, row["decoding"], row["metric"], "")
+                seen.setdefault(column.key, column)
+                by_key.setdefault(column.key, {})[row["item"]] = np.nan if row["score"] is None else row["score"]
+        scores[node.arm, node.seed] = {k: np.array([v[i] for i in sorted(v)]) for k, v in by_key.items()}
+    return Measured(config, _choose_columns(config, list(seen.values())), scores)
+
+
+def _evaluated(plan: Plan, store: Store) -> list[Node]:
+    nodes = [node for node in plan.nodes if node.action == "evaluate"]
+    return [node for node in nodes if (store.result(node) or {}).get("status") == "evaluated"]
+
+
+def _choose_columns(config: StudyConfig, seen: list[Column]) -> tuple[Column, ...]:
+    """Target first (reward metric greedy, then sampled, then its other metrics), then one column a retention task."""
+    shared = config.shared
+    target = [column for column in seen if column.task == shared.target]
+    others = [column for column in target if column.metric != shared.reward_metric and column.decoding == "greedy"]
+    ordered = [
+        *(c for c in target if c.metric == shared.reward_metric and c.decoding == "greedy"),
+        *(c for c in target if c.metric == shared.reward_metric and c.decoding == "sampled"),
+        *others,
+    ] or target[:1]
+    for task in shared.retention:
+        ordered.extend([column for column in seen if column.task == task][:1])
+    return tuple(Column(c.task, c.decoding, c.metric, _heading(c, others)) for c in ordered)
+
+
+def _heading(column: Column, others: list[Column]) -> str:
+    detail = "" if column.decoding == "choices" else f" {column.decoding}"
+    if column in others:
+        detail = f" {column.metric.partition(',')[2] or column.metric}"
+    return f"{column.task}{detail}"
+
+
+def _summarise_run(plan: Plan, store: Store, measured: Measured, name: str) -> RunSummary:
+    config = plan.config
+    arm = config.arms.get(name)
+    trained = [store.result(node) or {} for node in plan.nodes if node.action == "train" and node.arm == name]
+    seeds, paired = measured.seeds_of(name), measured.seeds_of(name, BASE)
+    columns = measured.columns
+    teacher = arm.teacher if arm else None
+    with_teacher = measured.seeds_of(name, teacher) if teacher else []
+    is_compared = name != BASE and bool(paired)
+    base = [measured.matrix(BASE, column, paired) for column in measured.retention] if is_compared else []
+    post = [measured.matrix(name, column, paired) for column in measured.retention] if is_compared else []
+    return RunSummary(
+        arm=name,
+        label=(arm.label or name) if arm else "base",
+        num_seeds=len(seeds),
+        num_diverged=sum(result.get("status") == "diverged" for result in trained),
+        recipe=_recipe(plan, name),
+        scores={c.key: estimate_score(measured.matrix(name, c, seeds)) for c in columns} if seeds else {},
+        against_base={c.key: _difference(measured, c, name, BASE, paired) for c in columns} if is_compared else {},
+        teacher=teacher,
+        against_teacher={c.key: _difference(measured, c, name, str(teacher), with_teacher) for c in columns}
+        if with_teacher
+        else {},
+        forgetting=estimate_forgetting(base, post) if base else None,
+        retention_ratio=estimate_retention_ratio(base, post) if base else None,
+        drift=_drift(store, name, seeds),
+        budget=_mean_budget(trained),
+    )
+
+
+def _difference(measured: Measured, column: Column, arm: str, than: str, seeds: list[int]) -> Estimate:
+    return estimate_sum([measured.matrix(arm, column, seeds) - measured.matrix(than, column, seeds)])
+
+
+def _recipe(plan: Plan, name: str) -> str:
+    """One line: where, what, how far."""
+    if name == BASE:
+        return "not trained"
+    arm = plan.config.arms[name]
+    teacher = f" of {arm.teacher}" if arm.teacher else ""
+    adapter = "full weights" if arm.adapter.kind == "full" else f"LoRA rank {arm.adapter.rank}"
+    update = arm.update
+    per_update = plan.sources[name].trajectories_per_update
+    return (
+        f"{arm.signal['kind']}{teacher} on {arm.source.get('by', '')} {arm.source['kind']} states · "
+        f"{update.num_updates} updates of {per_update} · lr {update.lr:g} {update.schedule} · {adapter}"
+    ).replace("on  ", "on ")
+
+
+def _drift(store: Store, name: str, seeds: list[int]) -> dict[str, DriftEstimate]:
+    paths = [store.arm_folder(name, seed) / "drift.json" for seed in seeds]
+    measured = [records.read_json(path) for path in paths if path.exists()]
+    drift = {}
+    for distance in measured[0] if measured else []:
+        values = [one[distance]["value"] for one in measured]
+        p_values = [one[distance]["p_value"] for one in measured if one[distance]["p_value"] is not None]
+        floor = float(np.mean([one[distance]["floor"] for one in measured]))
+        drift[distance] = DriftEstimate(float(np.mean(values)), min(values), max(values), floor, tuple(p_values))
+    return drift
+
+
+def _mean_budget(results: list[dict[str, object]]) -> dict[str, float]:
+    """What an arm used, mean over its seeds; FLOPs by 6 N per trained and 2 N per generated token (N parameters)."""
+    budgets = [dict(r["budget"], train_s=r["node_s"]) for r in results if "budget" in r]  # type: ignore[call-overload]
+    if not budgets:
+        return {}
+    keys = sorted({key for budget in budgets for key in budget})
+    mean = {key: float(np.mean([budget.get(key, 0.0) for budget in budgets])) for key in keys}
+    generated = sum(value for key, value in mean.items() if key.startswith("num_generated"))
+    parameters = max(float(str(r.get("num_parameters", 0))) for r in results)
+    return {**mean, "flops": parameters * (6 * mean["num_tokens"] + 2 * generated)}
+
+
+def _judge(measured: Measured, phenomenon: PhenomenonSection) -> PhenomenonSummary:
+    """Test one claim: every contrast's interval must lie on the claimed side of the margin."""
+    contrasts = {}
+    for arm in phenomenon.arms:
+        seeds = measured.seeds_of(arm, phenomenon.than, BASE)
+        if seeds and measured.has(phenomenon.measure):
+            contrasts[f"{arm} - {phenomenon.than}"] = _contrast(measured, phenomenon, arm, seeds)
+    sign = 1 if phenomenon.comparison == "more" else -1
+    margin = phenomenon.margin
+    # Distance of the nearer and the farther end of each interval on the claimed side of the margin.
+    near = [min(sign * (_end(e.low) - margin), sign * (_end(e.high) - margin)) for e in contrasts.values()]
+    far = [max(sign * (_end(e.low) - margin), sign * (_end(e.high) - margin)) for e in contrasts.values()]
+    verdict = "not resolved"
+    if len(contrasts) == len(phenomenon.arms) and all(end > 0 for end in near):
+        verdict = "holds"
+    elif any(end < 0 for end in far):
+        verdict = "does not hold"
+    side = "above" if sign > 0 else "below"
+    test = (
+        f"paired difference of {phenomenon.measure} {side} {margin:g}: 95 % interval of each contrast (α = .05 a claim)"
+    )
+    return PhenomenonSummary(
+        phenomenon.name, phenomenon.statement, verdict, test, contrasts, margin, _note(phenomenon, contrasts)
+    )
+
+
+def _end(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _contrast(measured: Measured, phenomenon: PhenomenonSection, arm: str, seeds: list[int]) -> Estimate:
+    if phenomenon.measure != FORGETTING:
+        task, _, decoding = phenomenon.measure.partition(":")
+        return _difference(measured, measured.primary(task, decoding or None), arm, phenomenon.than, seeds)
+    of: Callable[[str], list[Matrix]] = lambda name: [measured.matrix(name, c, seeds) for c in measured.retention]  # noqa: E731
+    return estimate_forgetting(of(phenomenon.than), of(arm))
+
+
+def _note(phenomenon: PhenomenonSection, contrasts: dict[str, Estimate]) -> str:
+    notes = [phenomenon.note] if phenomenon.note else []
+    if len(contrasts) < len(phenomenon.arms):
+        notes.append("an arm of this claim has no scores of this measure")
+    return "; ".join(notes)
+
+
+def _problems(plan: Plan, store: Store, measured: Measured) -> list[str]:
+    """What a reader must know beside the table: diverged and skipped arms, unscored answers."""
+    problems = []
+    for node in plan.nodes:
+        result = store.result(node) or {}
+        if result.get("status") in ("diverged", "skipped"):
+            problems.append(f"{node.id} {result['status']}: {result['reason']}")
+    for (arm, seed), scores in measured.scores.items():
+        for column in measured.columns:
+            unscored = int(np.isnan(scores[column.key]).sum())
+            if unscored:
+                problems.append(f"{arm} seed {seed}: {unscored} answers of {column.heading} could not be scored")
+    return problems
+
+
+def _protocols(plan: Plan, store: Store) -> dict[str, str]:
+    for node in _evaluated(plan, store):
+        return dict((store.result(node) or {})["protocols"])
+    return {}

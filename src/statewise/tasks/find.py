@@ -1,0 +1,50 @@
+"""Where tasks are found, by name, without importing lm-eval: `statewise` lists them in well under a second."""
+
+from __future__ import annotations
+
+import difflib
+from importlib.util import find_spec
+from pathlib import Path
+
+from statewise.errors import unknown
+
+NUM_SUGGESTIONS = 3
+
+
+def list_tasks(task_folder: Path) -> tuple[str, ...]:
+    """Names of the tasks in `task_folder`: its YAML files, sorted."""
+    return tuple(sorted(path.stem for path in task_folder.glob("*.yaml")))
+
+
+def find_task_file(name_or_path: str, task_folder: Path | None) -> Path | None:
+    """The YAML file of a task that is not one of lm-eval's own; None if there is none.
+
+    Args:
+        name_or_path: a name, looked up as `<task_folder>/<name>.yaml`, or the path of a YAML file.
+        task_folder: where the user's tasks lie.
+    """
+    named = Path(name_or_path)
+    if named.suffix == ".yaml":
+        return named if named.is_file() else None
+    if task_folder is None or named.name != name_or_path:
+        return None
+    path = task_folder / f"{name_or_path}.yaml"
+    return path if path.is_file() else None
+
+
+def check_task_name(name: str, task_folder: Path | None) -> None:
+    """Refuse a name that is neither a task file nor the file name of one of lm-eval's own tasks; takes < 1 s.
+
+    Raises:
+        UsageError: no such task; names the nearest.
+    """
+    if find_task_file(name, task_folder) is not None:
+        return
+    spec = find_spec("lm_eval")  # finds the folder without running the package
+    folders = [Path(place) / "tasks" for place in (spec.submodule_search_locations or [])] if spec else []
+    known = {path.stem for folder in folders for path in folder.rglob("*.yaml") if not path.stem.startswith("_")}
+    if name in known:
+        return
+    own = list_tasks(task_folder) if task_folder else ()
+    nearest = difflib.get_close_matches(name, [*own, *sorted(known)], n=NUM_SUGGESTIONS)
+    raise unknown("task", name, [*own, *nearest], "study (target, retention)")

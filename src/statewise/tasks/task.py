@@ -1,0 +1,239 @@
+"""One lm-eval task, used for training (prompts, gold, reward) and for evaluation (requests, scores).
+
+Prompts, answer filters and metrics are the task's own, so that a reward during training and a score afterwards are the
+same function of an answer. Departs from lm-eval in two points: an answer whose grader fails is nan, never 0, and a
+training document never appears among its own worked examples.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from itertools import islice
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from lm_eval.api.instance import Instance
+
+from statewise import errors
+from statewise.errors import UsageError
+from statewise.types import Example
+
+FEWSHOT_SEED = 1234  # lm_eval.defaults.DEFAULT_OTHER_SEED: `lm_eval` draws the same worked examples
+DEFAULT_MAX_NEW_TOKENS = 256  # lm_eval.defaults.DEFAULT_MAX_GEN_TOKS
+MAX_TOKENS_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # in lm-eval's priority
+# What graders raise on an answer they were not written for. Anything else (a missing package, no memory) is no answer's
+# fault and stops the run.
+GRADER_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class _OtherDocs:
+    """A few-shot sampler that leaves out one document."""
+
+    sampler: Any
+    doc: Any
+
+    def sample(self, n: int, eval_doc: Any = None) -> Any:
+        return self.sampler.sample(n=n, eval_doc=self.doc)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A task by name, built by `tasks.load.load_task`.
+
+    `lm_eval_task` is lm-eval's ConfigurableTask. `reward_metric` is the "metric,filter" that `reward` returns; "" for a
+    task that does not generate.
+    """
+
+    name: str
+    lm_eval_task: Any
+    reward_metric: str = ""
+
+    def __post_init__(self) -> None:
+        if self.is_generative and self.reward_metric not in self.metrics:
+            raise errors.unknown("reward metric", self.reward_metric, self.metrics, f"task {self.name!r}")
+
+    @property
+    def is_generative(self) -> bool:
+        return bool(self.lm_eval_task.OUTPUT_TYPE == "generate_until")
+
+    @property
+    def version(self) -> str:
+        return str(self.lm_eval_task.VERSION)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Every "metric,filter" of the task, in its own order: filters outside, metrics inside."""
+        return tuple(f"{metric},{name}" for name in self._filters for metric in self.lm_eval_task.aggregation())
+
+    @property
+    def _filters(self) -> dict[str, Any]:
+        return {ensemble.name: ensemble for ensemble in self.lm_eval_task._filters}
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Where an answer ends; what follows is neither graded nor shown. () for a task that does not generate."""
+        return stops_of(self.lm_eval_task.config.generation_kwargs or {})
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens that the task leaves for an answer."""
+        return max_tokens_of(self.lm_eval_task.config.generation_kwargs or {})
+
+    @property
+    def num_fewshot(self) -> int:
+        return int(self.lm_eval_task.config.num_fewshot or 0)
+
+    @property
+    def protocol(self) -> str:
+        """How the task is evaluated, in one line for a report."""
+        config = self.lm_eval_task.config
+        filters = "" if list(self._filters) == ["none"] else f"; filters {', '.join(self._filters)}"
+        return (
+            f"{self.num_fewshot}-shot; split {config.test_split or config.validation_split}, n = {len(self._test_docs)}"
+            f"{filters}; task version {self.version}, lm-eval {version('lm_eval')}"
+        )
+
+    @cached_property
+    def _train_docs(self) -> Any:
+        return self.lm_eval_task.training_docs()
+
+    @cached_property
+    def _test_docs(self) -> Any:
+        return self.lm_eval_task.eval_docs
+
+    def examples(self, split: str) -> tuple[Example, ...]:
+        """Prompt and gold of every document of a split.
+
+        Args:
+            split: "train", the documents that may be trained on, or "test", those that are evaluated.
+
+        Returns:
+            One example a document, in its order; prompts hold the worked examples that lm-eval would put there.
+
+        Raises:
+            UsageError: the task does not generate text, or has no training split.
+        """
+        if split not in ("train", "test"):
+            raise errors.unknown("split", split, ("train", "test"), f"task {self.name!r}")
+        self._check_trainable(needs_training_split=split == "train")
+        docs = self._train_docs if split == "train" else self._test_docs
+        contexts = self._contexts(docs, are_training_docs=split == "train")
+        return tuple(
+            Example(index, context, self._gold(doc))
+            for index, (doc, context) in enumerate(zip(docs, contexts, strict=True))
+        )
+
+    def _check_trainable(self, *, needs_training_split: bool) -> None:
+        if not self.is_generative:
+            raise UsageError(
+                f"task {self.name!r} is {self.lm_eval_task.OUTPUT_TYPE}: it has no prompts to continue, so it cannot "
+                "be a target; use a generate_until task, and this one for retention"
+            )
+        if needs_training_split and not self.lm_eval_task.has_training_docs():
+            raise UsageError(
+                f"task {self.name!r} has no training split, so there is nothing to train on; add `training_split` "
+                "to its YAML, or choose another target"
+            )
+
+    def _contexts(self, docs: Any, *, are_training_docs: bool) -> Iterator[str]:
+        """The prompt of every document; drawn from the start, so equal for equal calls."""
+        task = copy.copy(self.lm_eval_task)
+        task.set_fewshot_seed(FEWSHOT_SEED)
+        sampler = task.sampler
+        for doc in docs:
+            if are_training_docs:
+                # lm-eval takes a document out of its worked examples only if it is evaluated.
+                task.sampler = _OtherDocs(sampler, doc)
+            yield task.fewshot_context(doc, num_fewshot=self.num_fewshot, gen_prefix=task.doc_to_prefix(doc))
+
+    def _gold(self, doc: Any) -> str:
+        """What lm-eval would write after the prompt if the document were a worked example; "" without one text."""
+        task = self.lm_eval_task
+        choices = task.doc_to_choice(doc) if task.config.doc_to_choice else None
+        target = task.doc_to_target(doc)
+        if isinstance(target, list):
+            target = target[0] if target else ""
+        if isinstance(target, int) and not choices:
+            target = str(target)
+        if not isinstance(target, str | int):
+            return ""
+        turn = {"q": task.doc_to_text(doc), "c": choices, "gen_prefix": task.doc_to_prefix(doc), "few_delim": ""}
+        turn["tgt_delim"] = task.config.target_delimiter
+        asked = "".join(message.to_text() for message in task.build_qa_turn(**turn))
+        answered = "".join(message.to_text() for message in task.build_qa_turn(**turn, a=target))
+        return answered.removeprefix(asked)
+
+    def reward(self, index: int, text: str) -> float:
+        """The score of an answer to training document `index`: filters and metric are those of the evaluation.
+
+        Args:
+            index: the document's `Example.index` in split "train".
+            text: the continuation of its prompt; what follows a stop string is ignored.
+
+        Returns:
+            `reward_metric` of the answer, usually 0..1; nan if it cannot be scored.
+        """
+        metadata = (self.name, index, 1)
+        answer = [cut_at(text, self.stop_strings)]
+        request = Instance("generate_until", self._train_docs[index], ("", {}), 0, metadata, resps=answer)
+        return self.grade([request]).get(self.reward_metric, math.nan)
+
+    def requests(self, limit: int | None = None) -> list[list[Instance]]:
+        """What lm-eval would ask of a model: the requests of each evaluated document, in order.
+
+        Args:
+            limit: number of documents, from the first on; None for all.
+        """
+        task = self.lm_eval_task
+        docs = list(islice(self._test_docs, limit))
+        asked = []
+        for index, (doc, context) in enumerate(zip(docs, self._contexts(docs, are_training_docs=False), strict=True)):
+            metadata = (self.name, index, task.config.repeats)
+            made = task.construct_requests(doc=doc, ctx=context, metadata=metadata)
+            asked.append(made if isinstance(made, list) else [made])
+        return asked
+
+    def grade(self, requests: Sequence[Instance]) -> dict[str, float]:
+        """The scores of one document whose requests hold their responses.
+
+        Returns:
+            "metric,filter" → score, for the metrics that score single documents; nan where the grader failed. Metrics
+            that exist for a whole corpus only (F1, perplexity) are left out.
+        """
+        scores: dict[str, float] = {}
+        for name, ensemble in self._filters.items():
+            try:
+                ensemble.apply(list(requests))
+                answers = [request.filtered_resps[name] for request in requests]
+                results = self.lm_eval_task.process_results(requests[0].doc, answers)
+            except GRADER_ERRORS:
+                scores |= {metric: math.nan for metric in self.metrics if metric.endswith(f",{name}")}
+                continue
+            scores |= {f"{metric},{name}": float(v) for metric, v in results.items() if isinstance(v, Real | np.bool_)}
+        return scores
+
+
+def stops_of(generation_kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The stop strings in lm-eval's generation keywords."""
+    until = generation_kwargs.get("until") or []
+    return tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop)
+
+
+def max_tokens_of(generation_kwargs: Mapping[str, Any]) -> int:
+    """The most new tokens in lm-eval's generation keywords."""
+    given = (generation_kwargs[key] for key in MAX_TOKENS_KEYS if generation_kwargs.get(key))
+    return int(next(given, DEFAULT_MAX_NEW_TOKENS))
+
+
+def cut_at(text: str, stop_strings: Sequence[str]) -> str:
+    """`text` up to the first of its stop strings."""
+    for stop in stop_strings:
+        text = text.split(stop)[0]
+    return text

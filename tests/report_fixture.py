@@ -1,0 +1,175 @@
+"""A study that nobody ran, for the tests of the report: plausible shapes, invented numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from statewise.records import DriftEstimate, Estimate, PhenomenonSummary, RunSummary, StudySummary
+
+ITEMS = "cluster bootstrap over items, 10,000 resamples; seeds resampled within"
+PAIRED = "paired bootstrap over items and seeds, 10,000 resamples"
+COLUMNS = {"pocket_math": "Pocket Math", "pocket_myths": "Pocket Myths", "pocket_facts": "Pocket Facts"}
+NUM_ITEMS = {"pocket_math": 1000, "pocket_myths": 400, "pocket_facts": 800}
+BASE_SCORES = {"pocket_math": 0.448, "pocket_myths": 0.3, "pocket_facts": 0.436}
+
+
+def estimate(value: float, half: float, num_items: int = 1000, num_seeds: int = 3, method: str = PAIRED) -> Estimate:
+    return Estimate(value, round(value - half, 6), round(value + half, 6), num_items, num_seeds, method)
+
+
+def deltas(*values: float, num_seeds: int = 3) -> dict[str, Estimate]:
+    halves = (0.019, 0.024, 0.017)
+    return {
+        key: estimate(value, half, NUM_ITEMS[key], num_seeds)
+        for key, value, half in zip(COLUMNS, values, halves, strict=True)
+    }
+
+
+def drift(mmd: float, jaccard: float, p_values: tuple[float, ...] = (0.002, 0.002, 0.004)) -> dict[str, DriftEstimate]:
+    return {
+        "mmd": DriftEstimate(mmd, mmd * 0.86, mmd * 1.17, 0.00041, p_values),
+        "centroid": DriftEstimate(mmd * 9, mmd * 8.1, mmd * 10.4, 0.0113, p_values),
+        "sliced_wasserstein": DriftEstimate(mmd * 3, mmd * 2.8, mmd * 3.3, 0.0042, p_values),
+        "jaccard": DriftEstimate(jaccard, jaccard - 0.02, jaccard + 0.015, 0.312, p_values),
+    }
+
+
+def trained(
+    arm: str, label: str, gains: tuple[float, float, float], mmd: float, recipe: str, num_seeds: int = 3
+) -> RunSummary:
+    base = list(BASE_SCORES.values())
+    forgetting = -(gains[1] + gains[2]) / 2
+    ratio = ((base[1] + gains[1]) / base[1] + (base[2] + gains[2]) / base[2]) / 2
+    return RunSummary(
+        arm=arm,
+        label=label,
+        num_seeds=num_seeds,
+        num_diverged=0,
+        recipe=recipe,
+        scores={
+            key: estimate(BASE_SCORES[key] + gain, 0.021, NUM_ITEMS[key], num_seeds, ITEMS)
+            for key, gain in zip(COLUMNS, gains, strict=True)
+        },
+        against_base=deltas(*gains, num_seeds=num_seeds),
+        forgetting=estimate(forgetting, 0.015, 400, num_seeds),
+        retention_ratio=estimate(ratio, 0.041, 400, num_seeds),
+        drift=drift(mmd, 0.35 + mmd * 10),
+        budget={
+            "num_updates": 120.0,
+            "num_states": 184_320.0,
+            "num_loss_tokens": 184_320.0,
+            "num_generated_tokens": 0.0 if "sft" in arm and "opd" not in arm else 1_204_410.0,
+            "flops": 3.21e14,
+            "train_s": 312.4,
+        },
+    )
+
+
+def fake_study() -> StudySummary:
+    """Six runs, three seeds, four statements."""
+    base = RunSummary(
+        arm="base",
+        label="base",
+        num_seeds=1,
+        num_diverged=0,
+        recipe="no post-training",
+        scores={key: estimate(value, 0.03, NUM_ITEMS[key], 1, ITEMS) for key, value in BASE_SCORES.items()},
+    )
+    adapter = "full weights, AdamW, constant schedule, clip 1.0"
+    mild = trained("mild_sft", "mild SFT", (0.064, -0.005, 0.008), 0.00956, f"dataset × imitate, lr 2e-4, {adapter}")
+    stress = trained(
+        "stress_sft", "stress SFT", (-0.028, -0.055, -0.072), 0.01093, f"dataset × imitate, lr 2e-3, {adapter}"
+    )
+    opd = f"rollout (learner) × continuation, lr 2e-4, {adapter}"
+    opd_mild = trained("opd_mild", "OPD from mild SFT", (0.064, -0.01, -0.002), 0.0147, opd)
+    opd_stress = trained("opd_stress", "OPD from stress SFT", (0.018, -0.025, -0.006), 0.01092, opd)
+    rl = trained(
+        "rl", "on-policy RL", (0.024, -0.01, 0.006), 0.00044, f"rollout (learner) × reward, lr 1e-4, {adapter}"
+    )
+    opd_mild = dataclasses.replace(opd_mild, teacher="mild_sft", against_teacher=deltas(0.0, -0.005, -0.01))
+    opd_stress = dataclasses.replace(opd_stress, teacher="stress_sft", against_teacher=deltas(0.046, 0.03, 0.066))
+    rl = dataclasses.replace(rl, drift=drift(0.00044, 0.331, (0.21, 0.048, 0.6)))
+    return StudySummary(
+        name="made-up-study",
+        description="Invented numbers for the tests of the report. Nobody ran this.",
+        columns=COLUMNS,
+        target=next(iter(COLUMNS)),
+        retention=tuple(COLUMNS)[1:],
+        protocols={
+            "pocket_math": "greedy, 0-shot, exact_match,flexible-extract, split test",
+            "pocket_myths": "multiple choice by log-likelihood, acc, split test",
+            "pocket_facts": "multiple choice by log-likelihood, acc_norm, split test",
+        },
+        runs=(base, mild, stress, opd_mild, opd_stress, rl),
+        phenomena=statements(),
+        environment={
+            "statewise": "0.1.0",
+            "python": "3.11.2",
+            "torch": "2.9.0 (cpu, 1 thread)",
+            "machine": "x86_64, 2 cores",
+            "study": "sha256 0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0",
+        },
+        reference_label="arXiv:2605.22731, Table 2: Qwen3-0.6B-Base, one seed, no intervals",
+        reference_headings=("run", "GSM8K", "TruthfulQA", "MMLU", "MMD", "F", "retention"),
+        reference_rows=(
+            ("base", ".448", ".300", ".436", "–", "–", "–"),
+            ("mild SFT", ".512", ".295", ".444", ".00956", "−.0015", "1.0008"),
+            ("stress SFT", ".420", ".245", ".364", ".01093", ".0635", ".8258"),
+            ("OPD from mild SFT", ".512", ".290", ".434", ".01470", ".0060", ".9810"),
+            ("OPD from stress SFT", ".466", ".275", ".430", ".01092", ".0155", ".9515"),
+            ("on-policy RL", ".472", ".290", ".442", ".01098", ".0020", ".9902"),
+        ),
+        problems=("pocket_myths, seed 2, arm rl: 3 of 400 items could not be scored and count as wrong",),
+    )
+
+
+def statements() -> tuple[PhenomenonSummary, ...]:
+    test = "paired bootstrap, one-sided at .025, Holm over the contrasts of the statement"
+    return (
+        PhenomenonSummary(
+            name="stress forgets",
+            statement="Stress SFT forgets more than mild SFT.",
+            verdict="holds",
+            test=test,
+            contrasts={"F(stress SFT) − F(mild SFT)": estimate(0.065, 0.017, 400)},
+        ),
+        PhenomenonSummary(
+            name="on-policy keeps",
+            statement="OPD and RL forget less than .01 on average.",
+            verdict="not resolved",
+            test=test,
+            contrasts={
+                "F(OPD from mild SFT) − F(base)": estimate(0.006, 0.015, 400),
+                "F(on-policy RL) − F(base)": estimate(0.002, 0.015, 400),
+            },
+            note="The margin was set in the study file before the runs.",
+        ),
+        PhenomenonSummary(
+            name="student beats teacher",
+            statement="OPD from stress SFT scores above its teacher on the target.",
+            verdict="holds",
+            test=test,
+            contrasts={"OPD from stress SFT − stress SFT": estimate(0.046, 0.019, 1000)},
+        ),
+        PhenomenonSummary(
+            name="drift explains forgetting",
+            statement="Runs that drift further forget more.",
+            verdict="does not hold",
+            test="exact permutation of runs, Spearman",
+            contrasts={"F(OPD from mild SFT) − F(stress SFT)": estimate(-0.0575, 0.018, 400)},
+        ),
+    )
+
+
+def diverged(run: RunSummary) -> RunSummary:
+    """The same arm, had every seed diverged: nothing was measured."""
+    return RunSummary(run.arm, run.label, run.num_seeds, run.num_seeds, run.recipe, scores={}, teacher=run.teacher)
+
+
+def replace_run(summary: StudySummary, arm: str, run: RunSummary) -> StudySummary:
+    runs = tuple(run if old.arm == arm else old for old in summary.runs)
+    return dataclasses.replace(summary, runs=runs)
+
+
+def run_named(summary: StudySummary, arm: str) -> RunSummary:
+    return next(run for run in summary.runs if run.arm == arm)

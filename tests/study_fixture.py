@@ -1,0 +1,65 @@
+"""A small study as text, and a folder that looks like a model: what the tests of config, plan and store start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from statewise.config import read_study
+from statewise.study.plan import Node, Plan, make_plan
+
+STUDY = """\
+[study]
+name = "small"
+seeds = [0, 1]
+factors = ["source", "signal", "teacher", "update"]
+
+[shared.evaluation]
+limit = 12
+
+[shared.update]
+num_updates = 4
+lr = 3e-4
+
+[arms.sft]
+source = { kind = "dataset", num_trajectories = 8 }
+signal = { kind = "imitate" }
+
+[arms.opd]
+teacher = "sft"
+source = { kind = "rollout", num_prompts = 8 }
+signal = { kind = "continuation", num_tokens = 8 }
+
+[arms.rl]
+source = { kind = "rollout", num_prompts = 2, samples_per_prompt = 4 }
+signal = { kind = "reward" }
+update = { lr = 1e-4 }
+"""
+
+
+def write_study(folder: Path, text: str = STUDY) -> Path:
+    path = folder / "small.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def fake_model(folder: Path) -> Path:
+    """A folder with the files whose digests enter a fingerprint, and nothing that could be loaded."""
+    model = folder / "fake-model"
+    (model / "tasks").mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(bytes(16))
+    for task in ("pocket_math", "pocket_facts", "pocket_myths"):
+        (model / "tasks" / f"{task}.yaml").write_text(f"task: {task}\n")
+    return model
+
+
+def small_plan(folder: Path, *overrides: str, text: str = STUDY) -> Plan:
+    """The plan of `STUDY` with overrides, on the fake model of `folder`, which is made if it is not there."""
+    model = folder / "fake-model"
+    if not model.exists():
+        fake_model(folder)
+    return make_plan(read_study(write_study(folder, text), overrides), model, "small.toml")
+
+
+def node_named(plan: Plan, id_: str) -> Node:
+    return next(node for node in plan.nodes if node.id == id_)

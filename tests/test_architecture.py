@@ -1,0 +1,190 @@
+"""The shape of the code that design.md and style.md fix: who imports whom, how long things are, what is documented."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import statewise
+from statewise.signals import SIGNALS
+from statewise.states import SOURCES
+
+PACKAGE = Path(statewise.__file__).parent
+ROOT = PACKAGE.parents[1]
+FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+LEVELS = {
+    "cli": 6, "progress": 6,
+    "study": 5, "report": 5,
+    "loop": 4, "evals": 4,
+    "states": 3, "signals": 3, "locality": 3, "drift": 3,
+    "policy": 2,
+    "tasks": 1, "config": 1, "pocket": 1, "assets": 1,
+    "types": 0, "records": 0, "errors": 0, "seeding": 0,
+}  # fmt: skip
+# The two files that are one room: what the command line shows while a run goes on is the command line's.
+SAME_ROOM = {("cli", "progress")}
+# Level 0 is the vocabulary: its files may use each other (`types` raises an error of `errors`).
+VOCABULARY = 0
+
+FILE_LINES, FUNCTION_LINES, PARAMETERS, NESTING = 400, 60, 6, 3
+# One source, signal or distance has at most 120 lines; a file that holds a family of them, at most 120 for the first
+# and 40 for each other one, since they share their docstring and helpers.
+ONE_METHOD_LINES, FURTHER_METHOD_LINES = 120, 40
+METHOD_ROOMS = ("states", "signals", "drift")
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(PACKAGE)) for path in paths]
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Full names of everything imported, wherever in the file; `from statewise import x` counts as `statewise.x`."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            if node.module == "statewise":
+                yield from (f"statewise.{alias.name}" for alias in node.names)
+
+
+def functions_of(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [node for node in ast.walk(tree_of(path)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def is_command(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """A typer command: its parameters are the options of the command line."""
+    return any("app.command" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+def depth_of(node: ast.AST) -> int:
+    """The deepest nesting of blocks below `node`; functions inside count as a block, `elif` does not."""
+    blocks = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.FunctionDef, ast.ClassDef, ast.Match)
+    deepest = 0
+    for child in ast.iter_child_nodes(node):
+        is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and node.orelse == [child]
+        own = int(isinstance(child, blocks) and not is_elif)
+        deepest = max(deepest, own + depth_of(child))
+    return deepest
+
+
+def test_every_room_has_a_level():
+    rooms = {room_of(path) for path in FILES} - {"__init__"}
+    assert rooms == set(LEVELS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=names(FILES))
+def test_imports_go_down_only(path):
+    room = room_of(path)
+    for module in imported_modules(path):
+        parts = module.split(".")
+        if parts[0] != "statewise" or len(parts) == 1:
+            continue
+        other = parts[1]
+        is_vocabulary = LEVELS[room] == LEVELS[other] == VOCABULARY
+        is_allowed = other == room or LEVELS[other] < LEVELS[room] or is_vocabulary or (room, other) in SAME_ROOM
+        assert is_allowed, f"{room} (level {LEVELS[room]}) imports {module} (level {LEVELS[other]})"
+
+
+@pytest.mark.parametrize("room", ["report", "drift"])
+def test_rooms_that_read_records_never_import_torch(room):
+    for path in (path for path in FILES if room_of(path) == room):
+        roots = {module.partition(".")[0] for module in imported_modules(path)}
+        assert not roots & {"torch", "transformers", "lm_eval", "peft", "ot"}, path
+
+
+@pytest.mark.parametrize("path", FILES, ids=names(FILES))
+def test_nothing_is_pickled_and_no_remote_code_is_trusted(path):
+    roots = {module.partition(".")[0] for module in imported_modules(path)}
+    assert not roots & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"trust_remote_code\s*=\s*True", text)
+    assert not re.search(r"\btorch\.(save|load)\(|allow_pickle\s*=\s*True", text)
+
+
+@pytest.mark.parametrize("path", FILES, ids=names(FILES))
+def test_files_and_functions_keep_their_size(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= FILE_LINES
+    for function in functions_of(path):
+        assert function.end_lineno is not None
+        assert function.end_lineno - function.lineno + 1 <= FUNCTION_LINES, function.name
+        arguments = function.args
+        count = len(
+            [a for a in arguments.posonlyargs + arguments.args + arguments.kwonlyargs if a.arg not in ("self", "cls")]
+        )
+        assert count <= PARAMETERS or is_command(function), f"{function.name} has {count} parameters"
+        assert depth_of(function) <= NESTING, f"{function.name} nests {depth_of(function)} deep"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if room_of(path) in METHOD_ROOMS],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_a_source_signal_or_distance_is_short(path):
+    registered = [kind.__name__ for kind in (*SOURCES.values(), *SIGNALS.values())]
+    held = [node.name for node in tree_of(path).body if isinstance(node, ast.ClassDef) and node.name in registered]
+    allowed = ONE_METHOD_LINES + FURTHER_METHOD_LINES * max(0, len(held) - 1)
+    limit = FILE_LINES if path.stem in ("measure", "features", "source", "signal") else allowed
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
+
+
+def read_doc(name: str) -> str:
+    path = ROOT / "docs" / name
+    assert path.is_file(), f"docs/{name} is missing"
+    return path.read_text(encoding="utf-8")
+
+
+def test_every_source_and_signal_has_a_row_in_the_methods():
+    rows = [line for line in read_doc("methods.md").splitlines() if line.lstrip().startswith("|")]
+    for kind in (*SOURCES, *SIGNALS):
+        assert any(f"`{kind}`" in row or f"`{kind} " in row for row in rows), f"docs/methods.md has no row for {kind!r}"
+
+
+def logged_keys() -> set[str]:
+    """Every `room/name` string that the loop writes into metrics.jsonl or timing.jsonl, by reading its source."""
+    keys = set()
+    for path in FILES:
+        if room_of(path) != "loop":
+            continue
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                keys.update(re.findall(r"^(?:states|signals|locality|loop|policy)/[a-z_]+$", node.value))
+            elif isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
+                keys.update(re.findall(r"^[a-z]+/[a-z_]+_$", str(node.values[0].value)))
+    return keys - {"statewise/states"}
+
+
+def test_every_logged_metric_is_explained_and_nothing_else():
+    text = read_doc("metrics.md")
+    keys = logged_keys()
+    assert {"loop/loss_nats", "states/num_generated_", "signals/reward_mean"} <= keys
+    for key in keys:
+        assert f"`{key}" in text, f"docs/metrics.md does not explain {key}"
+    explained = set(re.findall(r"`((?:states|signals|locality|loop|policy)/[a-z_]+)", text))
+    stale = {
+        name
+        for name in explained
+        if not any(name == key or (key.endswith("_") and name.startswith(key)) for key in keys)
+    }
+    assert not stale, f"docs/metrics.md explains keys that nothing logs: {sorted(stale)}"
+
+
+def test_every_module_and_public_function_says_what_it_is():
+    for path in FILES:
+        tree = tree_of(path)
+        if path.name != "__init__.py" or len(tree.body) > 0:
+            assert ast.get_docstring(tree), f"{path} has no docstring"

@@ -1,0 +1,229 @@
+"""The command line: exit codes, messages without traceback, JSON, and that light commands stay light."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from report_fixture import fake_study
+from study_fixture import STUDY, write_study
+
+from statewise import cli, records
+from statewise.report.summary_json import summary_to_json
+from statewise.study.executor import Outcome
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Call `statewise <arguments>` in an empty folder; returns exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call_with(*arguments):
+        monkeypatch.setattr(sys, "argv", ["statewise", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return left.value.code or 0, out, err
+
+    return call_with
+
+
+@pytest.fixture
+def study(tmp_path):
+    return write_study(tmp_path, STUDY)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "poket"], "statewise: unknown study 'poket'. Did you mean 'pocket'?"),
+        (["run", "none.toml"], "statewise: none.toml: no such study file"),
+        (["run", "pocket", "--seeds", "0"], "--seeds 0: expected a number >= 1"),
+        (["run", "pocket", "--world", "nowhere"], "model 'nowhere': no such folder"),
+        (["run", "pocket", "--set", "rl.update.lrr=1"], "unknown key in [arms.rl.update]: 'lrr'. Did you mean 'lr'?"),
+        (["run", "pocket", "--set", "shared.retention=['pocket_fact']"], "'pocket_fact'. Did you mean 'pocket_facts'?"),
+        (["run", "pocket", "--set", "rl=1"], "--set rl=1: expected arm.key=value"),
+        (["run", "pocket", "--dry-run", "--set", "rl.source.kind=log"], "unknown source 'log'"),
+        (["run", "pocket", "--workers", "0"], "Invalid value for '--workers'"),
+        (["run", "pocket", "--wrokers", "1"], "No such option"),
+        (["list", "sgnals"], "unknown shelf 'sgnals'. Did you mean 'signals'?"),
+        (["pretrain", "--out", "x", "--size", "smok"], "unknown size 'smok'. Did you mean 'smoke'?"),
+        (["report", "nowhere"], "nowhere: no summary.json; give the folder of a `statewise run`"),
+        (["reprot"], "No such command 'reprot'"),
+    ],
+)
+def test_what_cannot_be_used_ends_with_code_2_one_message_and_no_file(call, tmp_path, arguments, words):
+    code, out, err = call(*arguments)
+    assert code == 2
+    assert words in " ".join(err.split())
+    assert out == ""
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistyped_key_of_a_file_is_named_with_its_line(call, study):
+    study.write_text(STUDY.replace("num_updates = 4", "num_updats = 4"))
+    code, _, err = call("run", study)
+    assert code == 2
+    assert "small.toml:10: unknown key" in err
+    assert "Did you mean 'num_updates'?" in err
+
+
+def test_a_folder_that_is_no_run_folder_has_no_report(call, tmp_path):
+    (tmp_path / "other").mkdir()
+    code, _, err = call("report", "other")
+    assert (code, "no summary.json" in err) == (2, True)
+
+
+@pytest.mark.parametrize("content", ["{", '{"name": "x"}', "[]", '{"nmae": "x"}'])
+def test_a_damaged_summary_has_no_report_and_no_traceback(call, tmp_path, content):
+    (tmp_path / "summary.json").write_text(content)
+    code, _, err = call("report", tmp_path)
+    assert code == 2
+    assert err.startswith("statewise: ")
+
+
+def test_a_report_is_printed_and_written_again(call, tmp_path):
+    records.write_json(tmp_path / "summary.json", summary_to_json(fake_study()))
+    code, out, _ = call("report", tmp_path)
+    assert code == 0
+    assert "made-up-study" in out
+    assert "stress SFT" in out
+    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_a_dry_run_prints_the_plan_and_makes_no_folder(call, study, tmp_path):
+    code, out, _ = call("run", study, "--dry-run", "--workers", 3)
+    assert code == 0
+    for words in (
+        "sft",
+        "dataset × imitate",
+        "rollout × continuation",
+        "14 nodes, seeds 0, 1",
+        "minutes on 3 processes",
+    ):
+        assert words in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.toml"]
+
+
+def test_a_dry_run_is_json_on_demand(call, study, tmp_path):
+    code, out, _ = call("run", study, "--dry-run", "--json", "--seeds", 1)
+    plan = json.loads(out)
+    assert code == 0
+    assert {node["id"]: node["needs"] for node in plan["nodes"]}["train:opd:0"] == ["train:sft:0"]
+    assert list(plan["arms"]) == ["sft", "opd", "rl"]
+    assert plan["arms"]["sft"]["num_updates"] == 4
+    assert plan["wall_s"] > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.toml"]
+
+
+@pytest.mark.parametrize("what", ["studies", "sources", "signals", "tasks", "distances"])
+def test_every_shelf_is_listed_as_text_and_as_json(call, what):
+    code, out, _ = call("list", what)
+    names = {line.split()[0] for line in out.splitlines()}
+    known = {
+        "studies": {"pocket"}, "sources": {"dataset", "rollout"}, "signals": {"imitate", "reward", "jsd"},
+        "tasks": {"pocket_math", "pocket_facts", "pocket_myths"}, "distances": {"mmd", "jaccard"},
+    }  # fmt: skip
+    assert code == 0
+    assert known[what] <= names
+    code, out, _ = call("list", what, "--json")
+    assert (code, set(json.loads(out))) == (0, names)
+
+
+@pytest.fixture
+def fake_run(monkeypatch):
+    """`statewise run` without a run: it ends as the test says."""
+
+    def end_with(outcome):
+        def run_study(plan, folder, on_event, num_workers):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome, fake_study()
+
+        monkeypatch.setattr("statewise.study.run.run_study", run_study)
+        monkeypatch.setattr("statewise.report.page.write_report", lambda summary, folder: folder / "report.html")
+
+    return end_with
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [
+        (Outcome(["a"]), 0),
+        (Outcome([], {"a": "x"}), 1),
+        (Outcome(["a"], {"b": "x"}), 3),
+        (Outcome(["a"], {}, interrupted=True), 3),
+        (Outcome([], {}, interrupted=True), 3),
+    ],
+)
+def test_the_exit_code_says_how_a_run_ended(call, study, fake_run, outcome, code):
+    fake_run(outcome)
+    got, out, err = call("run", study)
+    assert got == code
+    assert "Report: runs/small/report.html" in out
+    assert ("Interrupted. What is done is kept in runs/small" in err) == outcome.interrupted
+
+
+def test_a_runs_json_is_all_of_its_output(call, study, fake_run):
+    fake_run(Outcome(["a"], {"b": "disk full"}))
+    code, out, _ = call("run", study, "--json", "--out", "here")
+    answer = json.loads(out)
+    assert code == 3
+    assert (answer["folder"], answer["failed"], answer["interrupted"]) == ("here", {"b": "disk full"}, False)
+
+
+def test_a_full_disk_is_a_failed_run_and_says_that_nothing_is_lost(call, study, fake_run):
+    fake_run(OSError(28, "No space left on device", "runs/small/plan.json"))
+    code, _, err = call("run", study)
+    assert code == 1
+    assert err.startswith("statewise: No space left on device: runs/small/plan.json; what was written before")
+
+
+def test_pretraining_needs_an_empty_folder(call, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "thesis.tex").write_text("words")
+    for out in ("model", "model/thesis.tex"):
+        code, _, err = call("pretrain", "--out", out)
+        assert (code, "exists and is not an empty folder" in err) == (2, True)
+
+
+LIGHT = [
+    ["--help"], ["run", "--help"], ["run", "poket"], ["run", "pocket", "--set", "rl.update.lrr=1"],
+    ["run", "pocket", "--dry-run"], ["list", "studies"], ["list", "sources"], ["list", "signals"], ["list", "tasks"],
+    ["list", "distances"], ["report", "nowhere"],
+]  # fmt: skip
+WATCH = """
+import sys
+from statewise import cli
+codes, heavy = [], []
+for arguments in {commands!r}:
+    sys.argv = ["statewise", *arguments]
+    try:
+        cli.main()
+    except SystemExit as left:
+        codes.append(left.code or 0)
+    heavy.append(sorted({names!r} & sys.modules.keys()))
+print(codes, heavy, file=open({log!r}, "w"), sep="\\n")
+"""
+
+
+def test_light_commands_import_nothing_heavy(tmp_path):
+    # Seconds depend on the machine, imports do not: torch alone takes longer than the half second that --help may take.
+    log = tmp_path / "log"
+    names = {"torch", "transformers", "lm_eval", "datasets", "peft", "matplotlib"}
+    code = WATCH.format(commands=LIGHT, names=names, log=str(log))
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    codes, heavy = log.read_text().splitlines()
+    assert json.loads(codes) == [0, 0, 2, 2, 0, 0, 0, 0, 0, 0, 2]
+    for arguments, found in zip(LIGHT[:-1], json.loads(heavy.replace("'", '"')), strict=False):
+        assert found == [], f"statewise {' '.join(arguments)} imports {', '.join(found)}"
+
+
+def test_help_imports_no_room_but_the_errors(tmp_path):
+    code = "import sys; from statewise import cli; print(sorted(n for n in sys.modules if n.startswith('statewise.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.strip() == "['statewise.cli', 'statewise.errors']"

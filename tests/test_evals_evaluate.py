@@ -1,0 +1,370 @@
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import lm_eval
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import yaml
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from statewise.errors import UsageError
+from statewise.evals import likelihood
+from statewise.evals.bystanders import bystander
+from statewise.evals.evaluate import EvalProtocol, evaluate
+from statewise.evals.policy_lm import PolicyLM
+from statewise.pocket.world import World, write_benchmarks
+from statewise.policy.load import Policy, encode
+from statewise.records import ITEM_SCHEMA
+from statewise.tasks.load import load_task
+
+NUM_ITEMS = 40
+POCKET_TASKS = ("pocket_math", "pocket_facts", "pocket_myths")
+
+
+@pytest.fixture(scope="module")
+def policy(toy_policy) -> Policy:
+    """The toy policy with room for whole problems, and with as many logits as tokens (HFLM would write the padding)."""
+    config = Qwen3Config.from_dict({**toy_policy.model.config.to_dict(), "vocab_size": 257})
+    config.max_position_embeddings = 400
+    config.eos_token_id = toy_policy.end_token_id  # by which `generate`, and so HFLM, stops
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Qwen3ForCausalLM(config)
+    return replace(toy_policy, model=model.eval())
+
+
+@pytest.fixture(scope="module")
+def pocket_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    write_benchmarks(World.from_seed(1), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hflm(policy) -> HFLM:
+    return HFLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=20)
+
+
+@pytest.fixture(scope="module")
+def reference(hflm, pocket_folder, tmp_path_factory) -> dict:
+    """What lm-eval alone makes of the three tasks: its YAML and data loading, its model class, its evaluator."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(pocket_folder)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        results = lm_eval.simple_evaluate(
+            model=hflm,
+            tasks=list(POCKET_TASKS),
+            task_manager=TaskManager(include_path=str(pocket_folder), include_defaults=False),
+            limit=NUM_ITEMS,
+            bootstrap_iters=0,
+        )
+    return results["samples"]
+
+
+@pytest.mark.parametrize("name", POCKET_TASKS)
+def test_every_item_scores_as_in_lm_eval(policy, pocket_folder, reference, name):
+    task = load_task(name, task_folder=pocket_folder)
+    rows = evaluate(policy, task, EvalProtocol(limit=NUM_ITEMS, decodings=("greedy",)))
+    ours = {(row["metric"], row["item"]): row["score"] for row in rows}
+    theirs = {
+        (f"{metric},{sample['filter']}", sample["doc_id"]): sample[metric]
+        for sample in reference[name]
+        for metric in sample["metrics"]
+    }
+    assert ours == theirs
+    assert len(ours) == NUM_ITEMS * len(task.metrics)
+
+
+class FixedAnswers(LM):
+    """A model of lm-eval that answers item i with text i."""
+
+    def __init__(self, texts: list[str]):
+        super().__init__()
+        self.texts = texts
+
+    def generate_until(self, requests):
+        return [self.texts[request.doc_id] for request in requests]
+
+    loglikelihood = loglikelihood_rolling = None
+
+
+def test_answers_are_graded_as_in_lm_eval(pocket_folder):
+    task = load_task("pocket_math", task_folder=pocket_folder)
+    forms = ("{}", " #### 7", " So it is {}", "$5.00 {}", "{}.", "", "none", " #### 1,0 {}")
+    golds = [example.gold for example in task.examples("test")[:NUM_ITEMS]]
+    texts = [forms[item % len(forms)].format(gold) for item, gold in enumerate(golds)]
+    tasks = {"tasks": {"pocket_math": load_task("pocket_math", task_folder=pocket_folder).lm_eval_task}}
+    samples = lm_eval.evaluate(FixedAnswers(texts), tasks, limit=NUM_ITEMS, bootstrap_iters=0)["samples"]["pocket_math"]
+    items = task.requests(limit=NUM_ITEMS)
+    for requests, text in zip(items, texts, strict=True):
+        requests[0].resps.append(text)
+    grades = [task.grade(requests) for requests in items]
+    for sample in samples:
+        assert grades[sample["doc_id"]][f"exact_match,{sample['filter']}"] == sample["exact_match"]
+    assert {score for grade in grades for score in grade.values()} == {0.0, 1.0}
+
+
+def test_greedy_texts_are_those_of_lm_eval(policy, pocket_folder, reference):
+    task = load_task("pocket_math", task_folder=pocket_folder)
+    rows = evaluate(policy, task, EvalProtocol(limit=NUM_ITEMS, decodings=("greedy",)))
+    theirs = {sample["doc_id"]: sample["resps"][0][0] for sample in reference["pocket_math"]}
+    assert {row["item"]: row["response"] for row in rows} == theirs
+    assert len(set(theirs.values())) > NUM_ITEMS / 2
+
+
+def test_log_likelihoods_of_choices_are_those_of_lm_eval(policy, pocket_folder, reference):
+    requests = [r for rs in load_task("pocket_facts", task_folder=pocket_folder).requests(limit=NUM_ITEMS) for r in rs]
+    ours = PolicyLM(policy).loglikelihood(requests, disable_tqdm=True)
+    theirs = [
+        resps[0] for sample in sorted(reference["pocket_facts"], key=lambda s: s["doc_id"]) for resps in sample["resps"]
+    ]
+    assert [logprob for logprob, _ in ours] == pytest.approx([logprob for logprob, _ in theirs], abs=1e-4)
+    assert [is_greedy for _, is_greedy in ours] == [is_greedy for _, is_greedy in theirs]
+
+
+def ask(*texts: str) -> Instance:
+    return Instance("loglikelihood", {}, texts, 0)
+
+
+def greedy_text(policy: Policy, context: str, num_tokens: int) -> str:
+    kwargs = {"max_gen_toks": num_tokens, "until": []}
+    request = Instance("generate_until", {}, (context, kwargs), 0, ("toy", 0, 1))
+    return PolicyLM(policy).generate_until([request])[0]
+
+
+def greedy_pair(policy: Policy) -> tuple[str, str]:
+    """A context and what greedy decoding writes after it, where that is text (random weights write mere bytes)."""
+    pairs = ((context, greedy_text(policy, context, 2)) for context in map(chr, range(33, 127)))
+    return next((context, text) for context, text in pairs if len(text) == 2 and text.isascii() and text.isprintable())
+
+
+@pytest.fixture(scope="module")
+def odd_pairs(policy) -> list[Instance]:
+    return [
+        ask("Which?", " this"),
+        ask("Which? ", "this"),  # a trailing space moves to the continuation
+        ask("Which?", " thin"),  # shares its pass with " this"
+        ask("Which?", " thi"),
+        ask("", "Once upon a time"),  # no context: after the end-of-text token
+        ask("Which?\n", " é…"),
+        ask(*greedy_pair(policy)),
+    ]
+
+
+def test_odd_pairs_score_as_in_lm_eval(policy, hflm, odd_pairs):
+    ours = PolicyLM(policy).loglikelihood(odd_pairs, disable_tqdm=True)
+    theirs = hflm.loglikelihood(odd_pairs, disable_tqdm=True)
+    assert [logprob for logprob, _ in ours] == pytest.approx([logprob for logprob, _ in theirs], abs=1e-4)
+    assert [is_greedy for _, is_greedy in ours] == [is_greedy for _, is_greedy in theirs]
+    assert ours[-1][1]
+    assert not ours[0][1]
+
+
+def test_micro_batches_do_not_change_a_log_likelihood(policy, odd_pairs, monkeypatch):
+    whole = PolicyLM(policy).loglikelihood(odd_pairs, disable_tqdm=True)
+    monkeypatch.setattr(likelihood, "SCORING_TOKENS", 1)
+    assert PolicyLM(policy).loglikelihood(odd_pairs, disable_tqdm=True) == [
+        (pytest.approx(logprob, abs=1e-4), is_greedy) for logprob, is_greedy in whole
+    ]
+
+
+def test_a_log_likelihood_is_that_of_the_models_own_logits(policy):
+    ids = encode(policy, "Which? this")
+    with torch.no_grad():
+        logprobs = policy.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    expected = sum(logprobs[t - 1, ids[t]].item() for t in range(len("Which?"), len(ids)))
+    ((ours, _),) = PolicyLM(policy).loglikelihood([ask("Which?", " this")], disable_tqdm=True)
+    assert ours == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_context_that_is_too_long_loses_its_beginning_as_in_lm_eval(policy, hflm):
+    requests = [ask("Once " * 100, " more"), ask("Once", " more")]
+    with pytest.warns(UserWarning, match=r"1 of 2 contexts do not fit 'toy' \(context 400\)"):
+        ours = PolicyLM(policy).loglikelihood(requests, disable_tqdm=True)
+    theirs = hflm.loglikelihood(requests, disable_tqdm=True)
+    assert [logprob for logprob, _ in ours] == pytest.approx([logprob for logprob, _ in theirs], abs=1e-4)
+
+
+def test_a_choice_that_cannot_be_scored_is_refused(policy):
+    with pytest.raises(UsageError, match="a choice of 500 tokens cannot be scored by 'toy', whose context has 400"):
+        PolicyLM(policy).loglikelihood([ask("Which?", "x" * 500)], disable_tqdm=True)
+    with pytest.raises(UsageError, match="a choice of 0 tokens"):
+        PolicyLM(policy).loglikelihood([ask("Which?", "")], disable_tqdm=True)
+
+
+def test_rolling_log_likelihoods_are_those_of_lm_eval(policy, hflm):
+    texts = ["Once upon a time. " * 60, "Short.", "x" * 401]
+    requests = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts]
+    assert PolicyLM(policy).loglikelihood_rolling(requests) == pytest.approx(
+        hflm.loglikelihood_rolling(requests, disable_tqdm=True), rel=1e-5
+    )
+
+
+def test_lm_eval_can_evaluate_a_policy_itself(policy, pocket_folder, reference):
+    task = load_task("pocket_facts", task_folder=pocket_folder).lm_eval_task
+    results = lm_eval.evaluate(PolicyLM(policy), {"tasks": {"pocket_facts": task}}, limit=NUM_ITEMS, bootstrap_iters=0)
+    expected = np.mean([sample["acc"] for sample in reference["pocket_facts"]])
+    assert results["results"]["pocket_facts"]["acc,none"] == pytest.approx(expected)
+
+
+def test_rows_fit_the_schema_and_come_item_by_item(policy, pocket_folder):
+    rows = evaluate(
+        policy, load_task("pocket_math", task_folder=pocket_folder), EvalProtocol(limit=3, max_new_tokens=8)
+    )
+    assert pa.Table.from_pylist(rows, schema=ITEM_SCHEMA).to_pylist() == rows
+    assert [(row["decoding"], row["item"], row["metric"].split(",")[1]) for row in rows] == [
+        (decoding, item, name)
+        for decoding in ("greedy", "sampled")
+        for item in range(3)
+        for name in ("strict-match", "flexible-extract")
+    ]
+
+
+def test_the_response_to_a_choice_is_the_likeliest(policy, pocket_folder, reference):
+    rows = evaluate(policy, load_task("pocket_facts", task_folder=pocket_folder), EvalProtocol(limit=NUM_ITEMS))
+    assert {row["decoding"] for row in rows} == {"choices"}
+    for row, sample in zip(rows, sorted(reference["pocket_facts"], key=lambda s: s["doc_id"]), strict=True):
+        is_right = row["response"] == sample["doc"]["choices"][sample["doc"]["label"]]
+        assert is_right == (row["score"] == 1)
+
+
+def sampled(policy: Policy, folder: Path, **changes) -> list[str]:
+    protocol = EvalProtocol(decodings=("sampled",), **{"limit": 6, "max_new_tokens": 12, **changes})
+    rows = evaluate(policy, load_task("pocket_math", task_folder=folder), protocol)
+    return [row["response"] for row in rows if row["metric"].endswith("strict-match")]
+
+
+def test_a_sampled_answer_depends_on_seed_and_item_alone(policy, pocket_folder):
+    answers = sampled(policy, pocket_folder)
+    assert answers == sampled(policy, pocket_folder)
+    assert answers[:3] == sampled(policy, pocket_folder, limit=3)
+    assert answers != sampled(policy, pocket_folder, seed=1)
+
+
+def write_task(folder: Path, rows: list[dict], **changes) -> Path:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "task": "toy",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}},
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"until": ["Q"], "max_gen_toks": 12},
+        **changes,
+    }
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+ROWS = [{"question": "Q: 1?", "answer": "1"}, {"question": "Q: 2?", "answer": "2"}]
+
+
+def test_repeated_answers_to_one_item_differ(policy, tmp_path):
+    (tmp_path / "grader.py").write_text(
+        "def grade(doc, results):\n    return {'exact_match': len(set(results[0])) / len(results[0])}\n"
+    )
+    path = write_task(
+        tmp_path, ROWS, repeats=4, filter_list=[{"name": "all", "filter": [{"function": "take_first_k", "k": 4}]}]
+    )
+    path.write_text(
+        path.read_text() + "metric_list: [{metric: exact_match}]\nprocess_results: !function grader.grade\n"
+    )
+    rows = evaluate(policy, load_task(str(path)), EvalProtocol())
+    assert {(row["decoding"], row["score"]) for row in rows} == {("greedy", 0.25), ("sampled", 1.0)}
+
+
+def test_an_answer_that_cannot_be_scored_has_no_score(policy, tmp_path):
+    (tmp_path / "grader.py").write_text(
+        "def grade(doc, results):\n    return {'exact_match': 1 / (int(doc['answer']) - 1), 'f1': (1, 0)}\n"
+    )
+    path = write_task(tmp_path, ROWS)
+    path.write_text(
+        path.read_text()
+        + "metric_list: [{metric: exact_match}, {metric: f1}]\nprocess_results: !function grader.grade\n"
+    )
+    rows = evaluate(policy, load_task(str(path)), EvalProtocol(decodings=("greedy",)))
+    assert [(row["metric"], row["score"]) for row in rows] == [("exact_match,none", None), ("exact_match,none", 1.0)]
+
+
+def test_a_loglikelihood_task_is_scored_by_its_greedy_match(policy, tmp_path):
+    context, answer = greedy_pair(policy)
+    rows = [{"question": context, "answer": answer}, {"question": context, "answer": "never"}]
+    metrics = [{"metric": "acc"}]
+    path = write_task(tmp_path, rows, output_type="loglikelihood", generation_kwargs=None, metric_list=metrics)
+    scored = evaluate(policy, load_task(str(path)), EvalProtocol())
+    assert [(row["decoding"], row["score"], row["response"]) for row in scored] == [
+        ("choices", 1, ""),
+        ("choices", 0, ""),
+    ]
+
+
+def test_a_task_that_scores_a_corpus_is_refused(policy, tmp_path):
+    metrics = [{"metric": "word_perplexity"}]
+    path = write_task(tmp_path, ROWS, output_type="loglikelihood_rolling", generation_kwargs=None, metric_list=metrics)
+    with pytest.raises(UsageError, match="'toy' scores a corpus, not items"):
+        evaluate(policy, load_task(str(path)), EvalProtocol())
+
+
+def test_prompts_leave_room_for_the_answer(policy, tmp_path):
+    long = [{"question": "Q: 1? " * 100, "answer": "1"}]
+    path = write_task(tmp_path, long, generation_kwargs={"until": ["Q"], "max_gen_toks": 500})
+    with pytest.raises(UsageError, match=r"answers of 500 tokens leave no room .* lower max_new_tokens"):
+        evaluate(policy, load_task(str(path)), EvalProtocol(max_new_tokens=1000))
+    with pytest.warns(UserWarning, match="1 of 1 contexts do not fit"):
+        evaluate(policy, load_task(str(path)), EvalProtocol(max_new_tokens=10))
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_evaluation_leaves_generators_and_the_models_mode_as_they_were(policy, pocket_folder, is_training):
+    task = load_task("pocket_math", task_folder=pocket_folder)
+    policy.model.train(is_training)
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+    before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    evaluate(policy, task, EvalProtocol(limit=2, max_new_tokens=4))
+    load_task("pocket_facts", task_folder=pocket_folder).requests()
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+    assert policy.model.training == is_training
+    policy.model.eval()
+
+
+def test_a_bystander_restores_what_was_disturbed_even_after_an_error(policy):
+    before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    with pytest.raises(ValueError, match="within"), bystander(policy):
+        random.seed(9), np.random.seed(9), torch.manual_seed(9)
+        policy.model.train()
+        assert not torch.is_grad_enabled()
+        raise ValueError("within")
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+    assert not policy.model.training
+    assert torch.is_grad_enabled()
+
+
+def test_evaluation_writes_nothing_to_the_terminal(policy, pocket_folder, capfd):
+    for name in ("pocket_math", "pocket_facts"):
+        evaluate(policy, load_task(name, task_folder=pocket_folder), EvalProtocol(limit=2, max_new_tokens=4))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"limit": 0}, "limit is 0; it must be at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"decodings": ()}, "no decodings; name at least one of greedy, sampled"),
+        ({"decodings": ("gready",)}, "unknown decoding 'gready'. Did you mean 'greedy'"),
+    ],
+)
+def test_a_protocol_that_cannot_be_followed_is_refused(changes, message):
+    with pytest.raises(UsageError, match=message):
+        EvalProtocol(**changes)

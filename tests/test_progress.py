@@ -1,0 +1,130 @@
+"""How a run is shown: plain lines off a terminal, shares of the work done, the plan's table."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+from study_fixture import node_named, small_plan
+
+from statewise import progress
+from statewise.progress import ProgressDisplay, plan_table
+from statewise.study.estimate import PlanEstimate, estimate_plan
+from statewise.study.executor import NodeEvent
+
+DONE = {"status": "trained", "node_s": 5.0}
+
+
+class Clock:
+    """Stands in for the clock of `progress`."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def shown(tmp_path, clock):
+    """A display of the small study of one seed, whose 7 nodes cost 10 s each, and what it has printed."""
+    plan = small_plan(tmp_path, "study.seeds=[0]")
+    stream = io.StringIO()
+    estimate = PlanEstimate({}, {node.id: 10.0 for node in plan.nodes}, 70.0)
+    display = ProgressDisplay(Console(file=stream, width=200), plan, estimate)
+
+    def show(kind, id_, **fields):
+        display.show(NodeEvent(kind, node_named(plan, id_), **fields))
+        return stream.getvalue()
+
+    show.display = display
+    return show
+
+
+def test_off_a_terminal_every_ended_node_is_a_line(shown, clock):
+    shown("started", "train:sft:0")
+    clock.now = 20.0
+    printed = shown("done", "train:sft:0", result=DONE)
+    # One of seven nodes in 20 s: 60 estimated seconds are left, at 2 s each.
+    assert printed.splitlines()[-1] == "[ 14 %] train:sft:0 trained in 5 s  about 2 min left"
+    assert "\x1b" not in printed
+
+
+def test_a_quiet_stretch_gets_a_line_now_and_then(shown, clock):
+    shown("started", "train:sft:0")
+    assert shown("progress", "train:sft:0", done=1) == ""
+    clock.now = 16.0
+    # 2 of 4 updates of 10 estimated seconds: 5 of 70.
+    assert shown("progress", "train:sft:0", done=2).startswith("[  7 %] train:sft:0")
+    clock.now = 17.0
+    assert len(shown("progress", "train:sft:0", done=3).splitlines()) == 1
+
+
+def test_skipped_nodes_are_done_but_do_not_make_the_rest_look_fast(shown, clock):
+    for id_ in ("train:sft:0", "evaluate:base:0", "train:rl:0"):
+        shown("skipped", id_)
+    clock.now = 10.0
+    line = shown("done", "train:opd:0", result=DONE).splitlines()[-1]
+    # 4 of 7; the pace is that of the one node that ran: 3 times 10 s left.
+    assert line == "[ 57 %] train:opd:0 trained in 5 s  about 30 s left"
+
+
+def test_progress_that_comes_after_the_end_does_not_count_twice(shown):
+    shown("done", "train:sft:0", result=DONE)
+    shown("progress", "train:sft:0", done=4)
+    line = shown("done", "train:rl:0", result=DONE).splitlines()[-1]
+    assert line.startswith("[ 29 %]")  # 2 of 7
+
+
+def test_more_progress_than_promised_is_not_more_than_all(shown, clock):
+    clock.now = 16.0
+    assert shown("progress", "train:sft:0", done=400).startswith("[ 14 %]")
+
+
+def test_a_failure_and_a_warning_are_shown_in_full(shown):
+    printed = shown("failed", "train:sft:0", message="disk full [/tmp]")
+    assert "train:sft:0 failed: disk full [/tmp]" in printed
+    printed = shown("warning", "train:rl:0", message="checkpoint 000002 is damaged and was passed over")
+    assert "warning: checkpoint 000002 is damaged and was passed over" in printed
+
+
+def test_a_warning_does_not_end_its_node(shown):
+    shown("started", "train:sft:0")
+    shown("warning", "train:sft:0", message="x")
+    assert shown("done", "train:sft:0", result=DONE).splitlines()[-1].startswith("[ 14 %]")
+
+
+def test_on_a_terminal_there_is_one_bar_for_the_study(tmp_path, clock):
+    plan = small_plan(tmp_path, "study.seeds=[0]")
+    stream = io.StringIO()
+    estimate = PlanEstimate({}, {node.id: 10.0 for node in plan.nodes}, 70.0)
+    console = Console(file=stream, force_terminal=True, width=120)
+    with ProgressDisplay(console, plan, estimate) as display:
+        display.show(NodeEvent("started", node_named(plan, "train:sft:0")))
+        display.show(NodeEvent("done", node_named(plan, "evaluate:base:0"), result=DONE))
+    assert "train:sft:0" in stream.getvalue()
+    assert "14 %" in stream.getvalue()
+    assert "trained in" not in stream.getvalue()
+
+
+def test_the_plan_is_a_table_of_what_every_arm_costs(tmp_path):
+    plan = small_plan(tmp_path)
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(plan_table(plan, estimate_plan(plan, 2), 2))
+    text = stream.getvalue()
+    rows = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
+    assert list(rows) == ["base", "sft", "opd", "rl"]
+    # 4 updates of 8 trajectories of 100 tokens: no documents lie beside the fake model, so 100 is the guess.
+    assert [cell.strip() for cell in rows["sft"].split("│")[2:9]] == [
+        "dataset × imitate", "–", "4", "0.0003", "3,200", "6,400", "0",
+    ]  # fmt: skip
+    assert "14 nodes, seeds 0, 1; counts are estimates for one seed." in text
+    assert "minutes on 2 processes" in text

@@ -1,0 +1,207 @@
+import dataclasses
+import html.parser
+import re
+from xml.etree import ElementTree
+
+import pytest
+from report_fixture import diverged, fake_study, replace_run, run_named, trained
+
+from statewise.records import DriftEstimate, Estimate
+from statewise.report import figures
+from statewise.report.page import render_page, write_report
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags, attributes and text, and checks that tags are closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.open, self.words = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, key, value or "") for key, value in attributes]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, key, value or "") for key, value in attributes]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def test_the_page_is_well_formed_and_its_ids_are_unique():
+    page = Page(render_page(fake_study()))
+    ids = [value for _, key, value in page.attributes if key == "id"]
+    assert len(ids) == len(set(ids))
+    for _, key, value in page.attributes:
+        if key == "href":
+            assert value.removeprefix("#") in ids
+
+
+def test_the_page_loads_nothing_and_forbids_loading():
+    text = render_page(fake_study())
+    page = Page(text)
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    assert ("meta", "content", policy) in page.attributes
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert not [value for _, key, value in page.attributes if key in ("src", "href") and not value.startswith("#")]
+    assert not [key for _, key, _ in page.attributes if key.startswith("on")]
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_the_same_summary_gives_the_same_bytes():
+    assert render_page(fake_study()) == render_page(fake_study())
+
+
+def test_every_string_of_the_summary_is_escaped_and_cleaned():
+    evil = "<script>alert(1)</script>\x1b[31m\u202e\"'&"
+    summary = fake_study()
+    run = dataclasses.replace(run_named(summary, "rl"), label=evil, recipe=evil, budget={evil: 1.0})
+    claim = dataclasses.replace(summary.phenomena[0], name=evil, statement=evil, verdict=evil, test=evil, note=evil)
+    summary = dataclasses.replace(
+        replace_run(summary, "rl", run),
+        name=evil,
+        description=evil,
+        columns=dict.fromkeys(summary.columns, evil),
+        protocols={evil: evil},
+        phenomena=(claim,),
+        environment={evil: evil},
+        reference_label=evil,
+        reference_headings=(evil,),
+        reference_rows=((evil,),),
+        problems=(evil,),
+    )
+    text = render_page(summary)
+    assert "script" not in Page(text).tags
+    assert "<script" not in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+
+
+def test_dollar_signs_in_a_name_are_not_formulas():
+    summary = fake_study()
+    run = dataclasses.replace(run_named(summary, "rl"), label=r"$\frac{1}$ 漢")
+    assert r"$\frac{1}$ 漢" in figures.forest_figure(replace_run(summary, "rl", run))
+
+
+def test_the_answer_states_scope_and_outcome():
+    text = Page(render_page(fake_study())).text
+    assert "The base model and 5 post-trained runs, 3 seeds each. Target: Pocket Math (n = 1,000)" in text
+    assert "Of 4 statements put to the test: 2 hold, 1 does not hold, 1 is not resolved." in text
+    assert "Largest gain on Pocket Math: mild SFT, +.064 [+.045, +.083]." in text
+
+
+def test_unresolved_differences_are_marked_in_text():
+    text = render_page(fake_study())
+    assert re.search(r'class="unresolved"><span class="value">−\.002</span> <span class="mark">n\.r\.</span>', text)
+    assert not re.search(r'\+\.064</span> <span class="mark">', text)
+
+
+def test_the_reference_is_labelled_as_not_comparable():
+    text = Page(render_page(fake_study())).text
+    assert "arXiv:2605.22731, Table 2: Qwen3-0.6B-Base, one seed, no intervals" in text
+    assert "not comparable with the table above cell by cell" in text
+    without = dataclasses.replace(fake_study(), reference_rows=())
+    assert "another source" not in render_page(without)
+
+
+def test_drift_is_shown_with_floor_range_and_p_values():
+    text = Page(render_page(fake_study())).text
+    assert "noise floor base against base .000410" in text
+    assert ".00956 [.00822, .0112] p .002–.004" in text
+    assert ".000440 n.r. [.000378, .000515] p .048–.600" in text
+
+
+def test_a_diverged_arm_is_named_and_has_no_numbers():
+    summary = fake_study()
+    summary = replace_run(summary, "opd_stress", diverged(run_named(summary, "opd_stress")))
+    text = Page(render_page(summary)).text
+    assert "OPD from stress SFT diverged – – – – –" in text
+    some = dataclasses.replace(run_named(summary, "rl"), num_diverged=1)
+    assert "on-policy RL 1 of 3 seeds diverged" in Page(render_page(replace_run(summary, "rl", some))).text
+
+
+def test_one_seed_says_what_its_intervals_leave_out():
+    summary = fake_study()
+    run = trained("mild_sft", "mild SFT", (0.064, -0.005, 0.008), 0.00956, "", num_seeds=1)
+    run = dataclasses.replace(run, drift={"mmd": DriftEstimate(0.01, 0.01, 0.01, 0.001)})
+    text = Page(render_page(dataclasses.replace(summary, runs=(summary.runs[0], run), phenomena=()))).text
+    assert "1 post-trained run, 1 seed each." in text
+    assert "intervals cover the choice of test items only" in text
+    assert "noise floor base against base .00100 mild SFT .0100 Recipes" in text
+
+
+def test_a_teacher_outside_the_study_is_called_by_its_name():
+    summary = fake_study()
+    run = dataclasses.replace(run_named(summary, "opd_mild"), teacher="elsewhere")
+    assert "teacher: elsewhere" in Page(render_page(replace_run(summary, "opd_mild", run))).text
+
+
+def test_without_teachers_there_is_no_table_of_students():
+    runs = tuple(dataclasses.replace(run, teacher=None, against_teacher={}) for run in fake_study().runs)
+    assert "Paired differences from the teacher" not in render_page(dataclasses.replace(fake_study(), runs=runs))
+
+
+def test_a_number_without_an_interval_is_not_resolved():
+    summary = fake_study()
+    run = dataclasses.replace(run_named(summary, "rl"), forgetting=Estimate(0.01, None, None, 400, 1, "one item set"))
+    text = Page(render_page(replace_run(summary, "rl", run))).text
+    assert "+.010 n.r. no interval" in text
+    assert "one item set" in text
+
+
+def test_a_study_without_results_still_has_a_page():
+    runs = tuple(diverged(run) for run in fake_study().runs)
+    page = Page(render_page(dataclasses.replace(fake_study(), runs=runs, phenomena=())))
+    assert "svg" not in page.tags
+    assert "Target: Pocket Math (not evaluated)" in page.text
+
+
+@pytest.mark.parametrize("draw", [figures.gain_figure, figures.drift_figure, figures.forest_figure])
+def test_figures_are_themed_labelled_and_the_same_every_time(draw):
+    svg = draw(fake_study())
+    assert svg == draw(fake_study())
+    root = ElementTree.fromstring(svg)
+    assert root.get("role") == "img"
+    assert "stress SFT" in root.get("aria-label")
+    shown = {element.text for element in root.iter() if element.tag.endswith("text")}
+    assert {"mild SFT", "stress SFT", "on-policy RL"} <= shown
+    assert "var(--series-1)" in svg
+    assert not re.search(r"#0[1-5]0", svg)
+
+
+def test_figures_without_data_are_left_out():
+    runs = tuple(diverged(run) for run in fake_study().runs)
+    summary = dataclasses.replace(fake_study(), runs=runs)
+    assert figures.gain_figure(summary) is figures.drift_figure(summary) is figures.forest_figure(summary) is None
+
+
+def test_floors_that_differ_are_all_shown():
+    summary = fake_study()
+    run = run_named(summary, "rl")
+    moved = {key: dataclasses.replace(value, floor=value.floor * 2) for key, value in run.drift.items()}
+    summary = replace_run(summary, "rl", dataclasses.replace(run, drift=moved))
+    assert ".000410 to .000820" in Page(render_page(summary)).text
+    assert "noise floors" in figures.drift_figure(summary)
+
+
+def test_the_report_is_written_into_its_folder(tmp_path):
+    path = write_report(fake_study(), tmp_path)
+    assert path == tmp_path / "report.html"
+    assert path.read_text(encoding="utf-8") == render_page(fake_study())

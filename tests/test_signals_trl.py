@@ -1,0 +1,178 @@
+"""Signals and reduction against TRL 1.16.
+
+TRL's functions are compiled out of its source files as they stand there: importing its trainers takes half a minute.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+from statewise.loop.reduce import state_weights
+from statewise.signals import JSD, ForwardKL, Imitate, ReverseKL
+from statewise.signals.reward import Reward
+from statewise.types import SignalInputs, Trajectory, collate
+
+TRL = Path(find_spec("trl").origin).parent
+CLIP = 0.2
+PROMPT_LENGTH = 2
+
+
+@cache
+def tree(path):
+    return ast.parse((TRL / path).read_text(encoding="utf-8"))
+
+
+def run(nodes, **names):
+    exec(compile(ast.Module(nodes, []), "trl", "exec"), names)
+    return names
+
+
+def trl_function(path, name, **names):
+    node = next(n for n in ast.walk(tree(path)) if isinstance(n, ast.FunctionDef) and n.name == name)
+    node.decorator_list = []
+    return run([node], torch=torch, F=F, **names)[name]
+
+
+def trl_advantages(rewards, group_size, scale_rewards):
+    """The lines of GRPOTrainer that turn rewards of one reward function into advantages."""
+    condition = "self.multi_objective_aggregation == 'sum_then_normalize'"
+    block = next(n for n in ast.walk(tree("trainer/grpo_trainer.py"))
+                 if isinstance(n, ast.If) and ast.unparse(n.test) == condition)  # fmt: skip
+    trainer = SimpleNamespace(
+        multi_objective_aggregation="sum_then_normalize", scale_rewards=scale_rewards, reward_weights=torch.ones(1)
+    )
+    rewards = torch.from_numpy(rewards)[:, None]
+    names = run(
+        [block], torch=torch, self=trainer, device="cpu", num_generations=group_size, rewards_per_func=rewards,
+        unscorable_mask=rewards.isnan().all(dim=1), nanstd=trl_function("trainer/utils.py", "nanstd"),
+    )  # fmt: skip
+    return torch.nan_to_num(names["advantages"], nan=0.0).numpy()
+
+
+def trl_policy_loss(loss_type, logprobs, behavior, advantages, mask):
+    """GRPOTrainer._compute_loss on given log-probabilities [batch, completion]."""
+    trainer = SimpleNamespace(
+        aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, beta=0.0, use_vllm=False,
+        importance_sampling_level="token", loss_type=loss_type, epsilon_low=CLIP, epsilon_high=CLIP,
+        args=SimpleNamespace(delta=None, steps_per_generation=1), current_gradient_accumulation_steps=1,
+        model=SimpleNamespace(training=True), _entropy_bonus_enabled=False, _metrics={"train": defaultdict(list)},
+        accelerator=SimpleNamespace(num_processes=1, reduce=lambda x, reduction: x, gather=lambda x: x),
+        _get_per_token_logps_and_entropies=lambda *args, **kwargs: (logprobs, torch.zeros_like(logprobs), None),
+    )  # fmt: skip
+    inputs = {
+        "prompt_ids": torch.zeros(len(mask), PROMPT_LENGTH, dtype=torch.long),
+        "prompt_mask": torch.ones(len(mask), PROMPT_LENGTH, dtype=torch.long),
+        "completion_ids": torch.zeros(mask.shape, dtype=torch.long), "completion_mask": mask.long(),
+        "advantages": advantages, "old_per_token_logps": behavior, "num_items_in_batch": mask.sum(),
+    }  # fmt: skip
+    compute = trl_function("trainer/grpo_trainer.py", "_compute_loss", nanmin=torch.min, nanmax=torch.max)
+    return compute(trainer, trainer.model, inputs)
+
+
+def unequal_states(response_lengths=(5, 1, 3, 7), seed=0):
+    """Rows of unequal length with `PROMPT_LENGTH` prompt tokens each."""
+    rng = np.random.default_rng(seed)
+    return collate(
+        [
+            Trajectory(tuple(rng.integers(0, 11, PROMPT_LENGTH + n).tolist()), PROMPT_LENGTH, i, "rollout", "learner")
+            for i, n in enumerate(response_lengths)
+        ]
+    )
+
+
+def reduced(losses, states, reduction):
+    return (losses * torch.from_numpy(state_weights(states, reduction)[states.action_mask])).sum()
+
+
+def test_the_reference_is_the_pinned_trl():
+    assert version("trl").startswith("1.16.")
+
+
+@pytest.mark.parametrize(
+    ("signal", "beta"),
+    [(ForwardKL(), 0), (ReverseKL(), 1), *[(JSD(beta), beta) for beta in (0.01, 0.1, 0.5, 0.9, 0.99)]],
+)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_divergences_and_their_gradients_equal_those_of_trl(signal, beta, temperature):
+    # TRL: beta = 0 is KL(teacher ‖ student), forward; beta = 1 is KL(student ‖ teacher), reverse.
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (3 * torch.randn(2, 6, 17, generator=generator) for _ in range(2))
+    labels = torch.zeros(2, 6, dtype=torch.long)
+    labels[0, :2] = labels[1, 4:] = -100
+    student.requires_grad_(True)
+    jsd_loss = trl_function("experimental/gkd/gkd_trainer.py", "generalized_jsd_loss")
+    expected = jsd_loss(student, teacher, labels=labels, beta=beta, temperature=temperature)
+
+    mask = labels != -100
+    inputs = SignalInputs(policy_logits=student[mask] / temperature, teacher_logits=teacher[mask] / temperature)
+    losses = signal.loss(inputs)
+    assert losses.shape == (8,)  # 2 x 6 positions less 2 x 2 masked ones
+    torch.testing.assert_close(losses.mean(), expected, atol=1e-5, rtol=1e-5)
+    ours, theirs = (torch.autograd.grad(loss, student)[0] for loss in (losses.mean(), expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("reduction", "loss_type"), [("trajectories", "grpo"), ("states", "bnpo"), ("states", "dapo")])
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_reward_and_its_gradient_equal_trls_grpo(reduction, loss_type, spread):
+    states = unequal_states()
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.from_numpy(states.action_mask)[:, PROMPT_LENGTH:]
+    logprobs = (-3 * torch.rand(mask.shape, generator=generator)).requires_grad_(True)
+    # At spread 0 the ratio is 1: the one update of a batch. At 0.5 about half of the ratios leave [0.8, 1.2].
+    behavior = logprobs.detach() + spread * torch.randn(mask.shape, generator=generator)
+    advantages = torch.tensor([1.5, -0.7, 0.2, -1.0])
+    expected = trl_policy_loss(loss_type, logprobs, behavior, advantages, mask)
+
+    losses = Reward(clip=CLIP).loss(
+        SignalInputs(
+            policy_logprobs=logprobs[mask],
+            behavior_logprobs=behavior[mask],
+            advantages=advantages[:, None].expand(mask.shape)[mask],
+        )
+    )
+    loss = reduced(losses, states, reduction)
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-5)
+    ours, theirs = (torch.autograd.grad(value, logprobs)[0] for value in (loss, expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    assert (ours[mask] == 0).any() == (spread > 0)  # some are clipped
+
+
+@pytest.mark.parametrize(("scale", "scale_rewards"), [("std", "group"), ("none", "none")])
+def test_advantages_equal_trls(scale, scale_rewards):
+    rewards = np.random.default_rng(0).choice([0.0, 0.3, 1.0], 24).astype(np.float32)
+    rewards[:4] = 1.0  # a group without spread
+    rewards[5] = rewards[9] = rewards[10] = np.nan  # answers that could not be scored
+    rewards[12:16] = np.nan  # a group of which none could
+    groups = np.repeat(np.arange(6), 4)
+    ours = Reward(scale=scale).advantages(rewards, groups)
+    np.testing.assert_allclose(ours, trl_advantages(rewards, 4, scale_rewards), atol=1e-5, rtol=1e-5)
+    assert (ours[:4] == 0).all() and (ours[12:16] == 0).all() and ours[5] == 0
+
+
+def test_imitate_over_unequal_rows_is_the_cross_entropy_of_sft():
+    # TRL's SFT is `per_token_loss.sum() / num_tokens`: transformers' causal loss over labels other than -100.
+    states = unequal_states()
+    logits = torch.randn(*states.token_ids.shape, 11, generator=torch.Generator().manual_seed(2))
+    token_ids = torch.from_numpy(states.token_ids)
+    mask = torch.from_numpy(states.action_mask)
+    labels = token_ids.where(mask, -100)
+
+    before = torch.roll(logits, 1, dims=1)  # the law of token t is at position t - 1
+    logprobs = before.log_softmax(-1).gather(-1, token_ids[..., None]).squeeze(-1)[mask]
+    loss = reduced(Imitate().loss(SignalInputs(policy_logprobs=logprobs)), states, "states")
+    torch.testing.assert_close(loss, ForCausalLMLoss(logits, labels, 11), atol=1e-6, rtol=1e-5)
+    plain = F.cross_entropy(logits[:, :-1].reshape(-1, 11), labels[:, 1:].reshape(-1), ignore_index=-100)
+    torch.testing.assert_close(loss, plain, atol=1e-6, rtol=1e-5)

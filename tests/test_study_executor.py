@@ -1,0 +1,314 @@
+"""Which node runs when, and what becomes of the others when one fails: with a pool that runs nothing."""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from study_fixture import small_plan
+
+from statewise.errors import InterruptedTrainingError, UsageError
+from statewise.study import executor, nodes
+from statewise.study.executor import NodeEvent, Outcome, execute
+from statewise.study.store import Store
+
+DONE = {"status": "trained", "node_s": 0.0}
+
+
+class FakePool:
+    """Answers a node at once, by its id, through `answers`; what is not named is done. Notes the order."""
+
+    def __init__(self, answers=None):
+        self.answers = answers or {}
+        self.submitted = []
+        self.num_workers = None
+        self.is_shut_down = False
+
+    def __call__(self, num_workers, context, initializer, initargs):
+        self.num_workers, self.stop, self.messages = num_workers, initargs[3], initargs[2]
+        return self
+
+    def submit(self, work, node):
+        self.submitted.append(node.id)
+        answer = self.answers.get(node.id, DONE)
+        future = Future()
+        if callable(answer):
+            answer = answer(self, node)
+        if isinstance(answer, BaseException):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+        return future
+
+    def shutdown(self, wait, cancel_futures):
+        self.is_shut_down = True
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the small study of one seed with a fake pool; returns (outcome, events, pool)."""
+
+    def run_with(answers=None, costs=None, num_workers=1, overrides=("study.seeds=[0]",), done=()):
+        pool = FakePool(answers)
+        context = SimpleNamespace(Queue=queue.Queue, Event=threading.Event)
+        monkeypatch.setattr(executor, "ProcessPoolExecutor", pool)
+        monkeypatch.setattr(executor.multiprocessing, "get_context", lambda kind: context)
+        plan, store, events = small_plan(tmp_path, *overrides), Store(tmp_path / "run"), []
+        for node in plan.nodes:
+            if node.id in done:
+                store.finish(node, DONE)
+        return execute(plan, store, costs or {}, events.append, num_workers), events, pool
+
+    return run_with
+
+
+ALL = [
+    "evaluate:base:0",
+    "train:sft:0",
+    "evaluate:sft:0",
+    "train:opd:0",
+    "evaluate:opd:0",
+    "train:rl:0",
+    "evaluate:rl:0",
+]
+
+
+def kinds(events, kind):
+    return [event.node.id for event in events if event.kind == kind]
+
+
+def test_every_node_is_run_once_after_what_it_needs(run):
+    outcome, events, pool = run()
+    assert sorted(pool.submitted) == sorted(ALL)
+    assert sorted(outcome.done) == sorted(ALL)
+    assert (outcome.failed, outcome.interrupted, pool.is_shut_down) == ({}, False, True)
+    assert (
+        pool.submitted.index("train:sft:0")
+        < pool.submitted.index("train:opd:0")
+        < pool.submitted.index("evaluate:opd:0")
+    )
+    assert pool.submitted.index("evaluate:base:0") < pool.submitted.index("evaluate:rl:0")
+    assert kinds(events, "started") == pool.submitted
+
+
+def test_the_node_with_the_longest_chain_behind_it_comes_first(run):
+    # Chains: train:sft 1 + train:opd 1 + evaluate:opd 1 = 3; train:rl 1.5 + 1 = 2.5; evaluate:base 1 + 1 = 2.
+    _, _, pool = run(costs=dict.fromkeys(ALL, 1.0) | {"train:rl:0": 1.5})
+    assert pool.submitted[:2] == ["train:sft:0", "train:rl:0"]
+    # Now the chain through RL is 5 + 1 = 6.
+    _, _, pool = run(costs=dict.fromkeys(ALL, 1.0) | {"train:rl:0": 5.0})
+    assert pool.submitted[0] == "train:rl:0"
+
+
+def test_no_more_nodes_run_at_once_than_there_are_workers(run, monkeypatch):
+    sizes = []
+    wait = executor.wait
+    monkeypatch.setattr(executor, "wait", lambda running, **how: (sizes.append(len(running)), wait(running, **how))[1])
+    run(num_workers=2)
+    assert max(sizes) == 2
+
+
+def test_what_is_done_is_skipped_and_not_run(run):
+    done = ["train:sft:0", "evaluate:base:0"]
+    outcome, events, pool = run(done=done)
+    assert sorted(kinds(events, "skipped")) == sorted(done)
+    assert not set(done) & set(pool.submitted)
+    assert sorted(outcome.done) == sorted(ALL)
+
+
+def test_no_worker_is_started_when_all_is_done(run):
+    outcome, events, pool = run(done=ALL)
+    assert pool.num_workers is None
+    assert sorted(outcome.done) == sorted(ALL)
+    assert {event.kind for event in events} == {"skipped"}
+
+
+def test_a_failed_node_fails_what_needs_it_and_nothing_else(run):
+    outcome, events, pool = run({"train:sft:0": {"status": "failed", "reason": "disk full"}})
+    assert outcome.failed == {
+        "train:sft:0": "disk full",
+        "evaluate:sft:0": "train:sft:0 failed",
+        "train:opd:0": "train:sft:0 failed",
+        "evaluate:opd:0": "train:opd:0 failed",
+    }
+    assert sorted(outcome.done) == ["evaluate:base:0", "evaluate:rl:0", "train:rl:0"]
+    assert not {"train:opd:0", "evaluate:sft:0"} & set(pool.submitted)
+    assert sorted(kinds(events, "failed")) == sorted(outcome.failed)
+
+
+def test_a_failed_base_fails_all_evaluations_but_no_training(run):
+    outcome, _, _ = run({"evaluate:base:0": {"status": "failed", "reason": "x"}})
+    assert sorted(outcome.done) == ["train:opd:0", "train:rl:0", "train:sft:0"]
+
+
+def test_one_seed_does_not_fail_another(run):
+    outcome, _, _ = run({"train:sft:0": {"status": "failed", "reason": "x"}}, overrides=())
+    assert all(node.endswith(":0") for node in outcome.failed)
+    assert sorted(node for node in outcome.done if node.endswith(":1")) == sorted(id_[:-1] + "1" for id_ in ALL)
+
+
+def test_diverged_and_skipped_arms_count_as_done(run):
+    skipped = {"status": "skipped", "reason": "its teacher sft diverged", "node_s": 0.0}
+    outcome, _, _ = run({"train:sft:0": {**DONE, "status": "diverged"}, "train:opd:0": skipped})
+    assert sorted(outcome.done) == sorted(ALL)
+
+
+def test_a_dead_worker_fails_what_was_left_and_says_how_to_go_on(run):
+    outcome, _, _ = run({"train:sft:0": BrokenProcessPool()}, costs={"evaluate:base:0": 100.0})
+    assert outcome.done == ["evaluate:base:0"]
+    assert "its worker process died (out of memory, or killed); run the same command" in outcome.failed["train:sft:0"]
+    assert outcome.failed["train:rl:0"] == "the worker processes are gone"
+    assert sorted([*outcome.done, *outcome.failed]) == sorted(ALL)
+
+
+def test_a_pool_that_breaks_between_two_nodes_is_a_dead_worker_too(run):
+    def broken(pool, node):
+        raise BrokenProcessPool
+
+    outcome, _, pool = run({"train:rl:0": broken})
+    assert "its worker process died" in outcome.failed["train:rl:0"]
+    assert sorted([*outcome.done, *outcome.failed]) == sorted(ALL)
+    assert pool.is_shut_down
+
+
+def test_ctrl_c_stops_the_workers_and_is_an_interrupted_outcome(run, monkeypatch):
+    def interrupted(pool, node):
+        # Ctrl-C reaches the parent while it waits; the worker then stops at its next update.
+        def wait(running, **how):
+            if not pool.stop.is_set():
+                raise KeyboardInterrupt
+            return set(running), set()
+
+        monkeypatch.setattr(executor, "wait", wait)
+        return {"status": "interrupted"}
+
+    outcome, events, pool = run({"train:rl:0": interrupted}, costs={"train:rl:0": 100.0})
+    assert pool.submitted == ["train:rl:0"]
+    assert outcome == Outcome([], {}, interrupted=True)
+    assert kinds(events, "interrupted") == ["train:rl:0"]
+    assert pool.is_shut_down
+
+
+def test_a_node_that_ended_while_ctrl_c_was_handled_is_kept(run, monkeypatch):
+    def wait(running, **how):
+        if not how.get("return_when"):
+            return set(running), set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(executor, "wait", wait)
+    outcome, _, _ = run(costs={"train:rl:0": 100.0})
+    assert outcome == Outcome(["train:rl:0"], {}, interrupted=True)
+
+
+def test_progress_and_warnings_of_workers_are_forwarded(run):
+    def talking(pool, node):
+        pool.messages.put(NodeEvent("progress", node, done=3))
+        pool.messages.put(NodeEvent("warning", node, message="careful"))
+        return DONE
+
+    _, events, _ = run({"train:sft:0": talking})
+    assert [(e.kind, e.done, e.message) for e in events if e.kind in ("progress", "warning")] == [
+        ("progress", 3, ""),
+        ("warning", 0, "careful"),
+    ]
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    """A worker in this process, whose `run_node` is the function that the test gives."""
+
+    def work_with(run_node):
+        plan = small_plan(tmp_path)
+        place = SimpleNamespace(store=Store(tmp_path / "run"))
+        state = executor._Worker(place, queue.Queue(), threading.Event())
+        monkeypatch.setattr(executor, "_worker", [state])
+        monkeypatch.setattr(nodes, "run_node", run_node)
+        return executor._work(plan.nodes[1]), state
+
+    return work_with
+
+
+def raising(error):
+    def run_node(place, node, observer):
+        raise error
+
+    return run_node
+
+
+def test_a_worker_answers_what_its_node_answers(worker):
+    assert worker(lambda place, node, observer: DONE)[0] == DONE
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (InterruptedTrainingError("x"), {"status": "interrupted"}),
+        (UsageError("no gold text"), {"status": "failed", "reason": "no gold text"}),
+        (OSError(28, "No space left on device"), {"status": "failed", "reason": "[Errno 28] No space left on device"}),
+    ],
+)
+def test_a_worker_turns_an_error_into_an_answer(worker, error, answer):
+    assert worker(raising(error))[0] == answer
+
+
+def test_a_defect_in_a_node_keeps_its_traceback_and_names_the_file(worker, tmp_path):
+    answer, _ = worker(raising(ZeroDivisionError("division by zero")))
+    path = tmp_path / "run" / "arms" / "sft" / "0" / "traceback.txt"
+    assert answer == {"status": "failed", "reason": f"ZeroDivisionError: division by zero (see {path})"}
+    assert "in run_node" in path.read_text()
+
+
+def test_a_worker_sends_progress_seldom(worker):
+    def run_node(place, node, observer):
+        for done in range(100):
+            observer.progress(done)
+        observer.warn("careful")
+        return DONE
+
+    _, state = worker(run_node)
+    sent = [state.messages.get_nowait() for _ in range(state.messages.qsize())]
+    assert [event.kind for event in sent][-1] == "warning"
+    assert len(sent) < 10
+
+
+ORPHAN = """
+import multiprocessing, os, sys, time
+from statewise.study.executor import end_with_parent
+
+def work():
+    end_with_parent()
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("fork").Process(target=work).start()
+    time.sleep(60)
+"""
+
+
+def test_a_worker_ends_with_its_parent_so_that_nobody_writes_beside_the_next_run(tmp_path):
+    path = tmp_path / "orphan.py"
+    path.write_text(ORPHAN)
+    with subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_alive(pid)
+
+
+def is_alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"  # a zombie waits for init, and writes nothing

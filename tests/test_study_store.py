@@ -1,0 +1,160 @@
+"""The run folder: what counts as done, which folders are refused, and that one process holds it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+
+import pytest
+from study_fixture import node_named, small_plan
+
+from statewise import records
+from statewise.config import read_study
+from statewise.errors import UsageError
+from statewise.study.store import Store
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return small_plan(tmp_path)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "run")
+
+
+def test_a_node_is_done_when_its_record_is_there(plan, store):
+    node = node_named(plan, "train:sft:0")
+    assert store.result(node) is None
+    store.finish(node, {"status": "trained"})
+    assert store.result(node) == {"fingerprint": node.fingerprint, "status": "trained"}
+    assert store.result(node_named(plan, "evaluate:sft:0")) is None
+    assert store.result(node_named(plan, "train:sft:1")) is None
+
+
+def test_a_record_of_another_configuration_does_not_count(tmp_path, plan, store):
+    other = small_plan(tmp_path, "sft.update.lr=1e-2")
+    store.finish(node_named(other, "train:sft:0"), {"status": "trained"})
+    assert store.result(node_named(plan, "train:sft:0")) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"fingerprint": "ab', b"\xff\xfe", b"[]", b"null", b"{}"])
+def test_a_torn_record_does_not_count(plan, store, content):
+    node = node_named(plan, "evaluate:sft:0")
+    store.finish(node, {"status": "evaluated"})
+    (store.arm_folder("sft", 0) / "done.json").write_bytes(content)
+    assert store.result(node) is None
+
+
+def test_a_folder_is_opened_for_a_study_and_again_for_the_same(plan, store):
+    store.open_for(plan)
+    store.open_for(plan)
+    stored = records.read_json(store.folder / "plan.json")
+    assert [node["id"] for node in stored["nodes"]] == [node.id for node in plan.nodes]
+    assert read_study(store.folder / "study.toml") == plan.config
+
+
+def test_a_folder_of_another_study_is_refused_and_left_as_it_was(tmp_path, plan, store):
+    store.open_for(plan)
+    before = (store.folder / "study.toml").read_bytes()
+    with pytest.raises(UsageError, match="holds a run of another study or with other settings"):
+        store.open_for(small_plan(tmp_path, "sft.update.lr=1e-2"))
+    assert (store.folder / "study.toml").read_bytes() == before
+
+
+def test_more_seeds_and_another_label_go_into_the_same_folder_and_keep_what_is_done(tmp_path, plan, store):
+    store.open_for(plan)
+    for node in plan.nodes:
+        store.finish(node, {"status": "trained"})
+    more = small_plan(tmp_path, "study.seeds=[0, 1, 2]", "sft.label=mild SFT")
+    store.open_for(more)
+    assert {node.seed for node in more.nodes if store.result(node) is None} == {2}
+    assert all(store.result(node) for node in more.nodes if node.seed < 2)
+
+
+def test_a_folder_that_is_no_run_folder_is_refused_and_left_as_it_was(plan, store):
+    store.folder.mkdir()
+    (store.folder / "thesis.tex").write_text("words")
+    with pytest.raises(UsageError, match="exists and is not a run folder"):
+        store.open_for(plan)
+    assert os.listdir(store.folder) == ["thesis.tex"]
+
+
+def test_an_empty_folder_is_taken(plan, store):
+    store.folder.mkdir()
+    store.open_for(plan)
+    assert (store.folder / "plan.json").exists()
+
+
+def test_a_kill_before_the_first_record_does_not_lock_the_folder_out(plan, store):
+    # What a kill between lock and rename of plan.json leaves.
+    with store.lock():
+        (store.folder / ".plan.json.tmp").write_text("{")
+    store.open_for(plan)
+
+
+def test_a_plan_that_is_not_json_is_refused(plan, store):
+    store.open_for(plan)
+    (store.folder / "plan.json").write_text("{")
+    with pytest.raises(UsageError, match=r"plan\.json is damaged"):
+        store.open_for(plan)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(plan, store):
+    store.folder.write_text("words")
+    with pytest.raises(UsageError, match="is a file"), store.lock():
+        pass
+
+
+def test_two_at_once_are_refused_and_the_second_may_follow(store):
+    refused = pytest.raises(UsageError, match="another statewise is at work here")
+    with store.lock(), refused, Store(store.folder).lock():
+        pass
+    with store.lock():
+        pass
+
+
+def hold_and_die(folder, held):
+    with Store(folder).lock():
+        held.set()
+        os._exit(1)
+
+
+def test_the_lock_goes_with_the_process(store):
+    context = multiprocessing.get_context("forkserver")
+    held = context.Event()
+    process = context.Process(target=hold_and_die, args=(store.folder, held))
+    process.start()
+    assert held.wait(60)
+    process.join()
+    with store.lock():
+        pass
+
+
+def test_a_record_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "done.json"
+    records.write_json(path, {"a": 1})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        records.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["done.json"]
+
+
+def test_a_record_without_a_finite_number_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        records.write_json(tmp_path / "x.json", {"a": float("nan")})
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path):
+    rows = [{"task": "t", "item": 1, "decoding": "greedy", "metric": "acc", "score": None, "response": "a"}]
+    for name in ("a", "b"):
+        records.write_table(tmp_path / name, rows, records.ITEM_SCHEMA)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert records.read_table(tmp_path / "a") == rows

@@ -1,0 +1,322 @@
+"""From the records of a run folder to scores, differences and verdicts: on folders whose answers are known."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from study_fixture import STUDY, small_plan
+
+from statewise import records
+from statewise.report.summary_json import summary_from_json
+from statewise.study.store import Store
+from statewise.study.summary import summarise, write_summary
+
+ITEMS = 40
+KEY = "pocket_math:greedy:exact_match,flexible-extract"
+FACTS, MYTHS = "pocket_facts:choices:acc,none", "pocket_myths:choices:acc,none"
+MATH_ROWS = [
+    ("greedy", "exact_match,strict-match"),
+    ("greedy", "exact_match,flexible-extract"),
+    ("sampled", "exact_match,strict-match"),
+    ("sampled", "exact_match,flexible-extract"),
+]
+
+
+def phenomenon(measure="forgetting", comparison="more", arms='["sft"]', than="base", margin=0.0):
+    return (
+        f'\n[[phenomena]]\nname = "p"\nstatement = "s"\nmeasure = "{measure}"\ncomparison = "{comparison}"\n'
+        f'arms = {arms}\nthan = "{than}"\nmargin = {margin}\n'
+    )
+
+
+def first_right(share):
+    """Which of the items are right: the first `share` of them."""
+    return [1.0 if item < share * ITEMS else 0.0 for item in range(ITEMS)]
+
+
+class Folder:
+    """A run folder that is written by hand."""
+
+    def __init__(self, folder, text=STUDY):
+        self.plan = small_plan(folder, text=text)
+        self.store = Store(folder / "run")
+
+    def node(self, action, arm, seed):
+        return next(n for n in self.plan.nodes if (n.action, n.arm, n.seed) == (action, arm, seed))
+
+    def trained(self, arm, seed, **changes):
+        budget = {"num_updates": 4.0, "num_states": 100.0, "num_tokens": 200.0, "num_generated_learner": 50.0}
+        result = {"status": "trained", "budget": budget, "num_parameters": 1000, "node_s": 2.0, **changes}
+        self.store.finish(self.node("train", arm, seed), result)
+
+    def evaluated(self, arm, seed, math, facts=None, myths=None):
+        """Write the evaluation of an arm; every metric of the target has the same scores, sampled ones half of them."""
+        folder = self.store.arm_folder(arm, seed)
+        rows = [
+            row("pocket_math", item, decoding, metric, score if decoding == "greedy" else score / 2 if score else score)
+            for decoding, metric in MATH_ROWS
+            for item, score in enumerate(math)
+        ]
+        records.write_table(folder / "evals" / "pocket_math.parquet", rows, records.ITEM_SCHEMA)
+        for task, scores in (("pocket_facts", facts), ("pocket_myths", myths)):
+            scores = first_right(0.5) if scores is None else scores
+            rows = [row(task, item, "choices", "acc,none", score) for item, score in enumerate(scores)]
+            records.write_table(folder / "evals" / f"{task}.parquet", rows, records.ITEM_SCHEMA)
+        if arm != "base":
+            values = {"value": 0.1 * (seed + 1), "floor": 0.05, "p_value": 0.05, "num_rollouts": 8, "num_states": 32}
+            records.write_json(folder / "drift.json", {"mmd": values})
+        self.store.finish(
+            self.node("evaluate", arm, seed), {"status": "evaluated", "protocols": {"pocket_math": "greedy"}}
+        )
+
+    def everything(self, **shares):
+        """Train and evaluate every arm on both seeds; `shares` of right answers on the target, default a half."""
+        for seed in (0, 1):
+            self.evaluated("base", seed, first_right(0.5))
+            for arm in self.plan.config.arms:
+                self.trained(arm, seed)
+                self.evaluated(arm, seed, first_right(shares.get(arm, 0.5)))
+
+    def summarise(self):
+        summary = summarise(self.plan, self.store, {"python": "3"})
+        write_summary(summary, self.store)
+        assert summary_from_json(records.read_json(self.store.folder / "summary.json")) == summary
+        return summary
+
+
+def row(task, item, decoding, metric, score):
+    return {"task": task, "item": item, "decoding": decoding, "metric": metric, "score": score, "response": ""}
+
+
+def run_of(summary, arm):
+    return next(run for run in summary.runs if run.arm == arm)
+
+
+def verdict_of(summary):
+    (only,) = summary.phenomena
+    return only.verdict
+
+
+def test_scores_and_differences_are_means_over_items_and_seeds(tmp_path):
+    folder = Folder(tmp_path)
+    folder.everything(sft=0.75)
+    folder.evaluated("sft", 1, first_right(0.85))
+    sft = run_of(folder.summarise(), "sft")
+    # Seeds .75 and .85 against .5 and .5.
+    assert sft.scores[KEY].value == pytest.approx(0.8)
+    assert sft.against_base[KEY].value == pytest.approx(0.3)
+    assert (sft.scores[KEY].num_items, sft.scores[KEY].num_seeds, sft.num_seeds) == (ITEMS, 2, 2)
+    assert sft.against_base[FACTS].value == 0.0
+
+
+def test_columns_are_the_target_first_then_one_a_retention_task(tmp_path):
+    folder = Folder(tmp_path)
+    folder.everything()
+    summary = folder.summarise()
+    assert list(summary.columns) == [
+        KEY,
+        "pocket_math:sampled:exact_match,flexible-extract",
+        "pocket_math:greedy:exact_match,strict-match",
+        FACTS,
+        MYTHS,
+    ]
+    assert list(summary.columns.values()) == [
+        "pocket_math greedy", "pocket_math sampled", "pocket_math strict-match", "pocket_facts", "pocket_myths",
+    ]  # fmt: skip
+    assert summary.protocols == {"pocket_math": "greedy"}
+    assert summary.problems == ()
+
+
+def test_forgetting_retention_and_the_teacher_are_paired(tmp_path):
+    folder = Folder(tmp_path)
+    folder.everything(sft=0.6, opd=0.7)
+    for seed in (0, 1):
+        folder.evaluated("sft", seed, first_right(0.6), facts=first_right(0.4), myths=first_right(0.3))
+    summary = folder.summarise()
+    # F = ((.5 - .4) + (.5 - .3)) / 2 = .15; retention (.4 / .5 + .3 / .5) / 2 = .7.
+    assert run_of(summary, "sft").forgetting.value == pytest.approx(0.15)
+    assert run_of(summary, "sft").retention_ratio.value == pytest.approx(0.7)
+    assert run_of(summary, "opd").against_teacher[KEY].value == pytest.approx(0.1)
+    assert run_of(summary, "opd").teacher == "sft"
+    base = run_of(summary, "base")
+    assert (base.forgetting, base.retention_ratio, base.against_base, base.recipe) == (None, None, {}, "not trained")
+
+
+def test_drift_and_budget_are_means_over_seeds(tmp_path):
+    folder = Folder(tmp_path)
+    folder.everything()
+    folder.trained("sft", 1, node_s=4.0)
+    sft = run_of(folder.summarise(), "sft")
+    drift = sft.drift["mmd"]
+    assert (drift.value, drift.low, drift.high) == pytest.approx((0.15, 0.1, 0.2))
+    assert (drift.floor, drift.p_values) == (0.05, (0.05, 0.05))
+    assert sft.budget["train_s"] == 3.0
+    # 6 N per trained token and 2 N per generated one, N = 1000: 1000 (6 · 200 + 2 · 50).
+    assert sft.budget["flops"] == 1000 * (6 * 200 + 2 * 50)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "margin", "verdict"),
+    [
+        # The difference is .5 with an interval of about .5 ± .16.
+        ("more", 0.0, "holds"),
+        ("more", 0.3, "holds"),
+        ("more", 0.5, "not resolved"),
+        ("more", 0.8, "does not hold"),
+        ("less", 0.8, "holds"),
+        ("less", 0.5, "not resolved"),
+        ("less", 0.3, "does not hold"),
+        ("less", 0.0, "does not hold"),
+    ],
+)
+def test_a_claim_is_judged_by_its_interval_and_margin(tmp_path, comparison, margin, verdict):
+    folder = Folder(tmp_path, STUDY + phenomenon("pocket_math", comparison, margin=margin))
+    folder.everything(sft=1.0)
+    summary = folder.summarise()
+    assert verdict_of(summary) == verdict
+    contrast = summary.phenomena[0].contrasts["sft - base"]
+    assert contrast.value == pytest.approx(0.5)
+    side = "above" if comparison == "more" else "below"
+    assert f"pocket_math {side} {margin:g}: 95 % interval" in summary.phenomena[0].test
+
+
+def test_every_contrast_of_a_claim_must_hold_and_one_may_refute_it(tmp_path):
+    def judge(name, **shares):
+        (tmp_path / name).mkdir()
+        folder = Folder(tmp_path / name, STUDY + phenomenon("pocket_math", arms='["sft", "rl"]'))
+        folder.everything(**shares)
+        return verdict_of(folder.summarise())
+
+    assert judge("both", sft=1.0, rl=1.0) == "holds"
+    assert judge("one", sft=1.0, rl=0.5) == "not resolved"
+    assert judge("against", sft=1.0, rl=0.1) == "does not hold"
+
+
+def test_forgetting_can_be_claimed_against_another_arm(tmp_path):
+    folder = Folder(tmp_path, STUDY + phenomenon("forgetting", than="rl"))
+    folder.everything()
+    for seed in (0, 1):
+        folder.evaluated("sft", seed, first_right(0.5), facts=first_right(0.0), myths=first_right(0.1))
+    (found,) = folder.summarise().phenomena
+    # F(sft) - F(rl) = ((.5 - 0) + (.5 - .1)) / 2 - 0 = .45.
+    assert found.contrasts["sft - rl"].value == pytest.approx(0.45)
+    assert found.verdict == "holds"
+
+
+def test_sampled_answers_can_be_claimed(tmp_path):
+    folder = Folder(tmp_path, STUDY + phenomenon("pocket_math:sampled"))
+    folder.everything(sft=1.0)
+    assert folder.summarise().phenomena[0].contrasts["sft - base"].value == pytest.approx(0.25)
+
+
+def test_a_claim_about_answers_that_a_task_does_not_have_is_not_resolved(tmp_path):
+    # A target that scores given choices has no sampled answers.
+    folder = Folder(tmp_path, STUDY + phenomenon("pocket_math:sampled"))
+    folder.everything()
+    for path in folder.store.folder.rglob("pocket_math.parquet"):
+        rows = [one for one in records.read_table(path) if one["decoding"] == "greedy"]
+        records.write_table(path, rows, records.ITEM_SCHEMA)
+    (found,) = folder.summarise().phenomena
+    assert found.verdict == "not resolved"
+    assert "no scores" in found.note
+
+
+def test_a_diverged_arm_and_its_student_have_no_scores_and_are_named(tmp_path):
+    folder = Folder(tmp_path, STUDY + phenomenon("pocket_math", arms='["sft", "rl"]'))
+    folder.everything(sft=1.0, rl=1.0)
+    for seed in (0, 1):
+        folder.trained("sft", seed, status="diverged", reason="update 1: loss nan")
+        skipped = {"status": "skipped", "reason": "there is no trained model", "node_s": 0.0}
+        folder.store.finish(folder.node("evaluate", "sft", seed), skipped)
+    summary = folder.summarise()
+    sft = run_of(summary, "sft")
+    assert (sft.num_seeds, sft.num_diverged, sft.scores, sft.forgetting, sft.drift) == (0, 2, {}, None, {})
+    assert run_of(summary, "opd").against_teacher == {}
+    assert "train:sft:0 diverged: update 1: loss nan" in summary.problems
+    assert "evaluate:sft:1 skipped: there is no trained model" in summary.problems
+    assert verdict_of(summary) == "not resolved"
+    assert "an arm of this claim has no scores of this measure" in summary.phenomena[0].note
+
+
+def test_one_diverged_seed_leaves_the_other_and_differences_use_common_seeds(tmp_path):
+    folder = Folder(tmp_path)
+    folder.everything(sft=0.75)
+    folder.trained("sft", 0, status="diverged", reason="update 1: loss nan")
+    folder.store.finish(folder.node("evaluate", "sft", 0), {"status": "skipped", "reason": "x", "node_s": 0.0})
+    folder.evaluated("opd", 0, first_right(0.0))
+    folder.evaluated("opd", 1, first_right(0.85))
+    summary = folder.summarise()
+    sft, opd = run_of(summary, "sft"), run_of(summary, "opd")
+    assert (sft.num_seeds, sft.num_diverged) == (1, 1)
+    assert opd.num_seeds == 2
+    # Only seed 1 has both student and teacher: .85 - .75.
+    assert opd.against_teacher[KEY].value == pytest.approx(0.1)
+    assert opd.against_teacher[KEY].num_seeds == 1
+
+
+def test_what_is_not_done_is_named_and_the_rest_is_summarised(tmp_path):
+    folder = Folder(tmp_path, STUDY + phenomenon("pocket_math", arms='["rl"]'))
+    folder.evaluated("base", 0, first_right(0.5))
+    folder.trained("sft", 0)
+    folder.evaluated("sft", 0, first_right(0.75))
+    summary = folder.summarise()
+    assert run_of(summary, "sft").scores[KEY].value == 0.75
+    assert run_of(summary, "rl").scores == {}
+    assert summary.problems[0].startswith("not done yet: train:rl:0, evaluate:rl:0, train:opd:0")
+    assert verdict_of(summary) == "not resolved"
+
+
+def test_a_folder_in_which_nothing_is_done_is_summarised(tmp_path):
+    folder = Folder(tmp_path, STUDY + phenomenon("pocket_math"))
+    summary = folder.summarise()
+    assert summary.columns == {}
+    assert [run.num_seeds for run in summary.runs] == [0, 0, 0, 0]
+    assert records.read_table(folder.store.folder / "results.parquet") == []
+
+
+def test_an_answer_that_could_not_be_scored_is_not_correct_and_is_reported(tmp_path):
+    folder = Folder(tmp_path)
+    folder.everything(sft=1.0)
+    folder.evaluated("sft", 0, [None, None, *first_right(1.0)[2:]])
+    summary = folder.summarise()
+    # 38 of 40 and 40 of 40.
+    assert run_of(summary, "sft").scores[KEY].value == pytest.approx(78 / 80)
+    assert "sft seed 0: 2 answers of pocket_math greedy could not be scored" in summary.problems
+
+
+def test_a_base_model_that_fails_a_retention_task_has_no_retention_ratio(tmp_path):
+    folder = Folder(tmp_path)
+    folder.everything()
+    for seed in (0, 1):
+        folder.evaluated("base", seed, first_right(0.5), facts=first_right(0.0))
+    sft = run_of(folder.summarise(), "sft")
+    assert sft.retention_ratio is None
+    assert sft.forgetting.value == pytest.approx(-0.25)
+
+
+def test_results_are_one_row_a_run_and_column(tmp_path):
+    folder = Folder(tmp_path)
+    folder.everything(sft=0.75)
+    summary = folder.summarise()
+    rows = records.read_table(folder.store.folder / "results.parquet")
+    assert len(rows) == 4 * len(summary.columns)
+    (found,) = [one for one in rows if (one["arm"], one["column"]) == ("sft", KEY)]
+    estimate = run_of(summary, "sft").scores[KEY]
+    assert (found["value"], found["low"], found["high"]) == (estimate.value, estimate.low, estimate.high)
+
+
+def test_a_recipe_says_where_what_and_how_far(tmp_path):
+    folder = Folder(tmp_path)
+    recipes = {run.arm: run.recipe for run in folder.summarise().runs}
+    assert recipes["sft"] == "imitate on dataset states · 4 updates of 8 · lr 0.0003 constant · full weights"
+    assert recipes["opd"].startswith("continuation of sft on rollout states · 4 updates of 8 · lr 0.0003")
+    assert recipes["rl"].startswith("reward on rollout states · 4 updates of 8 · lr 0.0001")
+
+
+def test_a_summary_is_json_without_nan(tmp_path):
+    folder = Folder(tmp_path)
+    folder.everything()
+    folder.summarise()
+    text = (folder.store.folder / "summary.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))

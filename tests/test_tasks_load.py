@@ -1,0 +1,190 @@
+import json
+import multiprocessing
+from pathlib import Path
+
+import datasets
+import pytest
+import yaml
+
+from statewise.errors import UsageError
+from statewise.pocket.world import World, write_benchmarks
+from statewise.tasks import load
+from statewise.tasks.find import find_task_file, list_tasks
+from statewise.tasks.load import load_task
+
+CHOICE_TASK = {
+    "task": "toy_choice",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": "toy.jsonl"}},
+    "output_type": "multiple_choice",
+    "test_split": "test",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "choices",
+    "doc_to_target": "label",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    "metadata": {"version": 7},
+}
+CHOICE_ROW = {"question": "Which?", "choices": ["a", "b"], "label": 1}
+
+
+@pytest.fixture(scope="module")
+def pocket_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    write_benchmarks(World.from_seed(1), folder)
+    return folder
+
+
+def write_task(folder: Path, rows: list | str, **changes) -> Path:
+    config = {**CHOICE_TASK, **changes}
+    path = folder / f"{config['task']}.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in config.items() if value is not None}))
+    text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "toy.jsonl").write_text(text)
+    return path
+
+
+def test_a_task_is_found_by_its_name_in_the_folder_or_by_its_path(pocket_folder):
+    assert list_tasks(pocket_folder) == ("pocket_facts", "pocket_math", "pocket_myths")
+    assert find_task_file("pocket_math", pocket_folder) == pocket_folder / "pocket_math.yaml"
+    assert find_task_file(str(pocket_folder / "pocket_math.yaml"), None) == pocket_folder / "pocket_math.yaml"
+    assert find_task_file("../pocket_math", pocket_folder / "inner") is None
+    assert find_task_file("pocket_math", None) is None
+
+
+@pytest.mark.parametrize("name", ["pocket_math", "pocket_facts", "pocket_myths"])
+def test_the_pocket_tasks_load_from_any_directory_and_leave_no_cache(pocket_folder, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    task = load_task(name, task_folder=pocket_folder)
+    num_items = len(
+        (pocket_folder / f"{name}{'_test' if name == 'pocket_math' else ''}.jsonl").read_text().splitlines()
+    )
+    assert len(task.requests()) == num_items
+    assert f"0-shot; split test, n = {num_items}" in task.protocol
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_protocol_states_shots_split_items_filters_and_versions(tmp_path):
+    write_task(tmp_path, [CHOICE_ROW, CHOICE_ROW])
+    task = load_task("toy_choice", task_folder=tmp_path)
+    assert task.version == "7"
+    assert task.protocol.startswith("0-shot; split test, n = 2; task version 7, lm-eval 0.4.")
+    assert task.metrics == ("acc,none",)
+
+
+def test_changed_data_are_seen_at_the_next_load(tmp_path):
+    write_task(tmp_path, [CHOICE_ROW])
+    assert len(load_task("toy_choice", task_folder=tmp_path).requests()) == 1
+    write_task(tmp_path, [CHOICE_ROW] * 3)
+    assert len(load_task("toy_choice", task_folder=tmp_path).requests()) == 3
+
+
+def count_items(folder: Path) -> int:
+    return len(load_task("pocket_math", task_folder=folder).requests(limit=50))
+
+
+def test_two_processes_load_the_same_task_at_once(pocket_folder):
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(count_items, [pocket_folder] * 4, chunksize=1) == [50] * 4
+
+
+def test_other_local_formats_are_read_relative_to_the_task_without_a_lasting_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    write_task(
+        tmp_path,
+        "",
+        dataset_path="csv",
+        dataset_kwargs={"data_files": {"test": "*.csv"}},
+        doc_to_choice=["no", "yes"],
+    )
+    (tmp_path / "rows.csv").write_text("question,label\nIs it?,1\nIs it not?,0\n")
+    (first, _), (second, _) = load_task("toy_choice", task_folder=tmp_path).requests()
+    assert [first.args[0], second.args[0]] == ["Is it?", "Is it not?"]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_json_array_is_read_too(tmp_path):
+    write_task(tmp_path, "", dataset_kwargs={"data_files": {"test": ["toy.json"]}})
+    (tmp_path / "toy.json").write_text(json.dumps([CHOICE_ROW, CHOICE_ROW]))
+    assert len(load_task("toy_choice", task_folder=tmp_path).requests()) == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("", r"toy\.jsonl: holds no rows"),
+        ('{"question": "Which?"\n', r"toy\.jsonl:1: not valid JSON"),
+        (json.dumps(CHOICE_ROW) + "\n\n[1]\n", r"toy\.jsonl:3: expected one JSON object, got list"),
+        ([CHOICE_ROW, {"question": "Which?", "choices": ["a"]}], r"toy\.jsonl:2: no value for column 'label'"),
+        ([{"text": "Which?"}], "no value for column 'question'.* the file's columns are text"),
+        ([CHOICE_ROW, {**CHOICE_ROW, "label": "one"}], "values of different types"),
+        ([CHOICE_ROW, {**CHOICE_ROW, "label": 2}], "item 1 has label 2, but its 2 choices"),
+    ],
+)
+def test_a_malformed_data_file_is_refused_with_its_place(tmp_path, rows, message):
+    write_task(tmp_path, rows)
+    with pytest.raises(UsageError, match=message):
+        load_task("toy_choice", task_folder=tmp_path)
+
+
+def test_a_column_used_under_a_condition_may_be_missing_in_some_rows(tmp_path):
+    template = "{% if hint %}{{hint}} {% endif %}{{question}}"
+    write_task(tmp_path, [CHOICE_ROW, {**CHOICE_ROW, "hint": "It is b."}], doc_to_text=template)
+    task = load_task("toy_choice", task_folder=tmp_path)
+    assert [requests[0].args[0] for requests in task.requests()] == ["Which?", "It is b. Which?"]
+
+
+def test_a_missing_data_file_is_named(tmp_path):
+    write_task(tmp_path, [CHOICE_ROW])
+    (tmp_path / "toy.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"test data .*toy\.jsonl do not exist"):
+        load_task("toy_choice", task_folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unsafe_code": True}, "runs code that the model wrote"),
+        ({"doc_to_image": "image"}, "shows images"),
+        ({"doc_to_text": "{{question"}, "doc_to_text is not a valid template"),
+        ({"test_split": "tset"}, "lm-eval cannot build the task"),
+        ({"output_type": "choose"}, "lm-eval cannot build the task"),
+        ({"dataset_path": "somebody/something", "dataset_kwargs": None}, "cannot be loaded"),
+    ],
+)
+def test_a_task_file_that_cannot_be_used_is_refused_with_the_reason(tmp_path, changes, message):
+    path = write_task(tmp_path, [CHOICE_ROW], **changes)
+    with pytest.raises(UsageError, match=message):
+        load_task(str(path))
+
+
+def test_a_file_that_is_not_yaml_is_refused(tmp_path):
+    (tmp_path / "toy.yaml").write_text("task: [")
+    with pytest.raises(UsageError, match=r"toy\.yaml: cannot be read"):
+        load_task("toy", task_folder=tmp_path)
+
+
+class Entry:
+    def __init__(self, kind: str, yaml_path: Path | None = None):
+        self.kind, self.yaml_path = type("Kind", (), {"name": kind}), yaml_path
+
+
+def test_an_unknown_name_suggests_the_nearest(pocket_folder, monkeypatch):
+    monkeypatch.setattr(load, "_index", lambda: {"pocket_polka": Entry("TASK"), "unlike": Entry("TASK")})
+    with pytest.raises(UsageError, match=r"unknown task 'pocket_maths'. Did you mean 'pocket_math'") as caught:
+        load_task("pocket_maths", task_folder=pocket_folder)
+    assert "unlike" not in str(caught.value)
+
+
+def test_a_group_is_refused_with_some_of_its_members(monkeypatch):
+    monkeypatch.setattr(load, "_index", lambda: {"many": Entry("GROUP"), "many_one": Entry("TASK")})
+    with pytest.raises(UsageError, match=r"'many' is a group of lm-eval tasks.* such as many_one"):
+        load_task("many")
+
+
+def test_lm_evals_own_task_is_taken_where_the_folder_has_none(tmp_path, monkeypatch):
+    path = write_task(tmp_path, [CHOICE_ROW])
+    monkeypatch.setattr(load, "_index", lambda: {"toy_alias": Entry("TASK", path)})
+    assert load_task("toy_alias", task_folder=None).name == "toy_choice"
+    with pytest.raises(UsageError, match=r"gsm8k\.yaml: its data set 'openai/gsm8k' cannot be loaded"):
+        load_task("gsm8k")
