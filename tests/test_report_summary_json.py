@@ -19,9 +19,9 @@ def test_a_summary_survives_the_way_through_json():
 
 
 def test_defaults_may_be_left_out_and_integers_stand_for_floats():
-    value = {key: [] if key in ("runs", "phenomena") else {} for key in ("columns", "protocols", "runs", "phenomena")}
-    value |= {"name": "a", "description": "", "environment": {}}
-    assert summary_from_json(value) == StudySummary("a", "", {}, {}, (), (), {})
+    value = {"name": "a", "description": "", "columns": {}, "target": "", "retention": [], "protocols": {}}
+    value |= {"runs": [], "phenomena": [], "environment": {}}
+    assert summary_from_json(value) == StudySummary("a", "", {}, "", (), {}, (), (), {})
     full = summary_to_json(fake_study())
     full["runs"][1]["budget"]["flops"] = 3
     assert summary_from_json(full).runs[1].budget["flops"] == 3.0

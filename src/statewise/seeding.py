@@ -14,7 +14,7 @@ import numpy as np
 def derive_key(*parts: int | str) -> int:
     """A 64-bit key that depends on every part and its type; the same on every machine."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8], "little")
 
 
 def generator(*parts: int | str) -> np.random.Generator:

@@ -17,7 +17,8 @@ from statewise.drift.features import Float64Array, StateFeatures
 from statewise.seeding import generator
 
 # Swapping every pair gives back the same distance in exact arithmetic; rounding must not turn such a tie into a loss.
-TIE_TOLERANCE = 1e-9
+TIE_TOLERANCE = 1e-9  # of the largest distance
+ROUNDING = 1e-14  # absolute, for samples that are equal: features and kernel values are at most about 1
 
 
 @dataclass(frozen=True)
@@ -71,5 +72,5 @@ def permutation_p_value(distances: Float64Array) -> float:
         Phipson and Smyth, Stat. Appl. Genet. Mol. Biol. 9 (2010) 39, arXiv:1603.05766: counting the observed one keeps
         the test exact.
     """
-    tolerance = TIE_TOLERANCE * np.abs(distances).max()
+    tolerance = max(ROUNDING, TIE_TOLERANCE * np.abs(distances).max())
     return float((distances >= distances[0] - tolerance).mean())
