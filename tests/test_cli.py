@@ -100,10 +100,10 @@ def test_a_dry_run_prints_the_plan_and_makes_no_folder(call, study, tmp_path):
     assert code == 0
     for words in (
         "sft",
-        "dataset × imitate",
-        "rollout × continuation",
+        "needs sft",
+        "× continuation",
         "14 nodes, seeds 0, 1",
-        "minutes on 3 processes",
+        "on 3 processes",
     ):
         assert words in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.toml"]

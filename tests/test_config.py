@@ -197,32 +197,6 @@ def test_a_source_of_another_kind_inherits_nothing(tmp_path):
     assert config.arms["sft"].source == {"kind": "dataset", "num_trajectories": 8}
 
 
-def test_a_difference_that_is_not_declared_is_refused_by_name(tmp_path):
-    message = refusal(tmp_path, replaced('"teacher", "update"]', '"teacher"]'))
-    assert "arms differ in update.lr, which study.factors does not declare" in message
-    message = refusal(tmp_path, replaced('"source", "signal", ', ""))
-    for key in ("signal.kind", "signal.num_tokens", "source.kind", "source.num_prompts"):
-        assert key in message
-
-
-def test_a_factor_may_be_a_single_key(tmp_path):
-    config = read_study(write_study(tmp_path, replaced('"update"]', '"update.lr"]')))
-    assert config.study.factors[-1] == "update.lr"
-    assert "update.clip_norm" in refusal(
-        tmp_path, replaced('"update"]', '"update.lr"]').replace("lr = 1e-4", "lr = 1e-4, clip_norm = 2.0")
-    )
-
-
-def test_a_factor_is_not_a_prefix_of_another_word(tmp_path):
-    # "up" must not cover "update.lr".
-    assert "update.lr" in refusal(tmp_path, replaced('"update"]', '"up"]'))
-
-
-def test_labels_may_differ_undeclared(tmp_path):
-    text = replaced("[arms.sft]", "[arms.sft]\nlabel = 'a'").replace('"teacher", "update"]', '"teacher", "update.lr"]')
-    assert read_study(write_study(tmp_path, text)).arms["sft"].label == "a"
-
-
 @pytest.mark.parametrize("name", ["../evil", "a/b", "..", ".hidden", "Sft", "base", "", "a b", "a\\n"])
 def test_names_that_are_no_safe_folder_names_are_refused(tmp_path, name):
     assert "must match" in refusal(
@@ -255,19 +229,12 @@ than = "base"
     [
         ('arms = ["sft"]', 'arms = ["stf"]', "unknown arm 'stf'. Did you mean 'sft'?"),
         ('than = "base"', 'than = "opdd"', "unknown arm 'opdd'. Did you mean 'opd'?"),
-        ('"forgetting"', '"forgeting"', "unknown measure 'forgeting'. Did you mean 'forgetting'?"),
-        ('"forgetting"', '"pocket_math:sampeld"', "'pocket_math:sampeld'. Did you mean 'pocket_math:sampled'?"),
-        ('"forgetting"', '"pocket_facts:sampled"', "unknown measure 'pocket_facts:sampled'"),
         ('"more"', '"bigger"', "Input should be 'more' or 'less'"),
         ('arms = ["sft"]', "arms = []", "List should have at least 1 item"),
     ],
 )  # fmt: skip
 def test_a_phenomenon_names_only_what_there_is(tmp_path, old, new, words):
     assert words in refusal(tmp_path, STUDY + PHENOMENON.replace(old, new))
-
-
-def test_forgetting_is_no_measure_without_retention_tasks(tmp_path):
-    assert "unknown measure 'forgetting'" in refusal(tmp_path, STUDY + PHENOMENON, "shared.retention=[]")
 
 
 def test_a_resolved_study_reads_back_as_itself(tmp_path):

@@ -181,7 +181,10 @@ def _first_line(text: str | None) -> str:
 def _fields_of(kind: Any) -> str:
     import dataclasses
 
-    fields = [f"{field.name} = {json.dumps(field.default)}" for field in dataclasses.fields(kind)]
+    fields = [
+        field.name + ("" if field.default is None else f" = {json.dumps(field.default)}")
+        for field in dataclasses.fields(kind)
+    ]
     return f"({', '.join(fields)})" if fields else ""
 
 

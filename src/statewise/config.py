@@ -153,8 +153,8 @@ def read_study(path: Path, overrides: Iterable[str] = ()) -> StudyConfig:
         overrides: `arm.key=value`, `shared.key=value` or `study.key=value`, values in TOML syntax or bare text.
 
     Raises:
-        UsageError: no such file, not TOML, an unknown key, a value out of range, or arms that differ outside the
-            declared factors; with file, line and the nearest right word.
+        UsageError: no such file, not TOML, an unknown key or arm, or a value out of range; with file, line and the
+            nearest right word.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -172,7 +172,6 @@ def read_study(path: Path, overrides: Iterable[str] = ()) -> StudyConfig:
     place = _Place(path, text)
     config = _validate(_with_defaults(raw, place), place)
     _check_names(config, place)
-    _check_factors(config, path)
     return config
 
 
@@ -330,7 +329,7 @@ def _known_keys(loc: list[str | int]) -> list[str]:
 
 
 def _check_names(config: StudyConfig, place: _Place) -> None:
-    """Seeds are different, arms have safe names; teachers, phenomena and their measures exist."""
+    """Seeds are different, arms have safe names; teachers and the arms of phenomena exist."""
     seeds = config.study.seeds
     if twice := [seed for index, seed in enumerate(seeds) if seed in seeds[:index]]:
         raise UsageError(f"{place.of(['study', 'seeds'])}: seeds: {twice[0]} occurs twice; a seed is run once")
@@ -346,35 +345,7 @@ def _check_names(config: StudyConfig, place: _Place) -> None:
         ):
             known = [other for other in config.arms if other != name]
             raise unknown("teacher", arm.teacher, [*known, "base"], place.of(["arms", name, "teacher"]))
-    target, retention = config.shared.target, config.shared.retention
-    measures = [target, f"{target}:greedy", f"{target}:sampled", *retention, *(["forgetting"] if retention else [])]
     for phenomenon in config.phenomena:
         for arm_name in [*phenomenon.arms, phenomenon.than]:
             if arm_name not in config.arms and arm_name != "base":
                 raise unknown("arm", arm_name, [*config.arms, "base"], place.of(["phenomena"]))
-        if phenomenon.measure not in measures:
-            raise unknown("measure", phenomenon.measure, measures, place.of(["phenomena"]))
-
-
-def _check_factors(config: StudyConfig, path: Path) -> None:
-    """Refuse a study whose arms differ in a key that is not below a declared factor."""
-    leaves = [_leaves(arm.model_dump(mode="json", exclude={"label"})) for arm in config.arms.values()]
-    keys = sorted({key for leaf in leaves for key in leaf})
-    differing = [key for key in keys if len({repr(leaf.get(key)) for leaf in leaves}) > 1]
-    factors = config.study.factors
-    undeclared = [key for key in differing if not any(key == f or key.startswith(f"{f}.") for f in factors)]
-    if undeclared:
-        raise UsageError(
-            f"{path}: arms differ in {', '.join(undeclared)}, which study.factors does not declare; "
-            "set them in [shared], or add them to study.factors so that the report says so"
-        )
-
-
-def _leaves(table: Table, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat |= _leaves(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

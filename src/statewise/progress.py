@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from statewise.report.numbers import duration
 from statewise.study.estimate import PlanEstimate
 from statewise.study.executor import NodeEvent
 from statewise.study.plan import BASE, Node, Plan
@@ -110,30 +111,43 @@ def _units_of(plan: Plan, node: Node) -> int:
 
 
 def plan_table(plan: Plan, estimate: PlanEstimate, num_workers: int) -> Group:
-    """The plan of a study before any compute: arms, what they need, what they cost."""
-    table = Table(title=f"{plan.config.study.name}: {plan.config.study.description}", title_justify="left")
-    for heading in ("arm", "source × signal", "needs"):
-        table.add_column(heading)
-    for heading in ("updates", "lr", "states", "tokens", "generated", "train"):
-        table.add_column(heading, justify="right")
-    table.add_row(BASE, "not trained", "–", "–", "–", "–", "–", "–", "–")
+    """The plan of a study before any compute, within 80 columns: arms, what they need, what they cost."""
+    study = plan.config.study
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("arm", "source × signal"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("updates", "lr", "states", "tokens", "written", "train"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_row(BASE, "not trained", *["–"] * 6)
     for name, arm in plan.config.arms.items():
         cost = estimate.arms[name]
-        cell = f"{arm.source.get('by', '')} {arm.source['kind']} × {arm.signal['kind']}".strip()
+        writer = f"{arm.source.get('by', 'learner')} " if arm.source["kind"] == "rollout" else ""
+        counts = (_thousands(count) for count in (cost.num_states, cost.num_tokens, cost.num_generated))
         table.add_row(
-            name,
-            cell,
-            arm.teacher or "–",
+            f"{name}\n  needs {arm.teacher}" if arm.teacher else name,
+            f"{writer}{arm.source['kind']}\n× {arm.signal['kind']}",
             str(cost.num_updates),
             f"{arm.update.lr:g}",
-            f"{cost.num_states:,}",
-            f"{cost.num_tokens:,}",
-            f"{cost.num_generated:,}",
-            f"{cost.train_s:.0f} s",
+            *counts,
+            _short(cost.train_s),
         )
-    seeds = plan.config.study.seeds
     text = (
-        f"{len(plan.nodes)} nodes, seeds {', '.join(map(str, seeds))}; counts are estimates for one seed. "
-        f"About {estimate.wall_s / 60:.1f} minutes on {num_workers} processes."
+        "Counts are estimates for one seed; tokens pass the learner with gradient, written are those of rollouts and "
+        f"teacher.\n{len(plan.nodes)} nodes, seeds {', '.join(map(str, study.seeds))}; about "
+        f"{duration(estimate.wall_s)} on {num_workers} processes."
     )
-    return Group(table, Text(text))
+    return Group(Text(f"{study.name}: {study.description}".removesuffix(": ")), table, Text(text))
+
+
+def _thousands(count: int) -> str:
+    """3,200 as 3.2k: an estimate has no more digits than that."""
+    if count < 1000:
+        return str(count)
+    return f"{count / 1e3:.3g}k" if count < 999_500 else f"{count / 1e6:.3g}M"
+
+
+def _short(seconds: float) -> str:
+    """A time span with one unit: 78 s, 3.5 min, 2.1 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.3g} min" if seconds < 6000 else f"{seconds / 3600:,.3g} h"

@@ -17,7 +17,7 @@ from statewise.study.catalog import task_folder
 from statewise.study.plan import Node, Plan
 
 # Measured on one core of a 2-core cloud machine with the 0.9 M pocket model: tokens a second.
-TRAIN_RATE, GENERATE_RATE, SCORE_RATE = 5_000.0, 6_000.0, 20_000.0
+TRAIN_RATE, GENERATE_RATE, SCORE_RATE = 7_000.0, 7_000.0, 100_000.0
 RATE_PARAMETERS = 0.92e6
 NODE_OVERHEAD_S = 1.5
 WORKER_START_S = 12.0

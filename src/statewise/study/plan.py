@@ -17,6 +17,7 @@ from statewise.signals import SIGNALS
 from statewise.signals.signal import Signal
 from statewise.states import SOURCES
 from statewise.states.source import Source
+from statewise.study.contract import check_factors, check_measures
 
 BASE = "base"
 # Raised when the meaning of a record or the arithmetic of the loop changes: finished nodes are then done again.
@@ -59,7 +60,8 @@ def make_plan(config: StudyConfig, model: Path, where: str) -> Plan:
         where: the study file, for errors.
 
     Raises:
-        UsageError: an unknown or misconfigured source or signal, a teacher missing, unused or circular.
+        UsageError: an unknown or misconfigured source or signal, a teacher missing, unused or circular, arms that
+            differ outside the declared factors, or a claim about what is not measured.
     """
     sources, signals = {}, {}
     for name, arm in config.arms.items():
@@ -69,6 +71,8 @@ def make_plan(config: StudyConfig, model: Path, where: str) -> Plan:
         sources[name], signals[name] = source, signal
         _check_arm(arm, source, signal, place)
     arms = {name: _resolve(config.arms[name], sources[name], signals[name]) for name in _teachers_first(config, where)}
+    check_factors(arms, config.study.factors, where)
+    check_measures(config, where)
     shared = config.shared.model_dump(mode="json", exclude={"model"})
     inputs: dict[str, Any] = {"version": RECORD_VERSION, "model": _digest_model(model), "shared": shared}
     nodes: list[Node] = []

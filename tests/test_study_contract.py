@@ -1,0 +1,93 @@
+"""Arms differ in declared factors only; claims are about what is measured."""
+
+from __future__ import annotations
+
+import pytest
+from study_fixture import STUDY, small_plan
+
+from statewise.errors import UsageError
+
+PHENOMENON = """
+[[phenomena]]
+name = "p"
+statement = "s"
+measure = "forgetting"
+comparison = "more"
+arms = ["sft"]
+"""
+
+
+def replaced(old, new):
+    assert old in STUDY
+    return STUDY.replace(old, new)
+
+
+def refusal(tmp_path, text, *overrides):
+    with pytest.raises(UsageError) as caught:
+        small_plan(tmp_path, *overrides, text=text)
+    return str(caught.value)
+
+
+FACTORS = next(line for line in STUDY.splitlines() if line.startswith("factors"))
+
+
+def test_a_difference_that_is_not_declared_is_refused_by_name(tmp_path):
+    message = refusal(tmp_path, replaced('"teacher", "update"]', '"teacher"]'))
+    assert "arms differ in update.lr, which study.factors does not declare" in message
+    message = refusal(tmp_path, replaced('"source", "signal", ', ""))
+    for key in ("signal.kind", "signal.num_tokens", "source.kind", "source.num_prompts"):
+        assert key in message
+
+
+def test_a_factor_may_be_a_single_key(tmp_path):
+    text = replaced('"update"]', '"update.lr"]')
+    assert small_plan(tmp_path, text=text).config.study.factors[-1] == "update.lr"
+    assert "update.clip_norm" in refusal(tmp_path, text, "sft.update.clip_norm=2.0")
+
+
+def test_a_factor_is_not_a_prefix_of_another_word(tmp_path):
+    # "up" must not cover "update.lr".
+    assert "update.lr" in refusal(tmp_path, replaced('"update"]', '"up"]'))
+
+
+TWINS = """
+[study]
+name = "twins"
+
+[shared]
+source = { kind = "dataset", num_trajectories = 8 }
+update = { num_updates = 1, lr = 1e-3 }
+
+[arms.one]
+teacher = "base"
+signal = { kind = "jsd" }
+
+[arms.two]
+teacher = "base"
+signal = { kind = "jsd", beta = 0.5 }
+"""
+
+
+def test_a_default_that_only_one_arm_writes_out_is_no_difference(tmp_path):
+    assert len(small_plan(tmp_path, text=TWINS).config.arms) == 2
+    assert "arms differ in signal.beta" in refusal(tmp_path, TWINS, "two.signal.beta=0.4")
+
+
+def test_labels_may_differ_undeclared(tmp_path):
+    assert small_plan(tmp_path, "two.label=other", text=TWINS).config.arms["two"].label == "other"
+
+
+@pytest.mark.parametrize(
+    ("measure", "words"),
+    [
+        ("forgeting", "[[phenomena]] 'p': unknown measure 'forgeting'. Did you mean 'forgetting'?"),
+        ("pocket_math:sampeld", "'pocket_math:sampeld'. Did you mean 'pocket_math:sampled'?"),
+        ("pocket_facts:sampled", "unknown measure 'pocket_facts:sampled'"),
+    ],
+)
+def test_a_claim_measures_only_what_is_measured(tmp_path, measure, words):
+    assert words in refusal(tmp_path, STUDY + PHENOMENON.replace("forgetting", measure))
+
+
+def test_forgetting_is_no_measure_without_retention_tasks(tmp_path):
+    assert "unknown measure 'forgetting'" in refusal(tmp_path, STUDY + PHENOMENON, "shared.retention=[]")
