@@ -53,8 +53,8 @@ def test_off_a_terminal_every_ended_node_is_a_line(shown, clock):
     shown("started", "train:sft:0")
     clock.now = 20.0
     printed = shown("done", "train:sft:0", result=DONE)
-    # One of seven nodes in 20 s: 60 estimated seconds are left, at 2 s each.
-    assert printed.splitlines()[-1] == "[ 14 %] train:sft:0 trained in 5 s  about 2 min left"
+    # 10 of 70 estimated seconds in 20 s, and the plan's pace of 1 counts as 30 s: 60 (20 + 30) / (10 + 30) = 75.
+    assert printed.splitlines()[-1] == "[ 14 %] train:sft:0 trained in 5 s  about 75 s left"
     assert "\x1b" not in printed
 
 
@@ -73,7 +73,7 @@ def test_skipped_nodes_are_done_but_do_not_make_the_rest_look_fast(shown, clock)
         shown("skipped", id_)
     clock.now = 10.0
     line = shown("done", "train:opd:0", result=DONE).splitlines()[-1]
-    # 4 of 7; the pace is that of the one node that ran: 3 times 10 s left.
+    # 4 of 7; the one node that ran took as long as planned: 3 times 10 s left.
     assert line == "[ 57 %] train:opd:0 trained in 5 s  about 30 s left"
 
 

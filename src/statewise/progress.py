@@ -16,10 +16,14 @@ from statewise.study.executor import NodeEvent
 from statewise.study.plan import BASE, Node, Plan
 
 PLAIN_INTERVAL_S = 15.0
+PLAN_WEIGHT_S = 30.0  # the plan's pace counts as much as this many seconds of work
 
 
 class ProgressDisplay:
-    """Follows the events of a run. Work is counted in estimated seconds; the ETA scales them by the pace so far."""
+    """Follows the events of a run. Work is counted in estimated seconds; the ETA scales them by the pace.
+
+    The pace is the plan's at first, and more and more that of the work done, workers' start included.
+    """
 
     def __init__(self, console: Console, plan: Plan, estimate: PlanEstimate) -> None:
         self._console = console
@@ -90,9 +94,10 @@ class ProgressDisplay:
 
     def _eta(self) -> str:
         done = self._done_s - self._skipped_s
-        if done <= 0:
-            return ""
-        left = (time.monotonic() - self._began) * (self._total_s - self._done_s) / done
+        planned_pace = self._estimate.wall_s / self._total_s
+        elapsed = time.monotonic() - self._began
+        pace = (elapsed + PLAN_WEIGHT_S * planned_pace) / (done + PLAN_WEIGHT_S)
+        left = pace * (self._total_s - self._done_s)
         return f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left"
 
     def _note(self, text: str) -> None:
