@@ -34,7 +34,7 @@ def unknown(what: str, got: str, known: Iterable[str], where: str = "") -> Usage
         known: what could have been typed.
         where: place it was read from, e.g. "study.toml:12", or "".
     """
-    names = sorted(known)
+    names = sorted(set(known))
     nearest = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
     hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
     place = f"{where}: " if where else ""
