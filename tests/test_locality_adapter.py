@@ -9,6 +9,7 @@ from statewise.config import component
 from statewise.errors import UsageError
 from statewise.locality.adapter import ADAPTERS, Full, Lora
 from statewise.policy.load import Policy, copy_policy, load_policy, save_weights
+from statewise.policy.lora import merge_adapters
 from statewise.policy.score import state_hidden
 from statewise.types import Trajectory, collate
 
@@ -60,9 +61,9 @@ def test_alpha_over_rank_scales_the_update(learner):
     base = dict(learner.model.named_parameters())["model.layers.0.mlp.up_proj.weight"].clone()
     trainable = Lora(rank=2, alpha=6.0).attach(learner.model, 1)
     moved(trainable)
-    name = "model.layers.0.mlp.up_proj.lora_{}.default.weight"
+    name = "model.layers.0.mlp.up_proj.lora_{}.learner.weight"
     expected = base + 6.0 / 2 * trainable[name.format("B")] @ trainable[name.format("A")]
-    Lora(rank=2, alpha=6.0).merge(learner.model)
+    merge_adapters(learner.model)
     torch.testing.assert_close(learner.model.model.layers[0].mlp.up_proj.weight, expected)
 
 
@@ -79,7 +80,7 @@ def test_a_merged_adapter_computes_the_same_in_a_plain_model(learner):
     before = logits(learner)
     moved(trainable)
     after = logits(learner)
-    Lora(rank=4).merge(learner.model)
+    merge_adapters(learner.model)
     torch.testing.assert_close(logits(learner), after, atol=1e-4, rtol=1e-5)
     assert (after - before).abs().max() > 0.1
     assert not any(isinstance(module, LoraLayer) for module in learner.model.modules())
@@ -88,7 +89,7 @@ def test_a_merged_adapter_computes_the_same_in_a_plain_model(learner):
 def test_a_merged_model_has_the_names_and_shapes_it_had(toy_policy, learner):
     adapter = Lora(rank=4)
     moved(adapter.attach(learner.model, 1))
-    adapter.merge(learner.model)
+    merge_adapters(learner.model)
     shapes = [{name: p.shape for name, p in policy.model.named_parameters()} for policy in (toy_policy, learner)]
     assert shapes[0] == shapes[1]
 
@@ -98,7 +99,7 @@ def test_a_merged_model_is_saved_and_loaded_as_any_other(learner, tmp_path):
     moved(adapter.attach(learner.model, 1))
     with pytest.raises(UsageError, match="carries an adapter; merge it"):
         save_weights(learner, tmp_path / "model")
-    adapter.merge(learner.model)
+    merge_adapters(learner.model)
     save_weights(learner, tmp_path / "model")
     assert not list((tmp_path / "model").glob("adapter*"))
     loaded = load_policy(tmp_path / "model", "learner")
@@ -112,7 +113,7 @@ def test_a_tied_model_takes_an_adapter_without_a_warning(toy_policy):
     adapter = Lora(rank=2)
     trainable = adapter.attach(policy.model, 1)
     assert len(trainable) == 28
-    adapter.merge(policy.model)
+    merge_adapters(policy.model)
     torch.testing.assert_close(logits(policy), before)
     assert policy.model.get_output_embeddings().weight is policy.model.get_input_embeddings().weight
 

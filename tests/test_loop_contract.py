@@ -12,7 +12,7 @@ from test_loop_build import make_setup, make_source, supervised_states
 
 from statewise.errors import InterruptedTrainingError
 from statewise.locality.adapter import ADAPTERS
-from statewise.loop.score import state_losses
+from statewise.loop.score import score_states
 from statewise.loop.train import Observer, train
 from statewise.loop.update import Updater
 from statewise.policy.score import action_logprobs, batch_tensors, state_hidden
@@ -99,7 +99,7 @@ def test_the_states_of_a_cell_are_well_formed(toy_policy, source, signal):
     is_law_known = expected_writer != "data"
     assert np.isnan(states.behavior_logprobs[~states.action_mask]).all()
     assert np.isfinite(states.behavior_logprobs[states.action_mask]).all() == is_law_known
-    losses = state_losses(setup, states)
+    losses = score_states(setup, states).losses
     assert losses.shape == (states.num_states,)
     assert losses.dtype == torch.float32
     assert torch.isfinite(losses).all()
@@ -118,7 +118,7 @@ def test_gradient_flows_into_training_states_only(toy_policy, signal):
         kept.append(output.last_hidden_state)
 
     handle = setup.learner.model.get_decoder().register_forward_hook(keep)
-    state_losses(setup, states).sum().backward()
+    score_states(setup, states).losses.sum().backward()
     handle.remove()
     # The state of action t is position t - 1; the last column is an action only.
     has_gradient = (kept[0].grad != 0).any(-1).numpy()
@@ -133,12 +133,12 @@ def test_what_lies_outside_the_mask_does_not_change_a_loss(toy_policy, signal):
     setup = arm(toy_policy, "dataset", signal)
     states = supervised_states(setup)
     with torch.no_grad():
-        before = state_losses(setup, states)
+        before = score_states(setup, states).losses
         # Padding, and log-probabilities that belong to no action.
         states.token_ids[np.arange(states.token_ids.shape[1]) >= states.lengths[:, None]] = 200
         states.behavior_logprobs[~states.action_mask] = -3.0
         states.rewards[:] = 0.5
-        assert torch.equal(state_losses(setup, states), before)
+        assert torch.equal(score_states(setup, states).losses, before)
 
 
 @pytest.mark.parametrize("signal", SIGNAL_VARIANTS)
@@ -146,9 +146,9 @@ def test_a_masked_position_drops_its_own_loss_and_no_other(toy_policy, signal):
     setup = arm(toy_policy, "learner", signal)
     states = supervised_states(setup)
     with torch.no_grad():
-        before = state_losses(setup, states)
+        before = score_states(setup, states).losses
         states.action_mask[0, np.flatnonzero(states.action_mask[0])[1]] = False
-        after = state_losses(setup, states)
+        after = score_states(setup, states).losses
     torch.testing.assert_close(after, torch.cat([before[:1], before[2:]]), atol=1e-5, rtol=1e-5)
 
 

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from test_loop_build import make_setup, make_source, supervised_states
 
-from statewise.errors import DivergedError
+from statewise.errors import DivergedError, OutOfMemoryError
 from statewise.locality.adapter import Lora
 from statewise.loop import update
+from statewise.loop.score import score_states
 from statewise.loop.update import Updater, contributing_rows
 from statewise.policy.load import copy_policy
 from statewise.signals import SIGNALS
@@ -229,3 +230,80 @@ def test_a_teacher_equal_to_the_learner_moves_nothing(toy_policy):
     result = Updater(setup).apply(supervised_states(setup), 0)
     assert abs(result.loss) < 1e-6
     assert result.grad_norm < 1e-5
+
+
+def gradients_of(setup):
+    return {name: parameter.grad.clone() for name, parameter in setup.trainable.items()}
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_update(toy_policy, monkeypatch):
+    arm = make_setup(toy_policy, make_source(num_prompts=4), SIGNALS["imitate"]())
+    states = supervised_states(arm)
+    expected = Updater(arm).apply(states, 0)
+    assert expected.num_micro_batches == 1
+
+    def small_device(setup, micro):
+        if micro.token_ids.size > states.token_ids.size / 3:
+            raise torch.OutOfMemoryError("no memory")
+        return score_states(setup, micro)
+
+    monkeypatch.setattr(update, "score_states", small_device)
+    small = make_setup(toy_policy, make_source(num_prompts=4), SIGNALS["imitate"]())
+    updater = Updater(small)
+    result = updater.apply(states, 0)
+    assert result.num_micro_batches > 2
+    assert result.loss == pytest.approx(expected.loss, abs=1e-5)
+    for name, gradient in gradients_of(small).items():
+        torch.testing.assert_close(gradient, arm.trainable[name].grad, atol=1e-5, rtol=1e-4)
+    calls = []
+    monkeypatch.setattr(update, "score_states", lambda *a: calls.append(1) or small_device(*a))
+    updater.apply(states, 1)
+    assert len(calls) == result.num_micro_batches  # what was learned about the device is kept
+
+
+def test_a_trajectory_that_does_not_fit_by_itself_says_what_to_do(toy_policy, monkeypatch):
+    def no_device(setup, micro):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(update, "score_states", no_device)
+    setup = make_setup(toy_policy, make_source(), SIGNALS["imitate"]())
+    with pytest.raises(OutOfMemoryError, match="activation_checkpointing"):
+        Updater(setup).apply(supervised_states(setup), 0)
+
+
+@pytest.mark.parametrize("adapter", [None, Lora(rank=2)])
+def test_recomputed_activations_give_the_same_gradient(toy_policy, adapter):
+    gradients, modes = [], []
+    for is_recomputed in (False, True):
+        setup = make_setup(
+            toy_policy, make_source(), SIGNALS["reverse_kl"](), adapter=adapter, activation_checkpointing=is_recomputed
+        )
+        layer, calls = setup.learner.model.model.layers[0], []
+        layer.mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        states = supervised_states(setup)
+        calls.clear()
+        result = Updater(setup).apply(states, 0)
+        gradients.append(gradients_of(setup))
+        modes.append((len(calls) / result.num_micro_batches, layer.training, layer.mlp.training))
+    assert modes == [(1, False, False), (2, False, False)]  # the layer is computed twice, and never left in training
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-6, rtol=1e-5)
+
+
+def test_the_sampler_and_the_loop_agree_on_what_the_learner_wrote(toy_policy):
+    setup = make_setup(toy_policy, make_source(temperature=0.7), SIGNALS["reward"]())
+    states = supervised_states(setup)
+    assert 0 <= Updater(setup).apply(states, 0).sampler_mismatch < 1e-4
+    # After a large update the same rollouts are those of another policy.
+    setup = make_setup(toy_policy, make_source(temperature=0.7), SIGNALS["reward"](), lr=0.1)
+    updater = Updater(setup)
+    states = supervised_states(setup)
+    updater.apply(states, 0)
+    assert updater.apply(states, 1).sampler_mismatch > 0.1
+
+
+@pytest.mark.parametrize("states", ["dataset", "teacher", "base"])
+def test_states_that_the_learner_did_not_write_have_no_mismatch(toy_policy, states):
+    source = make_source("dataset") if states == "dataset" else make_source(by=states)
+    setup = make_setup(toy_policy, source, SIGNALS["imitate"]())
+    assert Updater(setup).apply(supervised_states(setup), 0).sampler_mismatch is None

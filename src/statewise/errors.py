@@ -21,6 +21,10 @@ class DivergedError(StatewiseError):
     """A loss or gradient is not finite; the arm is a result marked diverged, the study goes on."""
 
 
+class OutOfMemoryError(StatewiseError):
+    """Even the smallest part of an update does not fit the memory of the device."""
+
+
 class InterruptedTrainingError(StatewiseError):
     """Training stopped at a checkpoint because the user asked for it; the same command continues it."""
 

@@ -14,6 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,6 +98,24 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `folder` as a whole at the end, durably.
+
+    An error leaves `folder` as it was.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    for path in temporary.iterdir():
+        sync_folder(path)  # fsync takes any descriptor, a file's as well
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.replace(folder)
+    sync_folder(folder.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

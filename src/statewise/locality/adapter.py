@@ -1,29 +1,33 @@
-"""Which weights an arm may move: all of them, or a low-rank adapter (LoRA, arXiv:2106.09685) through peft."""
+"""Which weights an arm may move: all of them, or a low-rank adapter (LoRA, arXiv:2106.09685)."""
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Annotated, ClassVar, Protocol
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from pydantic import Field
 from transformers import PreTrainedModel
 
+from statewise.policy.load import Policy, save_weights
+from statewise.policy.lora import add_adapter, save_adapter
+
+LEARNER = "learner"  # name of the adapter that is trained
+
 
 class Adapter(Protocol):
-    """Chooses the trainable parameters of a model, in place."""
+    """Chooses the trainable parameters of a model, in place. `keeps_base`: the model's own weights stay as they are."""
 
     kind: ClassVar[str]
+    keeps_base: ClassVar[bool]
 
     def attach(self, model: PreTrainedModel, seed: int) -> dict[str, torch.nn.Parameter]:
         """Make `model` ready for training and return its trainable parameters by name."""
         ...
 
-    def merge(self, model: PreTrainedModel) -> None:
-        """Turn `model`, in place, into a plain model with what was learned in its own weights."""
+    def save(self, policy: Policy, folder: Path, base: str) -> Path:
+        """Write what was trained below `folder`, as `model` or `adapter`; returns the file of the weights."""
         ...
 
 
@@ -32,14 +36,17 @@ class Full:
     """Every weight is trained; a tied weight appears once."""
 
     kind: ClassVar[str] = "full"
+    keeps_base: ClassVar[bool] = False
 
     def attach(self, model: PreTrainedModel, seed: int) -> dict[str, torch.nn.Parameter]:
         """All parameters, gradients on; `seed` is not used."""
         model.requires_grad_(True)
         return dict(model.named_parameters())
 
-    def merge(self, model: PreTrainedModel) -> None:
-        """Nothing to merge."""
+    def save(self, policy: Policy, folder: Path, base: str) -> Path:
+        """The whole model, in `model`."""
+        save_weights(policy, folder / "model")
+        return folder / "model" / "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -47,35 +54,18 @@ class Lora:
     """Low-rank updates of every linear layer of the decoder; `alpha / rank` scales them."""
 
     kind: ClassVar[str] = "lora"
+    keeps_base: ClassVar[bool] = True
 
     rank: Annotated[int, Field(ge=1)] = 16
     alpha: Annotated[float, Field(gt=0)] = 32.0
 
     def attach(self, model: PreTrainedModel, seed: int) -> dict[str, torch.nn.Parameter]:
-        """Inject A (random from `seed`) and B (zero): the model computes what it did until the first update."""
-        targets = sorted(_linear_names(model))
-        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=targets, lora_dropout=0.0)
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            torch.manual_seed(seed % 2**63)
-            # peft warns of tied embeddings even where no embedding is a target.
-            warnings.filterwarnings("ignore", category=UserWarning, module="peft")
-            inject_adapter_in_model(config, model)
-        return {name: p for name, p in model.named_parameters() if p.requires_grad}
+        """A (random from `seed`) and B (zero), float32: the model computes what it did until the first update."""
+        return add_adapter(model, LEARNER, self.rank, self.alpha, seed)
 
-    def merge(self, model: PreTrainedModel) -> None:
-        """Add B A · alpha / rank to the layers and take the adapter layers out again."""
-        for name, module in list(model.named_modules()):
-            if isinstance(module, LoraLayer):
-                layer: Any = module
-                layer.merge()
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, layer.get_base_layer())
-
-
-def _linear_names(model: PreTrainedModel) -> set[str]:
-    """Full names of the decoder's linear layers; the head is left out, as in peft's "all-linear"."""
-    head = model.get_output_embeddings()
-    return {name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    def save(self, policy: Policy, folder: Path, base: str) -> Path:
+        """The adapter alone, in `adapter`, as peft stores it; `base` is the model it belongs to."""
+        return save_adapter(policy, LEARNER, folder / "adapter", base)
 
 
 ADAPTERS: dict[str, type[Adapter]] = {"full": Full, "lora": Lora}

@@ -101,6 +101,8 @@ def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], task: Task
     if not examples:
         raise UsageError(f"task {task.name!r} has no training documents, so there is nothing to train on")
     trainable = recipe.adapter.attach(learner.model, derive_key(recipe.key, "adapter"))
+    if recipe.update.activation_checkpointing:
+        learner.model.activation_checkpointing_enable({"use_reentrant": False})
     engine = Engine({"learner": learner, **others})
     context = SourceContext(examples, engine.roll_out, derive_key(recipe.key, "source"))
     return Setup(recipe, learner, teacher, engine, context, task, trainable)

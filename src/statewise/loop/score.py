@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,23 +21,30 @@ from statewise.policy.score import (
 from statewise.types import SignalInputs, States
 
 
-def state_losses(setup: Setup, states: States) -> Tensor:
-    """The signal's unreduced loss at every training state of a micro-batch.
+@dataclass(frozen=True)
+class ScoredStates:
+    """A micro-batch under its signal; float32 [states], row by row as `action_mask` is set.
 
-    Returns:
-        float32 [states], row by row as `states.action_mask` is set; carries gradient to the learner.
+    `losses`: unreduced, with gradient to the learner. `policy_logprobs`: of the actions, nats, without gradient; None
+    where the signal compares whole laws.
     """
+
+    losses: Tensor
+    policy_logprobs: Tensor | None = None
+
+
+def score_states(setup: Setup, states: States) -> ScoredStates:
+    """The signal's loss at every training state of a micro-batch."""
     hidden = state_hidden(setup.learner, states)
     if setup.recipe.signal.compares_laws:
-        return _compare_laws(setup, states, hidden)
+        return ScoredStates(_compare_laws(setup, states, hidden))
     tensors = batch_tensors(states, device=hidden.device)
-    return setup.recipe.signal.loss(
-        SignalInputs(
-            policy_logprobs=action_logprobs(setup.learner, hidden, tensors.actions, states.temperature),
-            behavior_logprobs=tensors.behavior_logprobs,
-            advantages=tensors.advantages,
-        )
+    inputs = SignalInputs(
+        policy_logprobs=action_logprobs(setup.learner, hidden, tensors.actions, states.temperature),
+        behavior_logprobs=tensors.behavior_logprobs,
+        advantages=tensors.advantages,
     )
+    return ScoredStates(setup.recipe.signal.loss(inputs), inputs.required("policy_logprobs").detach())
 
 
 def _compare_laws(setup: Setup, states: States, hidden: Tensor) -> Tensor:

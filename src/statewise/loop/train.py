@@ -96,6 +96,8 @@ def _metrics(visited: States, states: States, result: UpdateResult) -> dict[str,
         "states/response_tokens_mean": float(responses.mean()),
         "states/finished_rate": float(visited.is_finished.mean()),
     }
+    if result.sampler_mismatch is not None:
+        metrics["policy/sampler_mismatch_nats"] = result.sampler_mismatch
     is_graded = ~np.isnan(states.rewards)
     if not np.isnan(states.advantages).all():
         metrics["signals/num_unscored"] = int((~is_graded).sum())

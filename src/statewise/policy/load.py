@@ -8,10 +8,9 @@ rollout engine can cache, and logits that are the output head applied to the las
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,9 +18,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from statewise.errors import UsageError
-from statewise.records import sync_folder
+from statewise.records import replacing_folder
 
 CACHEABLE_LAYERS = {"full_attention", "sliding_attention"}
+NO_ADAPTER = ""
 LOADING_NOTES = ("is_local", "local_files_only")  # transformers saves how a tokenizer was loaded as if it were its own
 
 
@@ -30,13 +30,15 @@ class Policy:
     """A causal language model, its tokenizer and the token that ends a text.
 
     `name` is what records call it as the writer of tokens, e.g. "learner". `vocab_size` is the tokenizer's: models pad
-    their vocabulary to round sizes, and logits beyond it belong to no token.
+    their vocabulary to round sizes, and logits beyond it belong to no token. `adapter` names the adapter that makes
+    this policy of a model that carries several (`policy.lora`): "" for none of them, None for the one it rests in.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     end_token_id: int
+    adapter: str | None = None
 
     @cached_property
     def vocab_size(self) -> int:
@@ -208,7 +210,7 @@ def check_same_tokenizer(student: Policy, teacher: Policy) -> None:
 
 def copy_policy(policy: Policy, name: str) -> Policy:
     """A policy of its own weights (equal now, independent later), e.g. a teacher frozen at the start."""
-    return Policy(copy.deepcopy(policy.model), policy.tokenizer, name, policy.end_token_id)
+    return replace(policy, model=copy.deepcopy(policy.model), name=name)
 
 
 def save_weights(policy: Policy, folder: Path | str) -> None:
@@ -220,13 +222,6 @@ def save_weights(policy: Policy, folder: Path | str) -> None:
     folder = Path(folder)
     if any(".base_layer." in key for key, _ in policy.model.named_parameters()):
         raise UsageError(f"cannot write {folder}: {policy.name!r} carries an adapter; merge it into the weights first")
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    policy.model.save_pretrained(temporary)
-    policy.tokenizer.save_pretrained(temporary)
-    for path in temporary.iterdir():
-        sync_folder(path)  # fsync takes any descriptor, a file's as well
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.replace(folder)
-    sync_folder(folder.parent)
+    with replacing_folder(folder) as written:
+        policy.model.save_pretrained(written)
+        policy.tokenizer.save_pretrained(written)

@@ -18,6 +18,7 @@ from torch import Tensor
 from statewise.errors import UsageError
 from statewise.policy.cache import BlockCache
 from statewise.policy.load import Policy, decode, decode_all, eval_mode
+from statewise.policy.lora import active
 from statewise.policy.score import head_logits, states_per_chunk
 from statewise.types import Rollout
 
@@ -92,7 +93,7 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], keys: Sequence[int]
     # Neighbours of equal length waste no padding; neighbours with equal prompts share one prefill.
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), tuple(prompts[row])))
     rollouts: dict[int, Rollout] = {}
-    with torch.no_grad(), eval_mode(policy):
+    with torch.no_grad(), eval_mode(policy), active(policy):
         for group in _groups(order, [len(prompt) for prompt in prompts], sampling.max_rows, _has_window(policy)):
             texts = [tuple(int(token) for token in prompts[row]) for row in group]
             written = _sample_group(policy, texts, [keys[row] for row in group], sampling)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from statewise.policy.load import Policy
+from statewise.policy.lora import active
 from statewise.types import IntArray, States
 
 CHUNK_LOGITS = 2**24  # logits held at once: 64 MiB of float32
@@ -123,7 +124,8 @@ def state_hidden(policy: Policy, states: States) -> Tensor:
     # No attention mask: rows are padded on the right and attention is causal, so a real position never sees padding,
     # and positions 0..T-1 are right as they are. Without a mask sdpa takes its fast causal kernel.
     # The last column is an action only: nothing follows it, so its hidden state is not needed.
-    output = policy.model.get_decoder()(input_ids=tensors.token_ids[:, :-1], use_cache=False)
+    with active(policy):
+        output = policy.model.get_decoder()(input_ids=tensors.token_ids[:, :-1], use_cache=False)
     hidden: Tensor = output.last_hidden_state
     return hidden[tensors.action_mask[:, 1:]]
 

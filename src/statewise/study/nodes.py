@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import tomli_w
@@ -21,7 +21,8 @@ from statewise.evals.evaluate import EvalProtocol, evaluate
 from statewise.locality.adapter import ADAPTERS, Adapter
 from statewise.loop.build import Recipe, build
 from statewise.loop.train import Observer, train
-from statewise.policy.load import Policy, encode, load_policy, save_weights
+from statewise.policy.load import NO_ADAPTER, Policy, encode, load_policy
+from statewise.policy.lora import load_adapter
 from statewise.policy.sampler import Sampling, sample
 from statewise.seeding import derive_key
 from statewise.study.catalog import task_folder
@@ -68,30 +69,30 @@ def run_node(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]
 def _train(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
     arm, folder = place.plan.config.arms[node.arm], place.store.arm_folder(node.arm, node.seed)
     _start_afresh_if_changed(place, node)
+    source, adapter = place.plan.sources[node.arm], adapter_of(arm.adapter)
+    learner = _load(place, BASE, node.seed, "learner")
+    shared = learner if adapter.keeps_base else None
     others: dict[str, Policy] = {}
     if arm.teacher is not None:
-        if arm.teacher != BASE and not (place.store.arm_folder(arm.teacher, node.seed) / "model").exists():
+        if arm.teacher != BASE and not _is_trained(place, arm.teacher, node.seed):
             return {"status": SKIPPED, "reason": f"its teacher {arm.teacher} diverged"}
-        others["teacher"] = _load(place, arm.teacher, node.seed, "teacher")
-    source = place.plan.sources[node.arm]
+        others["teacher"] = _load(place, arm.teacher, node.seed, "teacher", shared)
     if source.needs_base:
-        others["base"] = _load(place, BASE, node.seed, "base")
-    recipe = Recipe(source, place.plan.signals[node.arm], adapter_of(arm.adapter), arm.update, place.key(node, "train"))
-    learner = _load(place, BASE, node.seed, "learner")
+        others["base"] = _load(place, BASE, node.seed, "base", shared)
+    recipe = Recipe(source, place.plan.signals[node.arm], adapter, arm.update, place.key(node, "train"))
     setup = build(recipe, learner, others, place.task(place.plan.config.shared.target))
     try:
         recorder = train(setup, folder, observer)
     except DivergedError as error:
         return {"status": DIVERGED, "reason": str(error), "budget": _budget(folder / "metrics.jsonl")}
-    recipe.adapter.merge(learner.model)
-    save_weights(learner, folder / "model")
+    weights = adapter.save(learner, folder, place.plan.config.shared.model)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return {
         "status": TRAINED,
         "num_parameters": sum(p.numel() for p in learner.model.parameters()),
         "num_trainable": sum(p.numel() for p in setup.trainable.values()),
         "state_hash": recorder.state_hash,
-        "weights_sha256": records.digest_file(folder / "model" / "model.safetensors"),
+        "weights_sha256": records.digest_file(weights),
         "budget": _budget(folder / "metrics.jsonl"),
     }
 
@@ -115,9 +116,24 @@ def adapter_of(section: AdapterSection) -> Adapter:
     return ADAPTERS[section.kind](**settings)
 
 
-def _load(place: Workplace, arm: str, seed: int, name: str) -> Policy:
-    folder = place.plan.model if arm == BASE else place.store.arm_folder(arm, seed) / "model"
-    return load_policy(folder, name)
+def _is_trained(place: Workplace, arm: str, seed: int) -> bool:
+    folder = place.store.arm_folder(arm, seed)
+    return (folder / "model").exists() or (folder / "adapter").exists()
+
+
+def _load(place: Workplace, arm: str, seed: int, name: str, shared: Policy | None = None) -> Policy:
+    """The policy of an arm; on the base weights of `shared`, without a copy, where it is the base or its adapter."""
+    folder = place.store.arm_folder(arm, seed)
+    if arm != BASE and (folder / "model").exists():
+        return load_policy(folder / "model", name)
+    if shared is None:
+        shared = load_policy(place.plan.model, name)
+        if arm == BASE:
+            return shared
+    if arm == BASE:
+        return replace(shared, name=name, adapter=NO_ADAPTER)
+    load_adapter(shared.model, folder / "adapter", name)
+    return replace(shared, name=name, adapter=name)
 
 
 def _budget(metrics: Any) -> dict[str, float]:
@@ -136,7 +152,7 @@ def _budget(metrics: Any) -> dict[str, float]:
 
 def _evaluate(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
     folder, shared = place.store.arm_folder(node.arm, node.seed), place.plan.config.shared
-    if node.arm != BASE and not (folder / "model").exists():
+    if node.arm != BASE and not _is_trained(place, node.arm, node.seed):
         return {"status": SKIPPED, "reason": "there is no trained model"}
     policy = _load(place, node.arm, node.seed, node.arm)
     protocol = EvalProtocol(
