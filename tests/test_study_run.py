@@ -31,9 +31,9 @@ NUM_UPDATES = 16
 STUDY = f"""
 [study]
 name = "real"
-description = "two arms, one that diverges, and its student"
+description = "arms that train, one that diverges, and their students"
 seeds = [0]
-factors = ["source", "signal", "teacher", "update"]
+factors = ["source", "signal", "teacher", "update", "adapter"]
 [shared.evaluation]
 limit = 12
 max_new_tokens = 24
@@ -61,6 +61,15 @@ update = {{ lr = 1e30 }}
 teacher = "wild"
 source = {{ kind = "rollout", num_prompts = 4, max_new_tokens = 24 }}
 signal = {{ kind = "reverse_kl" }}
+[arms.slim]
+source = {{ kind = "dataset", num_trajectories = 4 }}
+signal = {{ kind = "imitate" }}
+adapter = {{ kind = "lora", rank = 2 }}
+[arms.slim-opd]
+teacher = "slim"
+source = {{ kind = "rollout", num_prompts = 4, max_new_tokens = 24 }}
+signal = {{ kind = "reverse_kl" }}
+adapter = {{ kind = "lora", rank = 2 }}
 [[phenomena]]
 name = "p"
 statement = "SFT forgets."
@@ -172,13 +181,26 @@ def test_the_resolved_study_and_the_summary_read_back(whole, runs):
     folder, _ = whole
     assert read_study(folder / "study.toml") == read_study(runs.study)
     summary = summary_from_json(records.read_json(folder / "summary.json"))
-    assert [run.arm for run in summary.runs] == ["base", "sft", "opd", "wild", "heir"]
+    assert [run.arm for run in summary.runs] == ["base", "sft", "opd", "wild", "heir", "slim", "slim-opd"]
     rows = records.read_table(folder / "results.parquet")
-    assert len(rows) == 3 * len(summary.columns)
+    assert len(rows) == 5 * len(summary.columns)
     value = {(row["arm"], row["column"]): row["value"] for row in rows}
     key = "pocket_facts:choices:acc,none"
     stored = records.read_table(folder / "arms" / "sft" / "0" / "evals" / "pocket_facts.parquet")
     assert value["sft", key] == pytest.approx(sum(row["score"] for row in stored) / 12)
+
+
+def test_an_adapter_is_stored_as_one_and_read_by_its_student_and_its_evaluation(whole):
+    arms = whole[0] / "arms"
+    for arm in ("slim", "slim-opd"):
+        names = {path.name for path in (arms / arm / "0").iterdir()}
+        assert "adapter" in names and "model" not in names
+        assert records.read_json(arms / arm / "0" / "done.json")["status"] == "evaluated"
+    trained = records.read_json(arms / "slim-opd" / "0" / "train.json")
+    assert trained["num_trainable"] < trained["num_parameters"] / 10
+    # A student that starts as the base and hears its teacher, not itself: its loss is not 0.
+    first = json.loads((arms / "slim-opd" / "0" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loop/loss_nats"] > 1e-4
 
 
 def test_a_diverged_arm_is_marked_its_student_skipped_and_the_study_goes_on(whole):
@@ -191,6 +213,7 @@ def test_a_diverged_arm_is_marked_its_student_skipped_and_the_study_goes_on(whol
     summary = summary_from_json(records.read_json(folder / "summary.json"))
     assert {run.arm: (run.num_seeds, run.num_diverged) for run in summary.runs} == {
         "base": (1, 0), "sft": (1, 0), "opd": (1, 0), "wild": (0, 1), "heir": (0, 0),
+        "slim": (1, 0), "slim-opd": (1, 0),
     }  # fmt: skip
     page = (folder / "report.html").read_text()
     for text in (output, page):

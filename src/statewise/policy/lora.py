@@ -35,6 +35,11 @@ def lora_layers(model: PreTrainedModel) -> list[LoraLayer]:
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
+def num_parameters(model: PreTrainedModel) -> int:
+    """Parameters of the model itself, whatever adapters it carries."""
+    return sum(p.numel() for name, p in model.named_parameters() if ".lora_A." not in name and ".lora_B." not in name)
+
+
 @contextmanager
 def active(policy: Policy) -> Iterator[None]:
     """The policy's own adapter, and no other, is on inside; a policy that names none runs as its model rests."""

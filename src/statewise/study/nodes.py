@@ -22,7 +22,7 @@ from statewise.locality.adapter import ADAPTERS, Adapter
 from statewise.loop.build import Recipe, build
 from statewise.loop.train import Observer, train
 from statewise.policy.load import NO_ADAPTER, Policy, encode, load_policy
-from statewise.policy.lora import load_adapter
+from statewise.policy.lora import load_adapter, num_parameters
 from statewise.policy.sampler import Sampling, sample
 from statewise.seeding import derive_key
 from statewise.study.catalog import task_folder
@@ -89,7 +89,7 @@ def _train(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return {
         "status": TRAINED,
-        "num_parameters": sum(p.numel() for p in learner.model.parameters()),
+        "num_parameters": num_parameters(learner.model),
         "num_trainable": sum(p.numel() for p in setup.trainable.values()),
         "state_hash": recorder.state_hash,
         "weights_sha256": records.digest_file(weights),
