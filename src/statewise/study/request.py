@@ -14,7 +14,10 @@ from statewise.tasks.find import check_task_name
 
 @dataclass(frozen=True)
 class StudyRequest:
-    """What a user asks for: a study by name or path, overrides, seeds, and the base model's folder."""
+    """What a user asks for: a study by name or path, overrides, seeds, and the base model's folder.
+
+    `limit`: items a task and prompts of drift, at most; `is_quick`: the study's own small size.
+    """
 
     study: str
     overrides: tuple[str, ...] = ()
