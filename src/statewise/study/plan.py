@@ -17,6 +17,7 @@ from statewise.signals import SIGNALS
 from statewise.signals.signal import Signal
 from statewise.states import SOURCES
 from statewise.states.source import Source
+from statewise.study.digest import digest_model
 
 BASE = "base"
 # Raised when the meaning of a record or the arithmetic of the loop changes: finished nodes are then done again.
@@ -40,7 +41,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked study: its arms' sources and signals, and its nodes in an order in which they can run."""
+    """A checked study: its arms' sources and signals, and its nodes in an order in which they can run.
+
+    `is_dry`: to be shown only, since the weights were not read; `download_bytes` of them are not on this machine.
+    """
 
     config: StudyConfig
     model: Path
@@ -48,15 +52,18 @@ class Plan:
     signals: dict[str, Signal]
     nodes: tuple[Node, ...]
     fingerprint: str
+    is_dry: bool = False
+    download_bytes: int = 0
 
 
-def make_plan(config: StudyConfig, model: Path, where: str) -> Plan:
+def make_plan(config: StudyConfig, model: Path, where: str, *, is_dry: bool = False) -> Plan:
     """Check every arm and lay out the nodes; needs neither torch nor a GPU.
 
     Args:
         config: the resolved study.
         model: folder of the base model; its files enter the fingerprints.
         where: the study file, for errors.
+        is_dry: leave the weights unread; such a plan cannot be run.
 
     Raises:
         UsageError: an unknown or misconfigured source or signal, a teacher missing, unused or circular.
@@ -70,12 +77,12 @@ def make_plan(config: StudyConfig, model: Path, where: str) -> Plan:
         _check_arm(arm, source, signal, place)
     arms = {name: _resolve(config.arms[name], sources[name], signals[name]) for name in _teachers_first(config, where)}
     shared = config.shared.model_dump(mode="json", exclude={"model"})
-    inputs: dict[str, Any] = {"version": RECORD_VERSION, "model": _digest_model(model), "shared": shared}
+    inputs: dict[str, Any] = {"version": RECORD_VERSION, "model": digest_model(model, is_dry), "shared": shared}
     nodes: list[Node] = []
     for seed in config.study.seeds:
         nodes.extend(_nodes_of_seed(arms, seed, inputs))
     fingerprint = records.digest_json({**inputs, "arms": arms})
-    return Plan(config, model, sources, signals, tuple(nodes), fingerprint)
+    return Plan(config, model, sources, signals, tuple(nodes), fingerprint, is_dry)
 
 
 def _resolve(arm: ArmSection, source: Source, signal: Signal) -> dict[str, Any]:
@@ -150,10 +157,3 @@ def _nodes_of_seed(arms: dict[str, dict[str, Any]], seed: int, inputs: dict[str,
         evaluated = records.digest_json({"train": trained[name], "base": base_fingerprint})
         nodes.append(Node("evaluate", name, seed, (f"train:{name}:{seed}", base.id), evaluated))
     return nodes
-
-
-def _digest_model(model: Path) -> dict[str, str]:
-    """SHA-256 of every file of the model folder that can change a number."""
-    kept = (".json", ".jsonl", ".safetensors", ".yaml")
-    files = sorted(path for path in model.rglob("*") if path.suffix in kept and not path.name.startswith("pretrain"))
-    return {str(path.relative_to(model)): records.digest_file(path) for path in files}

@@ -9,6 +9,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from statewise.errors import UsageError
 from statewise.records import StudySummary
 from statewise.study.estimate import estimate_plan
 from statewise.study.executor import THREADS, NodeEvent, Outcome, execute
@@ -23,8 +24,10 @@ def run_study(
     """Run what is not done of `plan` in `folder`, and summarise it.
 
     Raises:
-        UsageError: the folder holds another study or is in use.
+        UsageError: the folder holds another study or is in use, or the plan is a dry one.
     """
+    if plan.is_dry:
+        raise UsageError("a dry plan does not know the weights and cannot be run; plan again without is_dry")
     store = Store(folder)
     with store.lock():
         store.open_for(plan)
