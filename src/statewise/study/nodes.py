@@ -21,7 +21,7 @@ from statewise.evals.evaluate import EvalProtocol, evaluate
 from statewise.locality.adapter import ADAPTERS, Adapter
 from statewise.loop.build import Recipe, build
 from statewise.loop.train import Observer, train
-from statewise.policy.load import Policy, encode, load_policy, save_weights
+from statewise.policy.load import Policy, encode_prompt, load_policy, save_weights
 from statewise.policy.sampler import Sampling, sample
 from statewise.seeding import derive_key
 from statewise.study.catalog import task_folder
@@ -190,7 +190,7 @@ def _roll_out(place: Workplace, node: Node, policy: Policy, purpose: str) -> lis
     """One rollout at temperature 1 on each of the first prompts of the target's test split."""
     section = place.plan.config.shared.drift
     examples = place.task(place.plan.config.shared.target).examples("test")[: section.num_prompts]
-    prompts = [encode(policy, example.prompt) for example in examples]
+    prompts = [encode_prompt(policy, example.prompt) for example in examples]
     key = place.key(node, purpose)
     keys = [derive_key(key, row) for row in range(len(prompts))]
     return sample(policy, prompts, keys, Sampling(max_new_tokens=section.max_new_tokens))
