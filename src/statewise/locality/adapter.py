@@ -1,4 +1,8 @@
-"""Which weights an arm may move: all of them, or a low-rank adapter (LoRA, arXiv:2106.09685) through peft."""
+"""Which weights an arm may move: all of them, or a low-rank adapter (LoRA, arXiv:2106.09685) through peft.
+
+What is trained is float32 whatever the model computes in: bfloat16 has 8 bits, so that a step of 1e-5 on a weight of
+0.02 would be rounded away. For the same reason a merged model is float32.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +38,8 @@ class Full:
     kind: ClassVar[str] = "full"
 
     def attach(self, model: PreTrainedModel, seed: int) -> dict[str, torch.nn.Parameter]:
-        """All parameters, gradients on; `seed` is not used."""
-        model.requires_grad_(True)
+        """All parameters, in float32, gradients on; `seed` is not used."""
+        model.float().requires_grad_(True)
         return dict(model.named_parameters())
 
     def merge(self, model: PreTrainedModel) -> None:
@@ -60,10 +64,14 @@ class Lora:
             # peft warns of tied embeddings even where no embedding is a target.
             warnings.filterwarnings("ignore", category=UserWarning, module="peft")
             inject_adapter_in_model(config, model)
-        return {name: p for name, p in model.named_parameters() if p.requires_grad}
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        for parameter in trainable.values():
+            parameter.data = parameter.data.float()  # peft gives them the precision of the layer they adapt
+        return trainable
 
     def merge(self, model: PreTrainedModel) -> None:
-        """Add B A · alpha / rank to the layers and take the adapter layers out again."""
+        """Add B A · alpha / rank to the layers, in float32, and take the adapter layers out again."""
+        model.float()
         for name, module in list(model.named_modules()):
             if isinstance(module, LoraLayer):
                 layer: Any = module

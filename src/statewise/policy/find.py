@@ -9,8 +9,10 @@ continued. Access tokens are huggingface_hub's affair; none is read or stored he
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +25,10 @@ from statewise.errors import UsageError
 HUB_NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 METADATA_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")  # how transformers names what predicts the next token
-TIMEOUT_S = 3.0  # for the first question to the hub: an error within seconds, not after the library's retries
+# For the first question to the hub, so that no network means an error within seconds; the client tries twice. A slow
+# line can set HF_HUB_ETAG_TIMEOUT, as for other tools.
+TIMEOUT_S = 1.5
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 MAIN = "main"
 
 
@@ -136,9 +141,10 @@ def _fetch_small_files(wanted: _HubName) -> ModelReference:
     from huggingface_hub import errors
 
     name = wanted.text
+    timeout = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or TIMEOUT_S)
     try:
         info = huggingface_hub.HfApi().model_info(
-            wanted.repo, revision=wanted.revision, timeout=TIMEOUT_S, files_metadata=True
+            wanted.repo, revision=wanted.revision, timeout=timeout, files_metadata=True
         )
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # of whichever client the hub's library has
         raise _hub_error(wanted, error) from error
@@ -185,13 +191,13 @@ def _hub_error(wanted: _HubName, error: Exception) -> UsageError:
             f"model {name!r}: neither a folder nor a model on {constants.ENDPOINT}. {hint}Check the spelling; if the "
             "model is private, log in with `hf auth login` or set HF_TOKEN"
         )
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return UsageError(f"model {name!r}: cannot write the cache {constants.HF_HUB_CACHE}: {error.strerror}")
     response = getattr(error, "response", None)
     if response is not None:
         reason = f"the hub answered {response.status_code} (401 and 403: log in with `hf auth login` or set HF_TOKEN)"
     elif constants.HF_HUB_OFFLINE:
         reason = "HF_HUB_OFFLINE is set"
-    elif isinstance(error, OSError) and error.errno is not None:
-        return UsageError(f"model {name!r}: cannot write the cache {constants.HF_HUB_CACHE}: {error.strerror}")
     else:
         reason = f"{constants.ENDPOINT} cannot be reached"
     revision = "" if wanted.revision == MAIN else f" --revision {wanted.revision}"

@@ -24,6 +24,7 @@ from statewise.records import sync_folder
 
 CACHEABLE_LAYERS = {"full_attention", "sliding_attention"}
 LOADING_NOTES = ("is_local", "local_files_only")  # transformers saves how a tokenizer was loaded as if it were its own
+NAMED_TOKENS = 12  # in an error; some tokenizers have hundreds of special tokens
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Policy:
 
     `name` is what records call it as the writer of tokens, e.g. "learner". `end_token_id` is written at the end of gold
     text; a rollout stops at it or at one of `other_end_ids`, with which the checkpoint may end a text as well.
-    `vocab_size` is the tokenizer's: models pad their vocabulary to round sizes, and logits beyond it belong to no token.
+    `vocab_size` is the tokenizer's: models pad theirs to round sizes, and logits beyond it belong to no token.
     """
 
     model: PreTrainedModel
@@ -173,7 +174,7 @@ def _find_ends(folder: Path, tokenizer: PreTrainedTokenizerBase, end_of_text: st
         if end_of_text not in vocabulary:
             raise UsageError(
                 f"model folder {folder}: end_of_text {end_of_text!r} is not a single token of its vocabulary; its "
-                f"special tokens are {', '.join(tokenizer.all_special_tokens)}"
+                f"special tokens are {', '.join(tokenizer.all_special_tokens[:NAMED_TOKENS])}"
             )
         ends.insert(0, int(vocabulary[end_of_text]))
     if not ends:

@@ -21,6 +21,7 @@ from statewise.evals.evaluate import EvalProtocol, evaluate
 from statewise.locality.adapter import ADAPTERS, Adapter
 from statewise.loop.build import Recipe, build
 from statewise.loop.train import Observer, train
+from statewise.policy.device import choose_device, choose_dtype
 from statewise.policy.load import Policy, encode_prompt, load_policy, save_weights
 from statewise.policy.sampler import Sampling, sample
 from statewise.seeding import derive_key
@@ -116,8 +117,11 @@ def adapter_of(section: AdapterSection) -> Adapter:
 
 
 def _load(place: Workplace, arm: str, seed: int, name: str) -> Policy:
+    shared = place.plan.config.shared
     folder = place.plan.model if arm == BASE else place.store.arm_folder(arm, seed) / "model"
-    return load_policy(folder, name)
+    device = choose_device(shared.device)
+    dtype = choose_dtype(shared.dtype, device, folder)
+    return load_policy(folder, name, dtype=dtype, device=device, end_of_text=shared.end_of_text)
 
 
 def _budget(metrics: Any) -> dict[str, float]:
@@ -150,7 +154,8 @@ def _evaluate(place: Workplace, node: Node, observer: Observer) -> dict[str, Any
         observer.progress(done + 1)
     _measure(place, node, policy)
     observer.progress(len(shared.retention) + 2)
-    return {"status": "evaluated", "protocols": protocols}
+    computed = f"{policy.device.type}, {str(policy.model.dtype).removeprefix('torch.')}"
+    return {"status": "evaluated", "protocols": protocols, "device": computed}
 
 
 def _protocol(task: Task, protocol: EvalProtocol) -> str:

@@ -136,7 +136,7 @@ def _nodes_of_seed(arms: dict[str, dict[str, Any]], seed: int, inputs: dict[str,
     base_fingerprint = records.digest_json({**inputs, "node": "evaluate", "arm": BASE, "seed": seed})
     base = Node("evaluate", BASE, seed, (), base_fingerprint)
     nodes, trained = [base], dict[str, str]()
-    target = {key: inputs["shared"][key] for key in ("target", "reward_metric")}
+    target = {key: inputs["shared"][key] for key in ("target", "reward_metric", "end_of_text", "device", "dtype")}
     for name, arm in arms.items():
         teacher = arm["teacher"]
         is_taught = teacher not in (None, BASE)
