@@ -25,11 +25,13 @@ from statewise.errors import UsageError
 HUB_NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 METADATA_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")  # how transformers names what predicts the next token
-# For the first question to the hub, so that no network means an error within seconds; the client tries twice. A slow
-# line can set HF_HUB_ETAG_TIMEOUT, as for other tools.
-TIMEOUT_S = 1.5
+# For the first question to the hub, so that no network means an error within seconds. A slow line can set
+# HF_HUB_ETAG_TIMEOUT, as for other tools.
+TIMEOUT_S = 2.5
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 MAIN = "main"
+# Read when huggingface_hub is first imported, which happens below. Its telemetry asks the hub a question of its own.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 @dataclass(frozen=True)
