@@ -42,12 +42,13 @@ def write_random_model(architecture: str, out: Path, seed: int = 0) -> int:
     tokenizer = AutoTokenizer.from_pretrained(POCKET_MODEL, local_files_only=True, trust_remote_code=False)
     special = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
     config = Qwen3Config(**ARCHITECTURES[architecture], **special, dtype="bfloat16")
-    torch.manual_seed(seed)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        model = Qwen3ForCausalLM(config)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            model = Qwen3ForCausalLM(config)
+        finally:
+            torch.set_default_dtype(torch.float32)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return int(model.num_parameters())
