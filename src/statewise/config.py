@@ -95,9 +95,17 @@ class UpdateSection(Strict):
 
 
 class SharedSection(Strict):
-    """`[shared]`: model and tasks of the study, and defaults for every arm."""
+    """`[shared]`: model and tasks of the study, and defaults for every arm.
+
+    `model`: `pocket`, a folder or a hub name `org/name[@revision]`; `end_of_text`: the token that ends gold text, where
+    it is not the tokenizer's own. `device` and `dtype` "auto": a GPU where there is one, and the checkpoint's precision
+    (`policy.device`).
+    """
 
     model: str = "pocket"
+    end_of_text: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     target: str = "pocket_math"
     retention: list[str] = ["pocket_facts", "pocket_myths"]
     reward_metric: str = "exact_match,flexible-extract"

@@ -143,7 +143,8 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 def digest_file(path: Path) -> str:
     """SHA-256 of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digest_json(value: Any) -> str:
