@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 ITEM_SCHEMA = pa.schema(
     [
         ("task", pa.string()),
-        ("item", pa.int32()),  # index of the document in the evaluated split
+        ("member", pa.string()),  # of a group, the task that the item belongs to; else the task itself
+        ("item", pa.int32()),  # index of the document in the evaluated split; of a group, in its members' in turn
         ("decoding", pa.string()),  # "greedy", "sampled" or "choices"
         ("metric", pa.string()),  # lm-eval's "metric,filter", e.g. "exact_match,flexible-extract"
         ("score", pa.float64()),  # 0..1; null: could not be scored

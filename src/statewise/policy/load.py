@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from statewise.errors import UsageError
@@ -85,6 +86,35 @@ def encode_prompt(policy: Policy, text: str) -> tuple[int, ...]:
     ids = encode(policy, text)
     begin = policy.begin_token_ids
     return ids if ids[: len(begin)] == begin else (*begin, *ids)
+
+
+def chat_of(policy: Policy) -> Callable[..., str]:
+    """The tokenizer's chat template, called as lm-eval calls it: `(messages, add_generation_prompt=True) -> text`.
+
+    As in HFLM, a template that knows no system role gets the messages without it.
+
+    Raises:
+        UsageError: the tokenizer has no chat template.
+    """
+    if not policy.tokenizer.chat_template:
+        raise UsageError(
+            f"{policy.name!r} has no chat template: it is a base model, or its folder lacks chat_template.jinja; "
+            "leave out --chat (shared.chat), or use the instruct model"
+        )
+
+    def render(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        settings = {
+            "tokenize": False,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": not add_generation_prompt,
+        }
+        try:
+            return str(policy.tokenizer.apply_chat_template(messages, **settings))
+        except TemplateError:
+            kept = [message for message in messages if message["role"] != "system"]
+            return str(policy.tokenizer.apply_chat_template(kept, **settings))
+
+    return render
 
 
 def decode(policy: Policy, ids: Sequence[int]) -> str:
