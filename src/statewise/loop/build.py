@@ -10,7 +10,7 @@ import torch
 from statewise.config import UpdateSection
 from statewise.errors import UsageError
 from statewise.locality.adapter import Adapter
-from statewise.policy.load import Policy, check_same_tokenizer, decode, encode, encode_prompt
+from statewise.policy.load import Policy, chat_of, check_same_tokenizer, decode, encode, encode_prompt
 from statewise.policy.sampler import Sampling, sample
 from statewise.seeding import derive_key
 from statewise.signals.signal import Signal, Supervision, WriteRequest
@@ -21,13 +21,17 @@ from statewise.types import Example, Rollout
 
 @dataclass(frozen=True)
 class Recipe:
-    """The four independent parts of an arm, and the key that all its randomness derives from."""
+    """The four independent parts of an arm, and the key that all its randomness derives from.
+
+    `is_chat`: prompts and gold texts are those of the tokenizer's chat template.
+    """
 
     source: Source
     signal: Signal
     adapter: Adapter
     update: UpdateSection
     key: int
+    is_chat: bool = False
 
 
 @dataclass
@@ -97,7 +101,8 @@ def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], task: Task
         raise UsageError(f"source {recipe.source.kind!r} with signal {recipe.signal.kind!r} needs a teacher; name one")
     for other in others.values():
         check_same_tokenizer(learner, other)
-    examples = tuple(encode_example(learner, example) for example in task.examples("train"))
+    documents = task.examples("train", chat_of(learner) if recipe.is_chat else None)
+    examples = tuple(encode_example(learner, document) for document in documents)
     if not examples:
         raise UsageError(f"task {task.name!r} has no training documents, so there is nothing to train on")
     trainable = recipe.adapter.attach(learner.model, derive_key(recipe.key, "adapter"))

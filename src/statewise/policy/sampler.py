@@ -23,6 +23,7 @@ from statewise.policy.score import head_logits, states_per_chunk
 from statewise.types import Rollout
 
 COMPACT_BELOW = 0.9  # live rows / rows in the cache: dropping rows copies the cache, so not at every step
+CACHE_BYTES = 6e9  # keys and values of the rows that are written side by side
 PREFILL_TOKENS = 2048  # read at once; on 2 cores 2048 took 0.70 of the time of 15,000
 FIRST_STOP_CHECK = 8  # tokens; later checks at 9/8 of the length, so decoding again costs 9 x one decoding at most
 
@@ -32,8 +33,8 @@ class Sampling:
     """How to sample: temperature 0 takes the arg-max (first of equals) and needs no randomness.
 
     `top_p` in (0, 1]: the smallest set of tokens with at least this probability. `max_new_tokens`, `max_rows` >= 1;
-    `max_rows` bounds the memory of the cache. A text that contains one of `stop_strings` ends at the token completing
-    it, which is kept.
+    at most `max_rows` are written side by side, and fewer where the cache would exceed `CACHE_BYTES`. A text that
+    contains one of `stop_strings` ends at the token completing it, which is kept.
     """
 
     temperature: float = 1.0
@@ -94,7 +95,9 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], keys: Sequence[int]
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), tuple(prompts[row])))
     rollouts: dict[int, Rollout] = {}
     with torch.no_grad(), eval_mode(policy), active(policy):
-        for group in _groups(order, [len(prompt) for prompt in prompts], sampling.max_rows, _has_window(policy)):
+        lengths = [len(prompt) for prompt in prompts]
+        max_rows = min(sampling.max_rows, rows_within(policy, max(lengths, default=0) + sampling.max_new_tokens))
+        for group in _groups(order, lengths, max_rows, _has_window(policy)):
             texts = [tuple(int(token) for token in prompts[row]) for row in group]
             written = _sample_group(policy, texts, [keys[row] for row in group], sampling)
             rollouts.update(zip(group, written, strict=True))
@@ -112,6 +115,16 @@ def _check_prompts(policy: Policy, prompts: Sequence[Sequence[int]], keys: Seque
                 f"sampling: prompt {row} has {len(prompt)} tokens, but {policy.name!r} has a context of "
                 f"{policy.context_length} and needs room for one new token; shorten or leave out this prompt"
             )
+
+
+def rows_within(policy: Policy, num_columns: int) -> int:
+    """How many rows of `num_columns` tokens the cache may hold, at least 1."""
+    config = policy.model.config.get_text_config()
+    width = (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads) * (
+        getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    )
+    row_bytes = num_columns * config.num_hidden_layers * 2 * width * policy.model.dtype.itemsize
+    return max(1, int(CACHE_BYTES // row_bytes))
 
 
 def _has_window(policy: Policy) -> bool:

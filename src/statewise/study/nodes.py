@@ -23,7 +23,7 @@ from statewise.locality.adapter import ADAPTERS, Adapter
 from statewise.loop.build import Recipe, build
 from statewise.loop.train import Observer, train
 from statewise.policy.device import choose_device, choose_dtype
-from statewise.policy.load import NO_ADAPTER, Policy, encode_prompt, load_policy
+from statewise.policy.load import NO_ADAPTER, Policy, chat_of, encode_prompt, load_policy
 from statewise.policy.lora import load_adapter, num_parameters
 from statewise.policy.sampler import Sampling, sample
 from statewise.seeding import derive_key
@@ -31,7 +31,7 @@ from statewise.study.catalog import task_folder
 from statewise.study.plan import BASE, Node, Plan
 from statewise.study.store import Store
 from statewise.tasks.load import load_task
-from statewise.tasks.task import Task
+from statewise.tasks.task import Task, TaskOptions
 from statewise.types import Rollout
 
 TRAINED, DIVERGED, SKIPPED = "trained", "diverged", "skipped"
@@ -47,9 +47,14 @@ class Workplace:
 
     def task(self, name: str) -> Task:
         if name not in self.tasks:
-            folder = task_folder(self.plan.model)
-            metric = self.plan.config.shared.reward_metric if name == self.plan.config.shared.target else ""
-            self.tasks[name] = load_task(name, task_folder=folder, reward_metric=metric)
+            shared = self.plan.config.shared
+            self.tasks[name] = load_task(
+                name,
+                task_folder=task_folder(self.plan.model),
+                data=Path(shared.data) if shared.data else None,
+                reward_metric=shared.reward_metric if name == shared.target else "",
+                options=TaskOptions(shared.protocol[name].num_fewshot if name in shared.protocol else None),
+            )
         return self.tasks[name]
 
     def key(self, node: Node, purpose: str) -> int:
@@ -81,7 +86,14 @@ def _train(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
         others["teacher"] = _load(place, arm.teacher, node.seed, "teacher", shared)
     if source.needs_base:
         others["base"] = _load(place, BASE, node.seed, "base", shared)
-    recipe = Recipe(source, place.plan.signals[node.arm], adapter, arm.update, place.key(node, "train"))
+    recipe = Recipe(
+        source,
+        place.plan.signals[node.arm],
+        adapter,
+        arm.update,
+        place.key(node, "train"),
+        place.plan.config.shared.chat,
+    )
     setup = build(recipe, learner, others, place.task(place.plan.config.shared.target))
     try:
         recorder = train(setup, folder, observer)
@@ -166,7 +178,10 @@ def _evaluate(place: Workplace, node: Node, observer: Observer) -> dict[str, Any
         return {"status": SKIPPED, "reason": "there is no trained model"}
     policy = _load(place, node.arm, node.seed, node.arm)
     protocol = EvalProtocol(
-        limit=shared.evaluation.limit, seed=place.key(node, "evaluate"), max_new_tokens=shared.evaluation.max_new_tokens
+        limit=shared.evaluation.limit,
+        seed=place.key(node, "evaluate"),
+        max_new_tokens=shared.evaluation.max_new_tokens,
+        is_chat=shared.chat,
     )
     protocols = {}
     for done, name in enumerate([shared.target, *shared.retention]):
@@ -183,8 +198,9 @@ def _evaluate(place: Workplace, node: Node, observer: Observer) -> dict[str, Any
 def _protocol(task: Task, protocol: EvalProtocol) -> str:
     """The task's own protocol, and what this study adds to it."""
     decodings = f"; {' and '.join(protocol.decodings)}, at most {protocol.max_new_tokens} new tokens"
-    limit = f"; the first {protocol.limit} items only" if protocol.limit else ""
-    return task.protocol + (decodings if task.is_generative else "") + limit
+    limit = f"; {protocol.limit} items only" if protocol.limit else ""
+    chat = "; chat template" if protocol.is_chat else ""
+    return task.protocol + (decodings if task.is_generative else "") + chat + limit
 
 
 def _measure(place: Workplace, node: Node, policy: Policy) -> None:
@@ -216,7 +232,8 @@ def _measure(place: Workplace, node: Node, policy: Policy) -> None:
 def _roll_out(place: Workplace, node: Node, policy: Policy, purpose: str) -> list[Rollout]:
     """One rollout at temperature 1 on each of the first prompts of the target's test split."""
     section = place.plan.config.shared.drift
-    examples = place.task(place.plan.config.shared.target).examples("test")[: section.num_prompts]
+    chat = chat_of(policy) if place.plan.config.shared.chat else None
+    examples = place.task(place.plan.config.shared.target).examples("test", chat)[: section.num_prompts]
     prompts = [encode_prompt(policy, example.prompt) for example in examples]
     key = place.key(node, purpose)
     keys = [derive_key(key, row) for row in range(len(prompts))]
