@@ -27,11 +27,10 @@ from statewise.policy.load import NO_ADAPTER, Policy, chat_of, encode_prompt, lo
 from statewise.policy.lora import load_adapter, num_parameters
 from statewise.policy.sampler import Sampling, sample
 from statewise.seeding import derive_key
-from statewise.study.catalog import task_folder
+from statewise.study.benchmarks import build_task
 from statewise.study.plan import BASE, Node, Plan
 from statewise.study.store import Store
-from statewise.tasks.load import load_task
-from statewise.tasks.task import Task, TaskOptions
+from statewise.tasks.task import Task
 from statewise.types import Rollout
 
 TRAINED, DIVERGED, SKIPPED = "trained", "diverged", "skipped"
@@ -47,14 +46,7 @@ class Workplace:
 
     def task(self, name: str) -> Task:
         if name not in self.tasks:
-            shared = self.plan.config.shared
-            self.tasks[name] = load_task(
-                name,
-                task_folder=task_folder(self.plan.model),
-                data=Path(shared.data) if shared.data else None,
-                reward_metric=shared.reward_metric if name == shared.target else "",
-                options=TaskOptions(shared.protocol[name].num_fewshot if name in shared.protocol else None),
-            )
+            self.tasks[name] = build_task(self.plan, name)
         return self.tasks[name]
 
     def key(self, node: Node, purpose: str) -> int:

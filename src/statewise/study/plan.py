@@ -56,6 +56,11 @@ class Plan:
     is_dry: bool = False
     download_bytes: int = 0
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Target and retention tasks, by name."""
+        return (self.config.shared.target, *self.config.shared.retention)
+
 
 def make_plan(config: StudyConfig, model: Path, where: str, *, is_dry: bool = False) -> Plan:
     """Check every arm and lay out the nodes; needs neither torch nor a GPU.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from statewise.errors import UsageError
 from statewise.records import StudySummary
+from statewise.study.catalog import pocket_tasks
 from statewise.study.estimate import estimate_plan
 from statewise.study.executor import NodeEvent, Outcome, execute
 from statewise.study.plan import BASE, Plan
@@ -31,10 +32,15 @@ def run_study(
         num_workers: processes side by side; None: as `choose_workers` finds right for the model.
 
     Raises:
-        UsageError: the folder holds another study or is in use, or the plan is a dry one.
+        UsageError: the folder holds another study or is in use, a task cannot be used, or the plan is a dry one.
     """
     if plan.is_dry:
         raise UsageError("a dry plan does not know the weights and cannot be run; plan again without is_dry")
+    if set(plan.tasks) - set(pocket_tasks()):
+        # The embedded tasks are known to be sound; for them, lm-eval is not imported in this process.
+        from statewise.study.benchmarks import check_tasks
+
+        check_tasks(plan)
     store, workers = Store(folder), choose_workers(plan, num_workers)
     with store.lock():
         store.open_for(plan)
