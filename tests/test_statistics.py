@@ -8,6 +8,7 @@ from scipy import stats
 
 from statewise.study.statistics import (
     EXACT,
+    NO_SPREAD,
     ONE_SEED,
     SEVERAL_SEEDS,
     estimate_forgetting,
@@ -171,3 +172,16 @@ def test_the_retention_ratios_interval_is_the_bootstraps():
 def test_there_is_no_retention_ratio_of_a_task_at_which_the_base_model_fails():
     base, post = [column(0, 0, 0), column(0, 1, 0)], [column(0, 1, 0), column(0, 1, 1)]
     assert estimate_retention_ratio(base, post) is None
+
+
+def test_differences_that_are_all_zero_are_not_certain():
+    # None of 10 items changed: a share up to 1 - .025^(1/10) = .3085 may change unseen, either way.
+    found = estimate_sum([np.zeros((10, 1))])
+    assert (found.low, found.high) == (pytest.approx(-0.3085, abs=1e-4), pytest.approx(0.3085, abs=1e-4))
+    assert found.high == pytest.approx(stats.binomtest(0, 10).proportion_ci(0.95, "exact").high)
+    assert found.method == NO_SPREAD
+    many = estimate_sum([np.zeros((600, 3))])
+    assert many.high == pytest.approx(0.00613, abs=1e-5)
+    # Two retention tasks, of which neither moved: half of each one's bound.
+    forgetting = estimate_forgetting([np.ones((10, 1)), np.zeros((20, 1))], [np.ones((10, 1)), np.zeros((20, 1))])
+    assert forgetting.high == pytest.approx((0.3085 + 0.1684) / 2, abs=1e-4)
