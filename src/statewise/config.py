@@ -108,7 +108,7 @@ class SharedSection(Strict):
     `model`: `pocket`, a folder or a hub name `org/name[@revision]`; `end_of_text`: the token that ends gold text, where
     it is not the tokenizer's own. `data`: folder of local copies of hub data sets. `chat`: prompts, in training and
     evaluation, are put into the tokenizer's chat template. `device` and `dtype` "auto": a GPU where there is one, and
-    the checkpoint's precision (`policy.device`).
+    the checkpoint's precision (`policy.device`). `sampler`: the rollout engine of training (`policy.samplers`).
     """
 
     model: str = "pocket"
@@ -117,6 +117,7 @@ class SharedSection(Strict):
     chat: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    sampler: Literal["own", "generate_batch"] = "own"
     target: str = "pocket_math"
     retention: list[str] = ["pocket_facts", "pocket_myths"]
     reward_metric: str = "exact_match,flexible-extract"

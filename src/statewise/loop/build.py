@@ -12,6 +12,7 @@ from statewise.errors import UsageError
 from statewise.locality.adapter import Adapter
 from statewise.policy.load import Policy, chat_of, check_same_tokenizer, decode, encode, encode_prompt
 from statewise.policy.sampler import Sampling, sample
+from statewise.policy.samplers import Sampler
 from statewise.seeding import derive_key
 from statewise.signals.signal import Signal, Supervision, WriteRequest
 from statewise.states.source import EncodedExample, RolloutRequest, Source, SourceContext
@@ -23,7 +24,7 @@ from statewise.types import Example, Rollout
 class Recipe:
     """The four independent parts of an arm, and the key that all its randomness derives from.
 
-    `is_chat`: prompts and gold texts are those of the tokenizer's chat template.
+    `is_chat`: prompts and gold texts are those of the tokenizer's chat template; `sampler`: the rollout engine.
     """
 
     source: Source
@@ -32,6 +33,7 @@ class Recipe:
     update: UpdateSection
     key: int
     is_chat: bool = False
+    sampler: Sampler = sample
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Engine:
 
     policies: dict[str, Policy]
     num_generated: dict[str, int] = field(default_factory=dict)
+    sampler: Sampler = sample
 
     def roll_out(self, request: RolloutRequest) -> list[Rollout]:
         """Answer a source."""
@@ -54,7 +57,7 @@ class Engine:
     def _write(
         self, writer: str, prompts: Sequence[tuple[int, ...]], keys: Sequence[int], sampling: Sampling
     ) -> list[Rollout]:
-        rollouts = sample(self.policies[writer], prompts, keys, sampling)
+        rollouts = self.sampler(self.policies[writer], prompts, keys, sampling)
         written = sum(len(rollout.token_ids) for rollout in rollouts)
         self.num_generated[writer] = self.num_generated.get(writer, 0) + written
         return rollouts
@@ -108,7 +111,7 @@ def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], task: Task
     trainable = recipe.adapter.attach(learner.model, derive_key(recipe.key, "adapter"))
     if recipe.update.activation_checkpointing:
         learner.model.activation_checkpointing_enable({"use_reentrant": False})
-    engine = Engine({"learner": learner, **others})
+    engine = Engine({"learner": learner, **others}, sampler=recipe.sampler)
     context = SourceContext(examples, engine.roll_out, derive_key(recipe.key, "source"))
     return Setup(recipe, learner, teacher, engine, context, task, trainable)
 

@@ -90,7 +90,7 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], keys: Sequence[int]
     Raises:
         UsageError: a prompt that is empty or does not fit, or not one key a prompt.
     """
-    _check_prompts(policy, prompts, keys)
+    check_prompts(policy, prompts, keys)
     # Neighbours of equal length waste no padding; neighbours with equal prompts share one prefill.
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), tuple(prompts[row])))
     rollouts: dict[int, Rollout] = {}
@@ -104,7 +104,8 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], keys: Sequence[int]
     return [rollouts[row] for row in range(len(prompts))]
 
 
-def _check_prompts(policy: Policy, prompts: Sequence[Sequence[int]], keys: Sequence[int]) -> None:
+def check_prompts(policy: Policy, prompts: Sequence[Sequence[int]], keys: Sequence[int]) -> None:
+    """Refuse a prompt that is empty or does not fit the context, and prompts that have not a key each."""
     if len(keys) != len(prompts):
         raise UsageError(f"sampling: {len(keys)} keys for {len(prompts)} prompts; every prompt needs a key of its own")
     for row, prompt in enumerate(prompts):
@@ -302,13 +303,19 @@ def _finish_rows(
     columns = (rows.tokens, rows.logprobs, rows.num_tokens, rows.is_finished)
     for prompt, *row in zip(prompts, *(column.tolist() for column in columns), strict=True):
         tokens, logprobs, num_tokens, is_finished = row
-        if stop_strings and _contains(decode(policy, tokens[:num_tokens]), stop_strings):
-            num_tokens, is_finished = _length_to_stop(policy, tokens[:num_tokens], stop_strings), True
-        rollouts.append(Rollout(prompt, tuple(tokens[:num_tokens]), tuple(logprobs[:num_tokens]), is_finished))
+        length, is_stopped = cut_to_stop(policy, tokens[:num_tokens], stop_strings)
+        rollouts.append(Rollout(prompt, tuple(tokens[:length]), tuple(logprobs[:length]), is_finished or is_stopped))
     return rollouts
 
 
-def _length_to_stop(policy: Policy, tokens: list[int], stop_strings: tuple[str, ...]) -> int:
+def cut_to_stop(policy: Policy, tokens: Sequence[int], stop_strings: tuple[str, ...]) -> tuple[int, bool]:
+    """How many tokens there are up to the one that completes a stop string, and whether there is one."""
+    if stop_strings and _contains(decode(policy, tokens), stop_strings):
+        return _length_to_stop(policy, tokens, stop_strings), True
+    return len(tokens), False
+
+
+def _length_to_stop(policy: Policy, tokens: Sequence[int], stop_strings: tuple[str, ...]) -> int:
     """The fewest tokens whose text contains a stop string; the whole of `tokens` does. By bisection."""
     low, high = 0, len(tokens)
     while high - low > 1:

@@ -26,6 +26,7 @@ from statewise.policy.device import choose_device, choose_dtype
 from statewise.policy.load import NO_ADAPTER, Policy, chat_of, encode_prompt, load_policy
 from statewise.policy.lora import load_adapter, num_parameters
 from statewise.policy.sampler import Sampling, sample
+from statewise.policy.samplers import SAMPLERS
 from statewise.seeding import derive_key
 from statewise.study.benchmarks import build_task
 from statewise.study.plan import BASE, Node, Plan
@@ -78,14 +79,11 @@ def _train(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
         others["teacher"] = _load(place, arm.teacher, node.seed, "teacher", shared)
     if source.needs_base:
         others["base"] = _load(place, BASE, node.seed, "base", shared)
+    options = place.plan.config.shared
     recipe = Recipe(
-        source,
-        place.plan.signals[node.arm],
-        adapter,
-        arm.update,
-        place.key(node, "train"),
-        place.plan.config.shared.chat,
-    )
+        source, place.plan.signals[node.arm], adapter, arm.update, place.key(node, "train"),
+        options.chat, SAMPLERS[options.sampler],
+    )  # fmt: skip
     setup = build(recipe, learner, others, place.task(place.plan.config.shared.target))
     try:
         recorder = train(setup, folder, observer)

@@ -150,7 +150,9 @@ def _nodes_of_seed(arms: dict[str, dict[str, Any]], seed: int, inputs: dict[str,
     base = Node("evaluate", BASE, seed, (), base_fingerprint)
     nodes, trained = [base], dict[str, str]()
     shared = inputs["shared"]
-    target = {key: shared[key] for key in ("target", "reward_metric", "chat", "end_of_text", "device", "dtype")}
+    target = {
+        key: shared[key] for key in ("target", "reward_metric", "chat", "end_of_text", "device", "dtype", "sampler")
+    }
     target["protocol"] = shared["protocol"].get(shared["target"])
     for name, arm in arms.items():
         teacher = arm["teacher"]
