@@ -3,17 +3,19 @@
     uv run python tools/random_model.py OUT [--architecture qwen3-0.6b]
 
 Shapes and data types are those of the published checkpoint; the weights mean nothing. The tokenizer is the pocket
-model's, so most of the vocabulary belongs to no token, as padding does: memory and time are those of the real model,
-lengths of texts in tokens are not.
+model's, filled up with tokens that no text has, so that laws are over as many tokens as the real model's: memory and
+time are those of the real model, lengths of texts in tokens are not.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from statewise.assets import POCKET_MODEL
 
@@ -30,6 +32,7 @@ QWEN3_06B = {
     "rope_theta": 1_000_000.0,
     "tie_word_embeddings": True,
 }
+PADDED_TOKENS = 267  # logits of Qwen3 that belong to no token of its tokenizer
 ARCHITECTURES = {
     "qwen3-0.6b": QWEN3_06B,
     "qwen3-tiny": {**QWEN3_06B, "vocab_size": 4_096, "hidden_size": 64, "intermediate_size": 128,
@@ -39,7 +42,7 @@ ARCHITECTURES = {
 
 def write_random_model(architecture: str, out: Path, seed: int = 0) -> int:
     """Write the folder; returns the number of parameters."""
-    tokenizer = AutoTokenizer.from_pretrained(POCKET_MODEL, local_files_only=True, trust_remote_code=False)
+    tokenizer = _filled_tokenizer(ARCHITECTURES[architecture]["vocab_size"] - PADDED_TOKENS)
     special = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
     config = Qwen3Config(**ARCHITECTURES[architecture], **special, dtype="bfloat16")
     with torch.random.fork_rng(devices=[]):
@@ -52,6 +55,18 @@ def write_random_model(architecture: str, out: Path, seed: int = 0) -> int:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return int(model.num_parameters())
+
+
+def _filled_tokenizer(num_tokens: int) -> PreTrainedTokenizerFast:
+    """The pocket tokenizer with placeholders up to `num_tokens` tokens; it reads every text as before."""
+    content = json.loads((POCKET_MODEL / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = content["model"]["vocab"]
+    used = {*vocab.values(), *(token["id"] for token in content["added_tokens"])}
+    vocab |= {f"<unused {index}>": index for index in range(num_tokens) if index not in used}
+    plain = AutoTokenizer.from_pretrained(POCKET_MODEL, local_files_only=True, trust_remote_code=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)), eos_token=plain.eos_token, pad_token=plain.pad_token
+    )
 
 
 def main() -> None:
