@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from statewise.assets import POCKET_MODEL
 from statewise.policy.device import choose_dtype
 from statewise.policy.find import count_parameters
 from statewise.policy.load import encode, load_policy
