@@ -27,6 +27,7 @@ from statewise.policy.sampler import Sampling, sample
 from statewise.seeding import derive_key
 from statewise.study.catalog import task_folder
 from statewise.study.plan import BASE, Node, Plan
+from statewise.study.protocol import describe_protocol, digest_items
 from statewise.study.store import Store
 from statewise.tasks.load import load_task
 from statewise.tasks.task import Task
@@ -158,22 +159,16 @@ def _evaluate(place: Workplace, node: Node, observer: Observer) -> dict[str, Any
     protocol = EvalProtocol(
         limit=shared.evaluation.limit, seed=place.key(node, "evaluate"), max_new_tokens=shared.evaluation.max_new_tokens
     )
-    protocols = {}
+    protocols, items = {}, {}
     for done, name in enumerate([shared.target, *shared.retention]):
         rows = evaluate(policy, place.task(name), protocol)
         records.write_table(folder / "evals" / f"{name}.parquet", rows, records.ITEM_SCHEMA)
-        protocols[name] = _protocol(place.task(name), protocol)
+        protocols[name] = describe_protocol(place.task(name), protocol)
+        items[name] = digest_items(place.task(name), protocol.limit)
         observer.progress(done + 1)
     _measure(place, node, policy)
     observer.progress(len(shared.retention) + 2)
-    return {"status": "evaluated", "protocols": protocols}
-
-
-def _protocol(task: Task, protocol: EvalProtocol) -> str:
-    """The task's own protocol, and what this study adds to it."""
-    decodings = f"; {' and '.join(protocol.decodings)}, at most {protocol.max_new_tokens} new tokens"
-    limit = f"; the first {protocol.limit} items only" if protocol.limit else ""
-    return task.protocol + (decodings if task.is_generative else "") + limit
+    return {"status": "evaluated", "protocols": protocols, "items_sha256": items}
 
 
 def _measure(place: Workplace, node: Node, policy: Policy) -> None:

@@ -1,0 +1,178 @@
+"""A stored model and where it comes from: full weights or an adapter, its base model, the benchmarks it brings along.
+
+Reads small files only; nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from statewise import records
+from statewise.assets import POCKET_MODEL
+from statewise.errors import UsageError
+from statewise.study.catalog import find_model, task_folder
+from statewise.study.plan import BASE
+from statewise.study.run_folder import open_run, read_object
+from statewise.tasks.find import check_task_name, find_task_file, list_tasks
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+FACTS = "statewise.json"
+# Configuration, tokenizer and weights of a model folder; everything else in it is no part of the model.
+MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
+OTHER_FILES = ("pretrain", "statewise")
+# Features of peft that change what an adapter computes and that `policy.lora` does not know.
+FOREIGN_FEATURES = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of a model folder's past; empty where nothing is.
+
+    `base` is the folder of its base model, None if it is not on this machine; `base_name` how a study called it.
+    `base_tasks`: benchmarks that came with it. `retention`: those of the study that trained the model.
+    """
+
+    arm: str = ""
+    base_name: str = ""
+    base: Path | None = None
+    base_sha256: str = ""
+    base_tasks: tuple[str, ...] = ()
+    retention: tuple[str, ...] = ()
+
+
+def stored_weights(folder: Path) -> Literal["full", "adapter"]:
+    """What a model folder holds: all weights, or an adapter in peft's format.
+
+    Raises:
+        UsageError: neither.
+    """
+    if (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER_WEIGHTS).is_file():
+        return "adapter"
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        return "full"
+    raise UsageError(
+        f"model folder {folder}: neither a model (config.json, *.safetensors) nor an adapter ({ADAPTER_CONFIG}, "
+        f"{ADAPTER_WEIGHTS}); give the folder that holds one of them"
+    )
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model folder that make the model, sorted."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix in MODEL_SUFFIXES and not path.name.startswith(OTHER_FILES)
+    )
+
+
+def digest_model_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of the model, by name."""
+    return {path.name: records.digest_file(path) for path in model_files(folder)}
+
+
+def digest_weights(folder: Path) -> str:
+    """SHA-256 of the weights: of their file, or of the canonical JSON of name → digest where there are several."""
+    digests = {path.name: records.digest_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    return next(iter(digests.values())) if len(digests) == 1 else records.digest_json(digests)
+
+
+def read_origin(folder: Path) -> Origin:
+    """Where a model folder comes from: an export, the arm of a run, or an adapter that names its base model."""
+    facts = folder / FACTS
+    if facts.is_file():
+        known = read_object(facts)
+        name = str(known.get("base_model", ""))
+        base_tasks, retention = known.get("base_tasks", ()), known.get("retention", ())
+        sha256 = known.get("provenance", {}).get("base_weights_sha256", "")
+        return Origin(known.get("arm", ""), name, _local(name), sha256, tuple(base_tasks), tuple(retention))
+    place = folder.resolve()
+    if len(place.parents) > 3 and (place.parents[3] / "plan.json").is_file() and place.parents[2].name == "arms":
+        run = open_run(place.parents[3])
+        return origin_of_arm(run.config.shared.model, run.model, place.parents[1].name, run.config.shared.retention)
+    if (folder / ADAPTER_CONFIG).is_file():
+        name = str(read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path", ""))
+        return Origin(base_name=name, base=_local(name))
+    return Origin()
+
+
+def origin_of_arm(base_name: str, base: Path, arm: str, retention: list[str]) -> Origin:
+    """The origin of a model that an arm of a run trained on `base`, whose folder may be gone by now."""
+    found = base if base.is_dir() else _local(base_name)
+    sha256 = digest_weights(found) if found else ""
+    return Origin(arm, base_name, found, sha256, tuple(tasks_of(found)), tuple(retention))
+
+
+def _local(name: str) -> Path | None:
+    """The folder of a base model if it is the embedded one or a folder of this machine."""
+    if name == "pocket":
+        return POCKET_MODEL
+    return Path(name) if name and Path(name).is_dir() else None
+
+
+def tasks_of(model: Path | None) -> tuple[str, ...]:
+    """Names of the benchmarks that a model folder brings along."""
+    folder = task_folder(model) if model else None
+    return list_tasks(folder) if folder else ()
+
+
+def find_base(folder: Path, origin: Origin) -> Path:
+    """The base model of the adapter in `folder`.
+
+    Raises:
+        UsageError: it is not known, or neither here nor to be fetched.
+    """
+    if origin.base is not None:
+        return origin.base
+    if not origin.base_name:
+        raise UsageError(f"{folder / ADAPTER_CONFIG}: no base_model_name_or_path; write the base model's folder there")
+    return find_model(origin.base_name)
+
+
+def find_tasks(name: str, folder: Path, origin: Origin) -> Path | None:
+    """The folder that holds the benchmark `name` for a model: its own, its base model's, or the embedded ones.
+
+    Returns:
+        None for a task of lm-eval or the path of a YAML file.
+
+    Raises:
+        UsageError: no such task; or one that came with a base model which is not on this machine, since the embedded
+            benchmark of that name has other items.
+    """
+    own, base = task_folder(folder), task_folder(origin.base) if origin.base else None
+    for tasks in (own, base):
+        if tasks is not None and find_task_file(name, tasks) is not None:
+            return tasks
+    if name in origin.base_tasks:
+        raise UsageError(
+            f"task {name!r} came with the base model {origin.base_name!r} of {folder}, which is not a folder here; "
+            f"give the path of the task's YAML file, or run from where {origin.base_name!r} is a folder"
+        )
+    embedded = POCKET_MODEL / "tasks"
+    if find_task_file(name, embedded) is not None:
+        return embedded if Path(name).suffix != ".yaml" else None
+    check_task_name(name, own or base or embedded)
+    return None
+
+
+def check_adapter(folder: Path) -> None:
+    """Refuse an adapter that `policy.lora` would load as something else than peft does.
+
+    Raises:
+        UsageError: not LoRA, or a feature of peft that changes what it computes; says what to do.
+    """
+    config = read_object(folder / ADAPTER_CONFIG)
+    foreign = [key for key in FOREIGN_FEATURES if config.get(key)]
+    kind = str(config.get("peft_type", "LORA"))
+    if kind != "LORA" or foreign or config.get("bias", "none") != "none":
+        what = kind if kind != "LORA" else ", ".join(foreign) or "bias"
+        raise UsageError(
+            f"adapter folder {folder}: {what} is not plain LoRA; merge it into its base model with peft "
+            "(merge_and_unload) and give the merged folder"
+        )
+
+
+def is_base_of(model_sha256: str, arm: str, other: Origin) -> bool:
+    """Whether a model is the one that another was trained from: it is that run's base, or has the same weights."""
+    return arm == BASE or (bool(model_sha256) and model_sha256 == other.base_sha256)
