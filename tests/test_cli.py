@@ -226,4 +226,4 @@ def test_light_commands_import_nothing_heavy(tmp_path):
 def test_help_imports_no_room_but_the_errors(tmp_path):
     code = "import sys; from statewise import cli; print(sorted(n for n in sys.modules if n.startswith('statewise.')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-    assert done.stdout.strip() == "['statewise.cli', 'statewise.errors']"
+    assert done.stdout.strip() == "['statewise.cli', 'statewise.cli_models', 'statewise.errors']"

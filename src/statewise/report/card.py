@@ -62,7 +62,7 @@ def render_card(facts: ModelFacts) -> str:
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("statewise.report"),
-        autoescape=False,  # noqa: S701  (Markdown, not HTML: `cell` below is its escape)
+        autoescape=False,  # Markdown, not HTML: `cell` below is its escape
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -19,7 +19,6 @@ from statewise import records
 from statewise.errors import UsageError
 from statewise.records import ModelFacts
 from statewise.study.catalog import find_model
-from statewise.study.model_facts import read_facts
 from statewise.study.model_folder import (
     ADAPTER_CONFIG,
     FACTS,
@@ -70,6 +69,9 @@ def export_model(request: ExportRequest, out: Path, render: Callable[[ModelFacts
     run.check_seed(seed)
     source = _find_weights(run, request.arm, seed)
     kind = stored_weights(source)
+
+    from statewise.study.model_facts import read_facts  # scipy: after what a mistyped word is answered by
+
     facts = read_facts(run, request.arm, seed, out.name)
     weights = "merged" if kind == "adapter" and request.is_merged else kind
     with records.replacing_folder(out) as folder:

@@ -28,7 +28,7 @@ def read_facts(run: RunFolder, arm: str, seed: int, name: str) -> ModelFacts:
         UsageError: the run has no summary yet, or damaged records.
     """
     summary = _read_summary(run.folder)
-    described = next((one for one in summary["runs"] if one["arm"] == arm), {})
+    described: dict[str, Any] = next((one for one in summary["runs"] if one["arm"] == arm), {})
     section, shared = run.config.arms.get(arm), run.config.shared
     origin = origin_of_arm(shared.model, run.model, arm, shared.retention)
     trained, evaluated = run.record(arm, seed, "train.json"), run.record(arm, seed, "done.json")

@@ -140,6 +140,10 @@ def find_tasks(name: str, folder: Path, origin: Origin) -> Path | None:
         UsageError: no such task; or one that came with a base model which is not on this machine, since the embedded
             benchmark of that name has other items.
     """
+    if name.endswith(".yaml"):
+        if not Path(name).is_file():
+            raise UsageError(f"--tasks {name}: no such task file")
+        return None
     own, base = task_folder(folder), task_folder(origin.base) if origin.base else None
     for tasks in (own, base):
         if tasks is not None and find_task_file(name, tasks) is not None:
@@ -151,8 +155,8 @@ def find_tasks(name: str, folder: Path, origin: Origin) -> Path | None:
         )
     embedded = POCKET_MODEL / "tasks"
     if find_task_file(name, embedded) is not None:
-        return embedded if Path(name).suffix != ".yaml" else None
-    check_task_name(name, own or base or embedded)
+        return embedded
+    check_task_name(name, own or base or embedded, "--tasks")
     return None
 
 

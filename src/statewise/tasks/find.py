@@ -32,7 +32,7 @@ def find_task_file(name_or_path: str, task_folder: Path | None) -> Path | None:
     return path if path.is_file() else None
 
 
-def check_task_name(name: str, task_folder: Path | None) -> None:
+def check_task_name(name: str, task_folder: Path | None, where: str = "study (target, retention)") -> None:
     """Refuse a name that is neither a task file nor the file name of one of lm-eval's own tasks; takes < 1 s.
 
     Raises:
@@ -47,4 +47,4 @@ def check_task_name(name: str, task_folder: Path | None) -> None:
         return
     own = list_tasks(task_folder) if task_folder else ()
     nearest = difflib.get_close_matches(name, [*own, *sorted(known)], n=NUM_SUGGESTIONS)
-    raise unknown("task", name, [*own, *nearest], "study (target, retention)")
+    raise unknown("task", name, [*own, *nearest], where)
