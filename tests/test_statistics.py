@@ -171,3 +171,10 @@ def test_the_retention_ratios_interval_is_the_bootstraps():
 def test_there_is_no_retention_ratio_of_a_task_at_which_the_base_model_fails():
     base, post = [column(0, 0, 0), column(0, 1, 0)], [column(0, 1, 0), column(0, 1, 1)]
     assert estimate_retention_ratio(base, post) is None
+
+
+def test_scores_beyond_0_to_1_keep_their_interval():
+    # Mean 3, variance 2, standard error 1; t with 1 degree of freedom at .975 is 12.706.
+    found = estimate_score(column(2, 4))
+    assert (found.value, found.low) == (3, pytest.approx(3 - 12.7062, abs=1e-3))
+    assert estimate_score(column(37, 37, 37)).high == 37

@@ -212,6 +212,13 @@ def test_an_evaluated_base_model_is_known_by_its_weights(run, tmp_path):
         assert (comparison.forgetting is not None) == has_forgetting
 
 
+def test_another_runs_base_model_forgets_nothing(run, tmp_path):
+    weights = records.digest_file(tmp_path / "base" / "model.safetensors")
+    other = write_evaluation(tmp_path / "other", {"sums": B}, arm="sft", base_weights_sha256="of another family")
+    assert weights != "of another family"
+    assert compare(read_side(f"{run}:base:0"), read_side(str(other))).forgetting is None
+
+
 def test_the_base_model_follows_the_seed_of_the_other_side(run):
     comparison = compare(read_side(f"{run}:base"), read_side(f"{run}:sft:1"))
     assert all(score.difference.num_seeds == 1 for score in comparison.scores)

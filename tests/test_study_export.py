@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import peft
@@ -215,6 +216,19 @@ def test_a_folder_that_holds_something_is_not_written_to(made, tmp_path):
     with pytest.raises(UsageError, match="exists and is not an empty folder"):
         export(made, tmp_path, "sft")
     assert (tmp_path / "exported" / "thesis.tex").read_text() == "words"
+
+
+def test_the_folder_one_stands_in_is_not_replaced(made):
+    with pytest.raises(UsageError, match="give the name of a new folder"):
+        export_model(ExportRequest(made, "sft"), Path(), render_card)
+
+
+def test_a_trained_model_that_was_deleted_is_said_to_be_gone(made, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(made, run)
+    shutil.rmtree(run / "arms" / "sft" / "0" / "model")
+    with pytest.raises(UsageError, match="its model is gone"):
+        export(run, tmp_path, "sft", 0)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

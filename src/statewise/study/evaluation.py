@@ -22,9 +22,9 @@ from statewise.study.model_folder import (
     Origin,
     check_adapter,
     digest_model_files,
-    digest_weights,
     find_base,
     find_tasks,
+    join_weights,
     read_origin,
     stored_weights,
 )
@@ -114,6 +114,7 @@ def _open_for(request: EvaluationRequest, model: Path, origin: Origin, out: Path
         "max_new_tokens": request.max_new_tokens,
     }
     files = digest_model_files(model)
+    weights_sha256 = join_weights(files)
     if stored_weights(model) == "adapter":
         files |= {f"base/{name}": digest for name, digest in digest_model_files(find_base(model, origin)).items()}
     sha256 = records.digest_json(files)
@@ -122,7 +123,7 @@ def _open_for(request: EvaluationRequest, model: Path, origin: Origin, out: Path
         "model": {
             "name": request.model,
             "sha256": sha256,
-            "weights_sha256": digest_weights(model),
+            "weights_sha256": weights_sha256,
             "arm": origin.arm,
             "base_model": origin.base_name,
             "base_weights_sha256": origin.base_sha256,

@@ -61,6 +61,8 @@ def export_model(request: ExportRequest, out: Path, render: Callable[[ModelFacts
         UsageError: no such run, arm or seed, no trained model there, weights that are not those of the record, or `out`
             holds something.
     """
+    if not out.name:
+        raise UsageError(f"--out {out}: give the name of a new folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: exists and is not an empty folder; choose another with --out")
     run = open_run(request.run)
@@ -114,6 +116,8 @@ def _find_weights(run: RunFolder, arm: str, seed: int) -> Path:
         raise UsageError(f"{run.folder}: arm {arm!r}: {why}; choose another arm or seed")
     folder = run.arm_folder(arm, seed)
     source = folder / "model" if (folder / "model").is_dir() else folder / "adapter"
+    if not source.is_dir():
+        raise UsageError(f"{folder}: arm {arm!r} was trained in seed {seed}, but its model is gone; train it anew")
     if digest_weights(source) != trained.get("weights_sha256"):
         raise UsageError(
             f"{source}: its weights are not those that the run recorded (train.json, weights_sha256): the folder was "

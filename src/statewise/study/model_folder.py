@@ -5,6 +5,7 @@ Reads small files only; nothing here needs torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,7 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 FACTS = "statewise.json"
 # Configuration, tokenizer and weights of a model folder; everything else in it is no part of the model.
 MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
-OTHER_FILES = ("pretrain", "statewise")
+OTHER_FILES = ("pretrain.json", FACTS)
 # Features of peft that change what an adapter computes and that `policy.lora` does not know.
 FOREIGN_FEATURES = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save")
 
@@ -63,7 +64,7 @@ def model_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.is_file() and path.suffix in MODEL_SUFFIXES and not path.name.startswith(OTHER_FILES)
+        if path.is_file() and path.suffix in MODEL_SUFFIXES and path.name not in OTHER_FILES
     )
 
 
@@ -74,7 +75,12 @@ def digest_model_files(folder: Path) -> dict[str, str]:
 
 def digest_weights(folder: Path) -> str:
     """SHA-256 of the weights: of their file, or of the canonical JSON of name → digest where there are several."""
-    digests = {path.name: records.digest_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    return join_weights({path.name: records.digest_file(path) for path in folder.glob("*.safetensors")})
+
+
+def join_weights(files: Mapping[str, str]) -> str:
+    """`digest_weights` where the digests of the files are known; files that are no weights are left out."""
+    digests = {name: digest for name, digest in files.items() if Path(name).suffix == ".safetensors"}
     return next(iter(digests.values())) if len(digests) == 1 else records.digest_json(digests)
 
 
@@ -177,6 +183,8 @@ def check_adapter(folder: Path) -> None:
         )
 
 
-def is_base_of(model_sha256: str, arm: str, other: Origin) -> bool:
-    """Whether a model is the one that another was trained from: it is that run's base, or has the same weights."""
-    return arm == BASE or (bool(model_sha256) and model_sha256 == other.base_sha256)
+def is_base_of(weights_sha256: str, arm: str, other: Origin) -> bool:
+    """Whether a model is the one that another was trained from: by its weights, or where they are not known, its arm."""
+    if weights_sha256 and other.base_sha256:
+        return weights_sha256 == other.base_sha256
+    return arm == BASE
