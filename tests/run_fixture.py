@@ -78,7 +78,15 @@ def trained(run: Path, arm: str, seed: int) -> Path:
 
 def item_rows(task: str, decoding: str, metric: str, scores: list[float | None]) -> list[dict]:
     return [
-        {"task": task, "item": item, "decoding": decoding, "metric": metric, "score": score, "response": ""}
+        {
+            "task": task,
+            "member": task,
+            "item": item,
+            "decoding": decoding,
+            "metric": metric,
+            "score": score,
+            "response": "",
+        }
         for item, score in enumerate(scores)
     ]
 

@@ -26,6 +26,8 @@ def study(tmp_path):
         (["run", "poket"], "statewise: unknown study 'poket'. Did you mean 'pocket'?"),
         (["run", "none.toml"], "statewise: none.toml: no such study file"),
         (["run", "pocket", "--seeds", "0"], "--seeds 0: expected a number >= 1"),
+        (["run", "pocket", "--world", "w", "--model", "m"], "--world and --model both name the base model"),
+        (["run", "pocket", "--model", "nowhere"], "model 'nowhere': no such folder"),
         (["run", "pocket", "--world", "nowhere"], "model 'nowhere': no such folder"),
         (["run", "pocket", "--set", "rl.update.lrr=1"], "unknown key in [arms.rl.update]: 'lrr'. Did you mean 'lr'?"),
         (["run", "pocket", "--set", "shared.retention=['pocket_fact']"], "'pocket_fact'. Did you mean 'pocket_facts'?"),

@@ -88,6 +88,7 @@ def test_the_header_says_which_model_how_and_with_what(pocket):
     assert task["protocol"].endswith("greedy and sampled, at most 24 new tokens; the first 4 items only")
     assert task["num_items"] == LIMIT
     assert len(task["items_sha256"]) == 64
+    assert task["device"] == "cpu, float32"
     assert set(task["versions"]) == {"statewise", "torch", "transformers", "lm-eval"}
     assert not list(pocket.rglob("*.tmp"))
 

@@ -21,7 +21,7 @@ from statewise.errors import UsageError
 from statewise.policy.load import copy_policy, save_weights
 from statewise.report.card import render_card
 from statewise.study.export import ExportRequest, export_model
-from statewise.study.model_folder import digest_weights, stored_weights
+from statewise.study.model_folder import digest_weights, read_origin, stored_weights
 
 PROMPT = torch.tensor([[72, 101, 108, 108, 111]])
 TEXT = "Hello"
@@ -113,6 +113,19 @@ def test_an_adapter_is_exported_as_it_is_and_peft_reads_it(made, tmp_path):
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "org/base"
     assert not (out / "model.safetensors").exists()
     assert facts.weights == stored_weights(out) == "adapter"
+
+
+def test_the_revision_of_a_hub_model_is_named_as_peft_and_transformers_read_it(made, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(made, run)
+    study = run / "study.toml"
+    study.write_text(study.read_text().replace("org/base", "org/base@v2"))
+    out, facts = export(run, tmp_path, "slim")
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/base", "v2")
+    assert (facts.base_model, facts.base_revision) == ("org/base", "v2")
+    assert 'AutoModelForCausalLM.from_pretrained("org/base", revision="v2")' in (out / "README.md").read_text()
+    assert read_origin(out).base_name == "org/base@v2"
 
 
 def test_a_merged_adapter_is_a_plain_model_that_computes_the_same(made, tmp_path):

@@ -84,6 +84,8 @@ def command(arguments, log, has_workers=True):
     stream = log.open("w")
     os.dup2(stream.fileno(), 1)
     os.dup2(stream.fileno(), 2)
+    # A test run that was itself started in the background inherits SIGINT as ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     get_context = multiprocessing.get_context
     multiprocessing.get_context = lambda kind: get_context("fork") if has_workers else None
     sys.argv = ["statewise", *map(str, arguments)]

@@ -164,27 +164,27 @@ def test_a_file_that_is_not_yaml_is_refused(tmp_path):
         load_task("toy", task_folder=tmp_path)
 
 
-class Entry:
-    def __init__(self, kind: str, yaml_path: Path | None = None):
-        self.kind, self.yaml_path = type("Kind", (), {"name": kind}), yaml_path
-
-
-def test_an_unknown_name_suggests_the_nearest(pocket_folder, monkeypatch):
-    monkeypatch.setattr(load, "_index", lambda: {"pocket_polka": Entry("TASK"), "unlike": Entry("TASK")})
-    with pytest.raises(UsageError, match=r"unknown task 'pocket_maths'. Did you mean 'pocket_math'") as caught:
+def test_an_unknown_name_suggests_the_nearest(pocket_folder):
+    with pytest.raises(UsageError, match=r"unknown task 'pocket_maths'. Did you mean 'pocket_math'"):
         load_task("pocket_maths", task_folder=pocket_folder)
-    assert "unlike" not in str(caught.value)
+    with pytest.raises(UsageError, match=r"Did you mean 'gsm8k'"):
+        load_task("gsm8kk")
 
 
-def test_a_group_is_refused_with_some_of_its_members(monkeypatch):
-    monkeypatch.setattr(load, "_index", lambda: {"many": Entry("GROUP"), "many_one": Entry("TASK")})
-    with pytest.raises(UsageError, match=r"'many' is a group of lm-eval tasks.* such as many_one"):
+def test_a_group_whose_members_are_scored_differently_is_refused(tmp_path, monkeypatch):
+    one = write_task(tmp_path, [CHOICE_ROW])
+    other = tmp_path / "other.yaml"
+    other.write_text(one.read_text().replace("metric: acc\n", "metric: acc_norm\n").replace("toy_choice", "other"))
+    monkeypatch.setattr(load, "_find_in_lm_eval", lambda name, folder: [one, other])
+    with pytest.raises(UsageError, match=r"'many' is a group whose members differ .* such as toy_choice, other"):
         load_task("many")
 
 
-def test_lm_evals_own_task_is_taken_where_the_folder_has_none(tmp_path, monkeypatch):
-    path = write_task(tmp_path, [CHOICE_ROW])
-    monkeypatch.setattr(load, "_index", lambda: {"toy_alias": Entry("TASK", path)})
-    assert load_task("toy_alias", task_folder=None).name == "toy_choice"
+def test_lm_evals_own_task_is_taken_where_the_folder_has_none(tmp_path):
     with pytest.raises(UsageError, match=r"gsm8k\.yaml: its data set 'openai/gsm8k' cannot be loaded"):
-        load_task("gsm8k")
+        load_task("gsm8k", task_folder=tmp_path)
+
+
+def test_a_task_that_is_python_is_refused():
+    with pytest.raises(UsageError, match="is written as a Python class"):
+        load_task("squadv2")

@@ -171,7 +171,7 @@ def test_an_unknown_split_is_refused(pocket_folder):
 
 def test_a_task_checks_its_reward_metric(pocket_folder):
     with pytest.raises(UsageError, match="unknown reward metric ''"):
-        Task("pocket_math", load_task("pocket_math", task_folder=pocket_folder).lm_eval_task)
+        Task("pocket_math", load_task("pocket_math", task_folder=pocket_folder).members)
 
 
 def test_a_text_is_cut_at_its_first_stop_string():

@@ -52,6 +52,9 @@ def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has 
     world: Annotated[
         Path | None, typer.Option(help="Folder of `statewise pretrain`: another world's model and tasks.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Base model: pocket, a folder, or a Hugging Face name org/name[@revision].")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes side by side; default: one a core.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: JsonOption = False,
@@ -59,7 +62,9 @@ def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has 
     """Run a study to its report. The same command resumes what was interrupted."""
     from statewise.study.request import StudyRequest
 
-    request = StudyRequest(study, tuple(overrides or ()), seeds, str(world) if world else None)
+    if world and model:
+        raise UsageError("--world and --model both name the base model; give one of them")
+    request = StudyRequest(study, tuple(overrides or ()), seeds, str(world) if world else model, is_dry=dry_run)
     if dry_run:
         _print_plan(request, workers, as_json)
         return
@@ -115,6 +120,8 @@ def _print_plan(request: StudyRequest, workers: int | None, as_json: bool) -> No
         )
         return
     Console().print(plan_table(plan, estimate, num_workers))
+    if plan.download_bytes:
+        typer.echo(f"Model {plan.config.shared.model}: {plan.download_bytes / 1e9:.1f} GB to be downloaded.")
 
 
 @app.command()

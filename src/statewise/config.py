@@ -33,12 +33,16 @@ class Strict(BaseModel):
 
 
 class StudySection(Strict):
-    """`[study]`: what the study is called and which seeds and factors it has."""
+    """`[study]`: what the study is called and which seeds and factors it has.
+
+    `quick`: overrides, as for `--set`, that make the study small enough to try out (`--quick`).
+    """
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     description: str = ""
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
     factors: list[str] = []
+    quick: list[str] = []
 
 
 class EvaluationSection(Strict):
@@ -91,9 +95,17 @@ class UpdateSection(Strict):
 
 
 class SharedSection(Strict):
-    """`[shared]`: model and tasks of the study, and defaults for every arm."""
+    """`[shared]`: model and tasks of the study, and defaults for every arm.
+
+    `model`: `pocket`, a folder or a hub name `org/name[@revision]`; `end_of_text`: the token that ends gold text, where
+    it is not the tokenizer's own. `device` and `dtype` "auto": a GPU where there is one, and the checkpoint's precision
+    (`policy.device`).
+    """
 
     model: str = "pocket"
+    end_of_text: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     target: str = "pocket_math"
     retention: list[str] = ["pocket_facts", "pocket_myths"]
     reward_metric: str = "exact_match,flexible-extract"
@@ -147,11 +159,13 @@ class StudyConfig(Strict):
     reference: ReferenceSection | None = None
 
 
-def read_study(path: Path, overrides: Iterable[str] = ()) -> StudyConfig:
+def read_study(path: Path, overrides: Iterable[str] = (), *, is_quick: bool = False) -> StudyConfig:
     """Read, override and check a study file.
 
     Args:
+        path: the file.
         overrides: `arm.key=value`, `shared.key=value` or `study.key=value`, values in TOML syntax or bare text.
+        is_quick: apply the study's own `quick` overrides first.
 
     Raises:
         UsageError: no such file, not TOML, an unknown key or arm, or a value out of range; with file, line and the
@@ -168,7 +182,7 @@ def read_study(path: Path, overrides: Iterable[str] = ()) -> StudyConfig:
         raise UsageError(f"{path}: not UTF-8 text; a study file is TOML") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
-    for override in overrides:
+    for override in [*(_quick_of(raw, path) if is_quick else []), *overrides]:
         _apply_override(raw, override)
     place = _Place(path, text)
     config = _validate(_with_defaults(raw, place), place)
@@ -246,6 +260,14 @@ class _Place:
             if depth > best_depth:
                 best_depth, best_line = depth, number
         return best_depth, best_line
+
+
+def _quick_of(raw: Table, path: Path) -> list[str]:
+    study = raw.get("study", {})
+    quick = study.get("quick") if isinstance(study, dict) else None
+    if not isinstance(quick, list) or not quick:
+        raise UsageError(f"{path}: has no quick size; give study.quick a list of overrides, or use --set and --limit")
+    return [str(override) for override in quick]
 
 
 def _apply_override(raw: Table, override: str) -> None:

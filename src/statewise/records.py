@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 ITEM_SCHEMA = pa.schema(
     [
         ("task", pa.string()),
-        ("item", pa.int32()),  # index of the document in the evaluated split
+        ("member", pa.string()),  # of a group, the task that the item belongs to; else the task itself
+        ("item", pa.int32()),  # index of the document in the evaluated split; of a group, in its members' in turn
         ("decoding", pa.string()),  # "greedy", "sampled" or "choices"
         ("metric", pa.string()),  # lm-eval's "metric,filter", e.g. "exact_match,flexible-extract"
         ("score", pa.float64()),  # 0..1; null: could not be scored
@@ -148,7 +149,8 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 def digest_file(path: Path) -> str:
     """SHA-256 of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digest_json(value: Any) -> str:
@@ -263,6 +265,7 @@ class ModelScore:
 class ModelFacts:
     """What an exported model folder says of itself, in `statewise.json` and in its model card.
 
+    `base_model` is "pocket", a folder or a hub name, of which `base_revision` is the branch, tag or commit.
     `weights`: "full", "adapter" or "merged" (an adapter added to the base model's weights, float32). `scores` and
     `forgetting` are this model's; `arm_differences` and `arm_forgetting` those of its arm over `arm_seeds` seeds.
     `base_tasks`: benchmarks that the base model's folder brings along. `provenance` holds digests and fingerprints.
@@ -275,12 +278,14 @@ class ModelFacts:
     label: str
     seed: int
     base_model: str
+    base_revision: str | None
     license: str | None
     weights: str
     recipe: str
     config: dict[str, Any]
     target: str
     retention: tuple[str, ...]
+    end_of_text: str | None
     budget: dict[str, float]
     scores: tuple[ModelScore, ...]
     forgetting: Estimate | None

@@ -19,7 +19,7 @@ from statewise import errors
 from statewise.errors import UsageError
 from statewise.evals.bystanders import bystander
 from statewise.evals.policy_lm import Decoding, PolicyLM
-from statewise.policy.load import Policy
+from statewise.policy.load import Policy, chat_of
 from statewise.tasks.quiet import quiet_lm_eval
 from statewise.tasks.task import DEFAULT_MAX_NEW_TOKENS, Task
 
@@ -32,13 +32,15 @@ class EvalProtocol:
     """How tasks are evaluated.
 
     `limit`: the first so many items of a task, None for all; `decodings`: those of tasks that generate, "greedy"
-    (temperature 0) and "sampled" (temperature 1, drawn from `seed` and the item); `max_new_tokens`: cap on an answer.
+    (temperature 0) and "sampled" (temperature 1, drawn from `seed` and the item); `max_new_tokens`: cap on an answer;
+    `is_chat`: prompts are put into the tokenizer's chat template, worked examples as turns.
     """
 
     limit: int | None = None
     decodings: tuple[str, ...] = ("greedy", "sampled")
     seed: int = 0
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    is_chat: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("limit", self.limit), ("max_new_tokens", self.max_new_tokens)):
@@ -67,9 +69,10 @@ def evaluate(policy: Policy, task: Task, protocol: EvalProtocol) -> list[dict[st
     rows: list[dict[str, Any]] = []
     with bystander(policy), quiet_lm_eval():
         for decoding in protocol.decodings if task.is_generative else (CHOICES,):
-            items = task.requests(protocol.limit)
             temperature = TEMPERATURES.get(decoding, 0.0)
-            _answer(PolicyLM(policy, Decoding(temperature, protocol.seed, protocol.max_new_tokens)), items)
+            lm = PolicyLM(policy, Decoding(temperature, protocol.seed, protocol.max_new_tokens))
+            items = task.requests(protocol.limit, chat_of(policy) if protocol.is_chat else None)
+            _answer(lm, items)
             rows += _rows(task, decoding, items)
     return rows
 
@@ -104,13 +107,15 @@ def _rows(task: Task, decoding: str, items: Sequence[Sequence[Instance]]) -> lis
     if not metrics:
         raise _no_item_metric(task)
     rows = []
-    for item, (requests, grade) in enumerate(zip(items, grades, strict=True)):
+    for requests, grade in zip(items, grades, strict=True):
         response = _response(task, requests)
+        item, member = task.place_of(requests[0])
         for metric in metrics:
             score = grade.get(metric, math.nan)
             rows.append(
                 {
                     "task": task.name,
+                    "member": member,
                     "item": item,
                     "decoding": decoding,
                     "metric": metric,

@@ -1,8 +1,9 @@
 """A policy as lm-eval sees a model.
 
 How a text is split into context and continuation is lm-eval's own code (TemplateLM), so that items get the scores that
-lm-eval's HFLM gives. Departs from HFLM: no begin-of-text token is added (training prompts have none either), a padded
-vocabulary is cut to the tokenizer's, and the decoding (greedy or sampled) is the caller's instead of the task's.
+lm-eval's HFLM gives; a begin-of-text token is added where HFLM adds one, and to training prompts as well. Departs from
+HFLM: a padded vocabulary is cut to the tokenizer's, and the decoding (greedy or sampled) is the caller's instead of the
+task's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from statewise.errors import UsageError
 from statewise.evals.likelihood import Pair, score_continuations, warn_of_cuts
-from statewise.policy.load import Policy, decode_all, encode
+from statewise.policy.load import Policy, decode_all, encode, encode_prompt
 from statewise.policy.sampler import Sampling, sample
 from statewise.seeding import derive_key
 from statewise.tasks.task import DEFAULT_MAX_NEW_TOKENS, cut_at, max_tokens_of, stops_of
@@ -56,7 +57,8 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return self.policy.end_token_id if begin is None else int(begin)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
-        return list(encode(self.policy, string))
+        """As in HFLM: begin-of-text by the tokenizer's own habit, unless `add_special_tokens` is False."""
+        return list(encode(self.policy, string) if add_special_tokens is False else encode_prompt(self.policy, string))
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = True
@@ -118,6 +120,6 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
                 f"answers of {max_new_tokens} tokens leave no room for a prompt in {self.policy.name!r}, whose context "
                 f"has {self.policy.context_length}; lower max_new_tokens"
             )
-        prompts = [encode(self.policy, context) or (self.prefix_token_id,) for context in contexts]
+        prompts = [encode_prompt(self.policy, context) or (self.prefix_token_id,) for context in contexts]
         warn_of_cuts(self.policy, sum(len(prompt) > room for prompt in prompts), len(prompts))
         return [prompt[-room:] for prompt in prompts]

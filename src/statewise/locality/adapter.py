@@ -1,4 +1,8 @@
-"""Which weights an arm may move: all of them, or a low-rank adapter (LoRA, arXiv:2106.09685)."""
+"""Which weights an arm may move: all of them, or a low-rank adapter (LoRA, arXiv:2106.09685).
+
+What is trained is float32 whatever the model computes in: bfloat16 has 8 bits, so that a step of 1e-5 on a weight of
+0.02 would be rounded away.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +43,8 @@ class Full:
     keeps_base: ClassVar[bool] = False
 
     def attach(self, model: PreTrainedModel, seed: int) -> dict[str, torch.nn.Parameter]:
-        """All parameters, gradients on; `seed` is not used."""
-        model.requires_grad_(True)
+        """All parameters, in float32, gradients on; `seed` is not used."""
+        model.float().requires_grad_(True)
         return dict(model.named_parameters())
 
     def save(self, policy: Policy, folder: Path, base: str) -> Path:

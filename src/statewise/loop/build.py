@@ -10,7 +10,7 @@ import torch
 from statewise.config import UpdateSection
 from statewise.errors import UsageError
 from statewise.locality.adapter import Adapter
-from statewise.policy.load import Policy, check_same_tokenizer, decode, encode
+from statewise.policy.load import Policy, check_same_tokenizer, decode, encode, encode_prompt
 from statewise.policy.sampler import Sampling, sample
 from statewise.seeding import derive_key
 from statewise.signals.signal import Signal, Supervision, WriteRequest
@@ -114,7 +114,7 @@ def encode_example(policy: Policy, example: Example) -> EncodedExample:
     Raises:
         UsageError: prompt and gold text are longer than the model's context.
     """
-    prompt_ids = encode(policy, example.prompt)
+    prompt_ids = encode_prompt(policy, example.prompt)
     gold_ids = (*encode(policy, example.gold), policy.end_token_id) if example.gold else ()
     if len(prompt_ids) + max(1, len(gold_ids)) > policy.context_length:
         raise UsageError(

@@ -8,13 +8,15 @@ rollout engine can cache, and logits that are the output head applied to the las
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from statewise.errors import UsageError
@@ -23,26 +25,43 @@ from statewise.records import replacing_folder
 CACHEABLE_LAYERS = {"full_attention", "sliding_attention"}
 NO_ADAPTER = ""
 LOADING_NOTES = ("is_local", "local_files_only")  # transformers saves how a tokenizer was loaded as if it were its own
+NAMED_TOKENS = 12  # in an error; some tokenizers have hundreds of special tokens
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A causal language model, its tokenizer and the token that ends a text.
+    """A causal language model, its tokenizer and the tokens that end a text.
 
-    `name` is what records call it as the writer of tokens, e.g. "learner". `vocab_size` is the tokenizer's: models pad
-    their vocabulary to round sizes, and logits beyond it belong to no token. `adapter` names the adapter that makes
-    this policy of a model that carries several (`policy.lora`): "" for none of them, None for the one it rests in.
+    `name` is what records call it as the writer of tokens, e.g. "learner". `end_token_id` is written at the end of gold
+    text; a rollout stops at it or at one of `other_end_ids`, with which the checkpoint may end a text as well.
+    `vocab_size` is the tokenizer's: models pad theirs to round sizes, and logits beyond it belong to no token.
+    `adapter` names the adapter that makes this policy of a model that carries several (`policy.lora`): "" for none of
+    them, None for the one it rests in.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     end_token_id: int
+    other_end_ids: tuple[int, ...] = ()
     adapter: str | None = None
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Every token at which a rollout stops; the first is the one of gold text."""
+        return (self.end_token_id, *self.other_end_ids)
 
     @cached_property
     def vocab_size(self) -> int:
         return 1 + max(int(token) for token in self.tokenizer.get_vocab().values())
+
+    @cached_property
+    def begin_token_ids(self) -> tuple[int, ...]:
+        """What the tokenizer puts in front of a text by itself: begin-of-text in some families, nothing in most."""
+        plain = self.tokenizer.encode("a", add_special_tokens=False)
+        whole = self.tokenizer.encode("a", add_special_tokens=True)
+        start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+        return tuple(whole[:start])
 
     @property
     def context_length(self) -> int:
@@ -58,14 +77,55 @@ def encode(policy: Policy, text: str) -> tuple[int, ...]:
     return tuple(policy.tokenizer.encode(text, add_special_tokens=False))
 
 
+def encode_prompt(policy: Policy, text: str) -> tuple[int, ...]:
+    """The tokens of a text that stands at the start of a sequence, in training and in evaluation alike.
+
+    As lm-eval's HFLM: begin-of-text comes first where the tokenizer adds one (Llama, Gemma; not Qwen, SmolLM), unless
+    `text` brings it along, as a chat template does. What a tokenizer would add at the end is left out.
+    """
+    ids = encode(policy, text)
+    begin = policy.begin_token_ids
+    return ids if ids[: len(begin)] == begin else (*begin, *ids)
+
+
+def chat_of(policy: Policy) -> Callable[..., str]:
+    """The tokenizer's chat template, called as lm-eval calls it: `(messages, add_generation_prompt=True) -> text`.
+
+    As in HFLM, a template that knows no system role gets the messages without it.
+
+    Raises:
+        UsageError: the tokenizer has no chat template.
+    """
+    if not policy.tokenizer.chat_template:
+        raise UsageError(
+            f"{policy.name!r} has no chat template: it is a base model, or its folder lacks chat_template.jinja; "
+            "leave out --chat (shared.chat), or use the instruct model"
+        )
+
+    def render(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        settings = {
+            "tokenize": False,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": not add_generation_prompt,
+        }
+        try:
+            return str(policy.tokenizer.apply_chat_template(messages, **settings))
+        except TemplateError:
+            kept = [message for message in messages if message["role"] != "system"]
+            return str(policy.tokenizer.apply_chat_template(kept, **settings))
+
+    return render
+
+
 def decode(policy: Policy, ids: Sequence[int]) -> str:
-    """The text of `ids`, without the end-of-text token; other special tokens are shown and spaces left as they are."""
+    """The text of `ids`, without end-of-text tokens; other special tokens are shown and spaces left as they are."""
     return decode_all(policy, [ids])[0]
 
 
 def decode_all(policy: Policy, rows: Sequence[Sequence[int]]) -> list[str]:
     """`decode` of many rows at once."""
-    kept = [[int(token) for token in ids if token != policy.end_token_id] for ids in rows]
+    ends = set(policy.end_token_ids)
+    kept = [[int(token) for token in ids if int(token) not in ends] for ids in rows]
     texts: list[str] = policy.tokenizer.batch_decode(kept, clean_up_tokenization_spaces=False)
     return texts
 
@@ -83,7 +143,12 @@ def eval_mode(policy: Policy) -> Iterator[None]:
 
 
 def load_policy(
-    folder: Path | str, name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    folder: Path | str,
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    end_of_text: str | None = None,
 ) -> Policy:
     """Load a model folder in evaluation mode, offline, without running any code of it.
 
@@ -92,6 +157,8 @@ def load_policy(
         name: the writer's name in records.
         dtype: of the weights in memory.
         device: where they go.
+        end_of_text: the token that ends gold text, where it is not the tokenizer's own (for a base model that shall
+            learn from an instruct model, e.g. "<|im_end|>"). A model saved later keeps it.
 
     Raises:
         UsageError: folder, configuration, weights or tokenizer missing or unusable; the message says which and why.
@@ -120,17 +187,40 @@ def load_policy(
             f"model folder {folder}: the weights lack {len(report['missing_keys'])} tensors that config.json asks for "
             f"({missing}); they would be random. Use the checkpoint that belongs to this config.json."
         )
-    if tokenizer.eos_token_id is None:
-        raise UsageError(
-            f"model folder {folder}: the tokenizer has no end-of-text token, so a rollout could never stop by itself; "
-            'set "eos_token" in tokenizer_config.json to the token that ends the training documents'
-        )
     for key in LOADING_NOTES:
         tokenizer.init_kwargs.pop(key, None)
+    end, *others = _find_ends(folder, tokenizer, end_of_text)
+    if end_of_text is not None:
+        tokenizer.eos_token = end_of_text
+        model.generation_config.eos_token_id = [end, *others] if others else end
     model.eval().to(device)
-    policy = Policy(model, tokenizer, name, int(tokenizer.eos_token_id))
+    policy = Policy(model, tokenizer, name, end, tuple(others))
     _check_model(policy, folder)
     return policy
+
+
+def _find_ends(folder: Path, tokenizer: PreTrainedTokenizerBase, end_of_text: str | None) -> list[int]:
+    """The tokens that end a text: `end_of_text` or the tokenizer's own first, then all that the checkpoint names."""
+    vocabulary = tokenizer.get_vocab()
+    ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    if end_of_text is not None:
+        if end_of_text not in vocabulary:
+            raise UsageError(
+                f"model folder {folder}: end_of_text {end_of_text!r} is not a single token of its vocabulary; its "
+                f"special tokens are {', '.join(tokenizer.all_special_tokens[:NAMED_TOKENS])}"
+            )
+        ends.insert(0, int(vocabulary[end_of_text]))
+    if not ends:
+        raise UsageError(
+            f"model folder {folder}: the tokenizer has no end-of-text token, so a rollout could never stop by itself; "
+            'set "eos_token" in tokenizer_config.json, or end_of_text, to the token that ends the training documents'
+        )
+    path = folder / "generation_config.json"
+    named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    ends += [int(end) for end in (named if isinstance(named, list) else [named]) if end is not None]
+    # An id that is no token's (some configurations keep the default of another family) cannot be drawn.
+    tokens = set(vocabulary.values())
+    return [end for end in dict.fromkeys(ends) if end in tokens]
 
 
 def _check_folder(folder: Path) -> None:
@@ -186,10 +276,10 @@ def _check_model(policy: Policy, folder: Path) -> None:
 
 
 def check_same_tokenizer(student: Policy, teacher: Policy) -> None:
-    """Refuse a pair whose tokens do not mean the same.
+    """Refuse a pair whose tokens do not mean the same. Vocabularies may be padded to different sizes.
 
     Raises:
-        UsageError: the vocabularies or the end-of-text tokens differ.
+        UsageError: the vocabularies differ, or the teacher ends texts with a token that does not end the student's.
     """
     ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
     if ours != theirs:
@@ -199,12 +289,14 @@ def check_same_tokenizer(student: Policy, teacher: Policy) -> None:
             f"{len(differing)} differ, e.g. {differing[0]!r}), so their token laws cannot be compared; "
             "use a teacher of the same model family"
         )
-    if student.end_token_id != teacher.end_token_id:
+    strange = [end for end in teacher.end_token_ids if end not in student.end_token_ids]
+    if strange:
+        token = student.tokenizer.convert_ids_to_tokens(strange[0])
+        known = ", ".join(student.tokenizer.convert_ids_to_tokens(list(student.end_token_ids)))
         raise UsageError(
-            f"{student.name!r} ends a text with token {student.end_token_id} "
-            f"({student.tokenizer.convert_ids_to_tokens(student.end_token_id)}), {teacher.name!r} with "
-            f"{teacher.end_token_id} ({teacher.tokenizer.convert_ids_to_tokens(teacher.end_token_id)}): the student "
-            'would be taught never to stop; set the same "eos_token" in both tokenizer_config.json'
+            f"{teacher.name!r} may end a text with token {strange[0]} ({token}), {student.name!r} stops at {known} "
+            f"alone: it would learn to write {token} and go on, never to stop. Set end_of_text = {token!r} for "
+            f"{student.name!r}, or use a teacher that ends its texts as the student does"
         )
 
 

@@ -170,7 +170,8 @@ def load_adapter(model: PreTrainedModel, folder: Path, name: str) -> None:
 
 
 def merge_adapters(model: PreTrainedModel) -> None:
-    """Turn `model`, in place, into a plain one: B A · alpha / rank of its active adapter added to its weights."""
+    """Make `model`, in place, a plain float32 one: B A · alpha / rank of its active adapter is added to its weights."""
+    model.float()
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
             layer: Any = module

@@ -61,7 +61,7 @@ class _Rows:
     """The rows of one group while they are written. Shapes [rows] and [rows, steps]; the tensors are filled in place.
 
     `prompt_lengths`, `limits` (most tokens a row may get), `num_tokens` int64; `uniforms` float64; `tokens` int64;
-    `logprobs` float32; `is_finished` bool: it ended by end-of-text.
+    `logprobs` float32; `is_finished` bool: it ended by an end-of-text.
     """
 
     prompt_lengths: Tensor
@@ -142,11 +142,12 @@ def _sample_group(policy: Policy, prompts: list[tuple[int, ...]], keys: list[int
     mask = torch.nn.functional.pad(prompt_mask, (0, num_steps), value=True)
     is_padded = not bool(prompt_mask.all())
     next_check = FIRST_STOP_CHECK
+    ends = torch.tensor(policy.end_token_ids, device=policy.device)
     for step in range(num_steps):
         actions, rows.logprobs[running, step] = draw(policy, hidden, rows.uniforms[running, step], sampling)
         rows.tokens[running, step] = actions
         rows.num_tokens[running] += is_live
-        is_end = actions == policy.end_token_id
+        is_end = torch.isin(actions, ends)
         rows.is_finished[running] |= is_live & is_end
         is_live = is_live & ~is_end & (rows.limits[running] > step + 1)
         if sampling.stop_strings and step + 1 == next_check:

@@ -48,6 +48,7 @@ def render_card(facts: ModelFacts) -> str:
             facts=facts,
             article=ARTICLES[facts.weights],
             label=f" ({facts.label})" if facts.label != facts.arm else "",
+            revision=f", revision={_to_json(facts.base_revision)}" if facts.base_revision else "",
             tags=_tags(facts),
             budget=_budget(facts.budget),
             scores=scores,

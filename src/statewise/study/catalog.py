@@ -7,6 +7,7 @@ from pathlib import Path
 
 from statewise.assets import POCKET_MODEL, STUDIES
 from statewise.errors import UsageError, unknown
+from statewise.policy.find import resolve_model
 from statewise.tasks.find import list_tasks
 
 
@@ -38,15 +39,12 @@ def find_study(name: str) -> Path:
 
 
 def find_model(name: str) -> Path:
-    """The folder of a model: the embedded one for `pocket`, else the local folder that `name` is.
+    """The folder of a model: the embedded one for `pocket`, a local folder, or a hub model, downloaded if need be.
 
     Raises:
-        UsageError: not a folder.
+        UsageError: no such model, or one that cannot be used or reached.
     """
-    folder = POCKET_MODEL if name == "pocket" else Path(name)
-    if not folder.is_dir():
-        raise UsageError(f"model {name!r}: no such folder; use 'pocket' or a folder with config.json and *.safetensors")
-    return folder
+    return resolve_model(name)
 
 
 def task_folder(model: Path) -> Path | None:

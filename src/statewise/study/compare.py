@@ -59,6 +59,9 @@ def compare(a: Side, b: Side) -> Comparison:
     unknown = [task for task in found.primary if not (task in a.digests and task in b.digests)]
     if unknown:
         found.notes.append(f"items are paired by number, without a digest in an older record: {', '.join(unknown)}")
+    if a.devices and b.devices and a.devices != b.devices:
+        computed = "; ".join(f"{side.label} on {' and '.join(sorted(side.devices))}" for side in (a, b))
+        found.notes.append(f"not computed alike: {computed}")
     wanted = b.origin.retention or a.origin.retention
     retention = tuple(task for task in found.primary if (task in wanted if wanted else task != target))
     return Comparison(

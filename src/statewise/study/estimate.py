@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from statewise.config import ArmSection
+from statewise.policy.find import count_parameters
 from statewise.study.catalog import task_folder
 from statewise.study.plan import Node, Plan
 
@@ -58,7 +58,7 @@ class _Lengths:
 def estimate_plan(plan: Plan, num_workers: int) -> PlanEstimate:
     """Estimate every node of `plan`."""
     lengths = _measure_lengths(plan)
-    scale = _num_parameters(plan.model) / RATE_PARAMETERS
+    scale = _num_parameters(plan) / RATE_PARAMETERS
     arms = {name: _estimate_arm(plan, name, lengths, scale) for name in plan.config.arms}
     evaluation_s = _estimate_evaluation(plan, lengths) * scale
     seconds = {
@@ -122,6 +122,6 @@ def _measure_lengths(plan: Plan) -> _Lengths:
     return _Lengths(prompts / len(documents), golds / len(documents))
 
 
-def _num_parameters(model: Path) -> float:
-    """Parameters by the size of the weights, at four bytes each."""
-    return sum(path.stat().st_size for path in model.glob("*.safetensors")) / 4 or RATE_PARAMETERS
+def _num_parameters(plan: Plan) -> float:
+    """Parameters of the base model; of weights that are not here yet, at two bytes each, as most are published."""
+    return sum(count_parameters(plan.model).values()) or plan.download_bytes / 2 or RATE_PARAMETERS

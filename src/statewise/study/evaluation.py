@@ -32,7 +32,6 @@ from statewise.study.run_folder import read_object
 
 if TYPE_CHECKING:
     from statewise.policy.load import Policy
-    from statewise.tasks.task import Task
 
 HEADER = "eval.json"
 # Raised when the meaning of a stored score changes: folders of another version are then refused.
@@ -171,6 +170,7 @@ def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict
 
     from statewise.evals.evaluate import EvalProtocol, evaluate
     from statewise.study.protocol import describe_protocol, digest_items
+    from statewise.tasks.load import load_task
 
     request, stored = plan.request, plan.stored
     transformers_logging.disable_progress_bar()
@@ -178,7 +178,7 @@ def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict
     policy = _load(plan)
     for asked in plan.waiting:
         on_task(asked)
-        task = _load_task(asked, plan.task_folders[asked], request.data)
+        task = load_task(asked, task_folder=plan.task_folders[asked], data=request.data)
         _check_is_new(plan, asked, task.name)
         rows = evaluate(policy, task, protocol)
         records.write_table(plan.out / "evals" / f"{task.name}.parquet", rows, records.ITEM_SCHEMA)
@@ -187,6 +187,7 @@ def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict
             "protocol": describe_protocol(task, protocol),
             "num_items": len({row["item"] for row in rows}),
             "items_sha256": digest_items(task, request.limit),
+            "device": f"{policy.device.type}, {str(policy.model.dtype).removeprefix('torch.')}",
             "versions": {name: version(name) for name in PACKAGES},
         }
         records.write_json(plan.out / HEADER, stored)
@@ -203,26 +204,22 @@ def _check_is_new(plan: EvaluationPlan, asked: str, name: str) -> None:
 
 
 def _load(plan: EvaluationPlan) -> Policy:
-    """The model; an adapter on its base model's weights, without being merged."""
+    """The model, in its base model's precision, as in a run; an adapter lies on the base weights, unmerged."""
     from dataclasses import replace
 
+    from statewise.policy.device import choose_device, choose_dtype
     from statewise.policy.load import load_policy
     from statewise.policy.lora import load_adapter
 
-    name = plan.request.model
-    if stored_weights(plan.model) == "full":
-        return load_policy(plan.model, name)
-    policy = load_policy(find_base(plan.model, plan.origin), name)
+    name, is_adapter = plan.request.model, stored_weights(plan.model) == "adapter"
+    folder = find_base(plan.model, plan.origin) if is_adapter else plan.model
+    device = choose_device("auto")
+    dtype = choose_dtype("auto", device, plan.origin.base or folder)
+    policy = load_policy(folder, name, dtype=dtype, device=device, end_of_text=plan.origin.end_of_text)
+    if not is_adapter:
+        return policy
     load_adapter(policy.model, plan.model, "evaluated")
     return replace(policy, adapter="evaluated")
-
-
-def _load_task(name: str, folder: Path | None, data: Path | None) -> Task:
-    from statewise.tasks.load import load_task
-
-    if data is None:
-        return load_task(name, task_folder=folder)
-    return load_task(name, task_folder=folder, data=data)  # type: ignore[call-arg]
 
 
 def scores_of(out: Path, tasks: tuple[str, ...], stored: dict[str, Any]) -> list[dict[str, Any]]:

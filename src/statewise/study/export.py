@@ -24,6 +24,7 @@ from statewise.study.model_folder import (
     FACTS,
     digest_weights,
     model_files,
+    split_revision,
     stored_weights,
 )
 from statewise.study.plan import BASE
@@ -136,9 +137,12 @@ def _copy(source: Path, folder: Path) -> None:
 
 
 def _name_base(path: Path, base: str) -> None:
+    """Name the base model in an adapter's configuration as peft reads it; its bytes are kept if they say so already."""
     config = read_object(path)
-    if config.get("base_model_name_or_path") != base:
-        path.write_text(json.dumps({**config, "base_model_name_or_path": base}, indent=2) + "\n", encoding="utf-8")
+    name, revision = split_revision(base)
+    named = {"base_model_name_or_path": name, "revision": revision}
+    if any(config.get(key) != value for key, value in named.items()):
+        path.write_text(json.dumps({**config, **named}, indent=2) + "\n", encoding="utf-8")
 
 
 def _merge(base: Path, adapter: Path, folder: Path) -> None:

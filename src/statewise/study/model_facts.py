@@ -13,7 +13,7 @@ import numpy as np
 from statewise.config import ArmSection
 from statewise.errors import UsageError
 from statewise.records import Estimate, ModelFacts, ModelScore
-from statewise.study.model_folder import origin_of_arm
+from statewise.study.model_folder import origin_of_arm, split_revision
 from statewise.study.plan import BASE
 from statewise.study.run_folder import Items, RunFolder, read_items, read_object
 from statewise.study.statistics import Matrix, estimate_forgetting, estimate_score, estimate_sum
@@ -30,7 +30,8 @@ def read_facts(run: RunFolder, arm: str, seed: int, name: str) -> ModelFacts:
     summary = _read_summary(run.folder)
     described: dict[str, Any] = next((one for one in summary["runs"] if one["arm"] == arm), {})
     section, shared = run.config.arms.get(arm), run.config.shared
-    origin = origin_of_arm(shared.model, run.model, arm, shared.retention)
+    origin = origin_of_arm(run, arm)
+    base_model, revision = split_revision(shared.model)
     trained, evaluated = run.record(arm, seed, "train.json"), run.record(arm, seed, "done.json")
     items = read_items(run.arm_folder(arm, seed) / "evals")
     base = read_items(run.arm_folder(BASE, seed) / "evals") if arm != BASE else {}
@@ -50,13 +51,15 @@ def read_facts(run: RunFolder, arm: str, seed: int, name: str) -> ModelFacts:
         arm=arm,
         label=str(described.get("label", arm)),
         seed=seed,
-        base_model=shared.model,
+        base_model=base_model,
+        base_revision=revision,
         license=_license(origin.base) if origin.base else None,
         weights="",
         recipe=str(described.get("recipe", "")),
         config=_settings(section) if section else {},
         target=shared.target,
         retention=tuple(shared.retention),
+        end_of_text=shared.end_of_text,
         budget={**trained.get("budget", {}), **({"train_s": trained["node_s"]} if "node_s" in trained else {})},
         scores=tuple(
             _score(key, heading, scores, of_base) for key, heading in summary["columns"].items() if key in scores

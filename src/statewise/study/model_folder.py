@@ -13,9 +13,11 @@ from typing import Literal
 from statewise import records
 from statewise.assets import POCKET_MODEL
 from statewise.errors import UsageError
+from statewise.policy.find import HUB_NAME
 from statewise.study.catalog import find_model, task_folder
+from statewise.study.digest import digest_model
 from statewise.study.plan import BASE
-from statewise.study.run_folder import open_run, read_object
+from statewise.study.run_folder import RunFolder, open_run, read_object
 from statewise.tasks.find import check_task_name, find_task_file, list_tasks
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -32,7 +34,7 @@ class Origin:
     """What is known of a model folder's past; empty where nothing is.
 
     `base` is the folder of its base model, None if it is not on this machine; `base_name` how a study called it.
-    `base_tasks`: benchmarks that came with it. `retention`: those of the study that trained the model.
+    `base_tasks`: benchmarks that came with it. `retention` and `end_of_text`: as the study that trained the model says.
     """
 
     arm: str = ""
@@ -41,6 +43,7 @@ class Origin:
     base_sha256: str = ""
     base_tasks: tuple[str, ...] = ()
     retention: tuple[str, ...] = ()
+    end_of_text: str | None = None
 
 
 def stored_weights(folder: Path) -> Literal["full", "adapter"]:
@@ -70,12 +73,13 @@ def model_files(folder: Path) -> list[Path]:
 
 def digest_model_files(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of the model, by name."""
-    return {path.name: records.digest_file(path) for path in model_files(folder)}
+    names = {path.name for path in model_files(folder)}
+    return {name: digest for name, digest in digest_model(folder).items() if name in names}
 
 
 def digest_weights(folder: Path) -> str:
     """SHA-256 of the weights: of their file, or of the canonical JSON of name → digest where there are several."""
-    return join_weights({path.name: records.digest_file(path) for path in folder.glob("*.safetensors")})
+    return join_weights(digest_model_files(folder))
 
 
 def join_weights(files: Mapping[str, str]) -> str:
@@ -89,25 +93,50 @@ def read_origin(folder: Path) -> Origin:
     facts = folder / FACTS
     if facts.is_file():
         known = read_object(facts)
-        name = str(known.get("base_model", ""))
-        base_tasks, retention = known.get("base_tasks", ()), known.get("retention", ())
-        sha256 = known.get("provenance", {}).get("base_weights_sha256", "")
-        return Origin(known.get("arm", ""), name, _local(name), sha256, tuple(base_tasks), tuple(retention))
+        name = _join_revision(known.get("base_model"), known.get("base_revision"))
+        return Origin(
+            arm=known.get("arm", ""),
+            base_name=name,
+            base=_local(name),
+            base_sha256=known.get("provenance", {}).get("base_weights_sha256", ""),
+            base_tasks=tuple(known.get("base_tasks", ())),
+            retention=tuple(known.get("retention", ())),
+            end_of_text=known.get("end_of_text"),
+        )
     place = folder.resolve()
     if len(place.parents) > 3 and (place.parents[3] / "plan.json").is_file() and place.parents[2].name == "arms":
         run = open_run(place.parents[3])
-        return origin_of_arm(run.config.shared.model, run.model, place.parents[1].name, run.config.shared.retention)
+        return origin_of_arm(run, place.parents[1].name)
     if (folder / ADAPTER_CONFIG).is_file():
-        name = str(read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path", ""))
+        config = read_object(folder / ADAPTER_CONFIG)
+        name = _join_revision(config.get("base_model_name_or_path"), config.get("revision"))
         return Origin(base_name=name, base=_local(name))
     return Origin()
 
 
-def origin_of_arm(base_name: str, base: Path, arm: str, retention: list[str]) -> Origin:
-    """The origin of a model that an arm of a run trained on `base`, whose folder may be gone by now."""
-    found = base if base.is_dir() else _local(base_name)
-    sha256 = digest_weights(found) if found else ""
-    return Origin(arm, base_name, found, sha256, tuple(tasks_of(found)), tuple(retention))
+def origin_of_arm(run: RunFolder, arm: str) -> Origin:
+    """The origin of a model that an arm of a run trained; the base model's folder may be gone by now."""
+    shared = run.config.shared
+    base = run.model if run.model.is_dir() else _local(shared.model)
+    return Origin(
+        arm=arm,
+        base_name=shared.model,
+        base=base,
+        base_sha256=digest_weights(base) if base else "",
+        base_tasks=tasks_of(base),
+        retention=tuple(shared.retention),
+        end_of_text=shared.end_of_text,
+    )
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """A model's name and revision, as transformers and peft want them: "org/name@v2" is ("org/name", "v2")."""
+    found = None if Path(name).is_dir() else HUB_NAME.fullmatch(name)
+    return (found["repo"], found["revision"]) if found else (name, None)
+
+
+def _join_revision(name: str | None, revision: str | None) -> str:
+    return f"{name}@{revision}" if name and revision else name or ""
 
 
 def _local(name: str) -> Path | None:
@@ -184,7 +213,7 @@ def check_adapter(folder: Path) -> None:
 
 
 def is_base_of(weights_sha256: str, arm: str, other: Origin) -> bool:
-    """Whether a model is the one that another was trained from: by its weights, or where they are not known, its arm."""
+    """Whether a model is the one that another was trained from: by its weights, or by its arm if unknown."""
     if weights_sha256 and other.base_sha256:
         return weights_sha256 == other.base_sha256
     return arm == BASE

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -21,7 +22,8 @@ from statewise.evals.evaluate import EvalProtocol, evaluate
 from statewise.locality.adapter import ADAPTERS, Adapter
 from statewise.loop.build import Recipe, build
 from statewise.loop.train import Observer, train
-from statewise.policy.load import NO_ADAPTER, Policy, encode, load_policy
+from statewise.policy.device import choose_device, choose_dtype
+from statewise.policy.load import NO_ADAPTER, Policy, encode_prompt, load_policy
 from statewise.policy.lora import load_adapter, num_parameters
 from statewise.policy.sampler import Sampling, sample
 from statewise.seeding import derive_key
@@ -126,15 +128,23 @@ def _load(place: Workplace, arm: str, seed: int, name: str, shared: Policy | Non
     """The policy of an arm; on the base weights of `shared`, without a copy, where it is the base or its adapter."""
     folder = place.store.arm_folder(arm, seed)
     if arm != BASE and (folder / "model").exists():
-        return load_policy(folder / "model", name)
+        return _load_folder(place, folder / "model", name)
     if shared is None:
-        shared = load_policy(place.plan.model, name)
+        shared = _load_folder(place, place.plan.model, name)
         if arm == BASE:
             return shared
     if arm == BASE:
         return replace(shared, name=name, adapter=NO_ADAPTER)
     load_adapter(shared.model, folder / "adapter", name)
     return replace(shared, name=name, adapter=name)
+
+
+def _load_folder(place: Workplace, folder: Path, name: str) -> Policy:
+    """The model of a folder, in the base model's precision, so that all arms are compared in the same."""
+    shared = place.plan.config.shared
+    device = choose_device(shared.device)
+    dtype = choose_dtype(shared.dtype, device, place.plan.model)
+    return load_policy(folder, name, dtype=dtype, device=device, end_of_text=shared.end_of_text)
 
 
 def _budget(metrics: Any) -> dict[str, float]:
@@ -168,7 +178,8 @@ def _evaluate(place: Workplace, node: Node, observer: Observer) -> dict[str, Any
         observer.progress(done + 1)
     _measure(place, node, policy)
     observer.progress(len(shared.retention) + 2)
-    return {"status": "evaluated", "protocols": protocols, "items_sha256": items}
+    computed = f"{policy.device.type}, {str(policy.model.dtype).removeprefix('torch.')}"
+    return {"status": "evaluated", "protocols": protocols, "items_sha256": items, "device": computed}
 
 
 def _measure(place: Workplace, node: Node, policy: Policy) -> None:
@@ -201,7 +212,7 @@ def _roll_out(place: Workplace, node: Node, policy: Policy, purpose: str) -> lis
     """One rollout at temperature 1 on each of the first prompts of the target's test split."""
     section = place.plan.config.shared.drift
     examples = place.task(place.plan.config.shared.target).examples("test")[: section.num_prompts]
-    prompts = [encode(policy, example.prompt) for example in examples]
+    prompts = [encode_prompt(policy, example.prompt) for example in examples]
     key = place.key(node, purpose)
     keys = [derive_key(key, row) for row in range(len(prompts))]
     return sample(policy, prompts, keys, Sampling(max_new_tokens=section.max_new_tokens))

@@ -18,6 +18,7 @@ from statewise.signals.signal import Signal
 from statewise.states import SOURCES
 from statewise.states.source import Source
 from statewise.study.contract import check_factors, check_measures
+from statewise.study.digest import digest_model
 
 BASE = "base"
 # Raised when the meaning of a record or the arithmetic of the loop changes: finished nodes are then done again.
@@ -41,7 +42,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked study: its arms' sources and signals, and its nodes in an order in which they can run."""
+    """A checked study: its arms' sources and signals, and its nodes in an order in which they can run.
+
+    `is_dry`: to be shown only, since the weights were not read; `download_bytes` of them are not on this machine.
+    """
 
     config: StudyConfig
     model: Path
@@ -49,15 +53,18 @@ class Plan:
     signals: dict[str, Signal]
     nodes: tuple[Node, ...]
     fingerprint: str
+    is_dry: bool = False
+    download_bytes: int = 0
 
 
-def make_plan(config: StudyConfig, model: Path, where: str) -> Plan:
+def make_plan(config: StudyConfig, model: Path, where: str, *, is_dry: bool = False) -> Plan:
     """Check every arm and lay out the nodes; needs neither torch nor a GPU.
 
     Args:
         config: the resolved study.
         model: folder of the base model; its files enter the fingerprints.
         where: the study file, for errors.
+        is_dry: leave the weights unread; such a plan cannot be run.
 
     Raises:
         UsageError: an unknown or misconfigured source or signal, a teacher missing, unused or circular, arms that
@@ -74,12 +81,12 @@ def make_plan(config: StudyConfig, model: Path, where: str) -> Plan:
     check_factors(arms, config.study.factors, where)
     check_measures(config, where)
     shared = config.shared.model_dump(mode="json", exclude={"model"})
-    inputs: dict[str, Any] = {"version": RECORD_VERSION, "model": _digest_model(model), "shared": shared}
+    inputs: dict[str, Any] = {"version": RECORD_VERSION, "model": digest_model(model, is_dry), "shared": shared}
     nodes: list[Node] = []
     for seed in config.study.seeds:
         nodes.extend(_nodes_of_seed(arms, seed, inputs))
     fingerprint = records.digest_json({**inputs, "arms": arms})
-    return Plan(config, model, sources, signals, tuple(nodes), fingerprint)
+    return Plan(config, model, sources, signals, tuple(nodes), fingerprint, is_dry)
 
 
 def _resolve(arm: ArmSection, source: Source, signal: Signal) -> dict[str, Any]:
@@ -133,7 +140,7 @@ def _nodes_of_seed(arms: dict[str, dict[str, Any]], seed: int, inputs: dict[str,
     base_fingerprint = records.digest_json({**inputs, "node": "evaluate", "arm": BASE, "seed": seed})
     base = Node("evaluate", BASE, seed, (), base_fingerprint)
     nodes, trained = [base], dict[str, str]()
-    target = {key: inputs["shared"][key] for key in ("target", "reward_metric")}
+    target = {key: inputs["shared"][key] for key in ("target", "reward_metric", "end_of_text", "device", "dtype")}
     for name, arm in arms.items():
         teacher = arm["teacher"]
         is_taught = teacher not in (None, BASE)
@@ -154,10 +161,3 @@ def _nodes_of_seed(arms: dict[str, dict[str, Any]], seed: int, inputs: dict[str,
         evaluated = records.digest_json({"train": trained[name], "base": base_fingerprint})
         nodes.append(Node("evaluate", name, seed, (f"train:{name}:{seed}", base.id), evaluated))
     return nodes
-
-
-def _digest_model(model: Path) -> dict[str, str]:
-    """SHA-256 of every file of the model folder that can change a number."""
-    kept = (".json", ".jsonl", ".safetensors", ".yaml")
-    files = sorted(path for path in model.rglob("*") if path.suffix in kept and not path.name.startswith("pretrain"))
-    return {str(path.relative_to(model)): records.digest_file(path) for path in files}

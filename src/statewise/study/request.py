@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from statewise.config import StudyConfig, read_study
 from statewise.errors import UsageError
+from statewise.policy.find import look_up_model
 from statewise.study.catalog import find_model, find_study, task_folder
 from statewise.study.plan import Plan, make_plan
 from statewise.tasks.find import check_task_name
@@ -14,12 +16,17 @@ from statewise.tasks.find import check_task_name
 
 @dataclass(frozen=True)
 class StudyRequest:
-    """What a user asks for: a study by name or path, overrides, seeds, and the base model's folder."""
+    """What a user asks for: a study by name or path, overrides, seeds, and the base model by name or folder.
+
+    `limit`: items a task and prompts of drift, at most; `is_quick`: the study's own small size; `is_dry`: the plan is
+    to be shown, not run, so no weights are downloaded or read for it.
+    """
 
     study: str
     overrides: tuple[str, ...] = ()
     num_seeds: int | None = None
     model: str | None = None
+    is_dry: bool = False
 
 
 def plan_study(request: StudyRequest) -> Plan:
@@ -36,10 +43,19 @@ def plan_study(request: StudyRequest) -> Plan:
         config = _with_seeds(config, request.num_seeds)
     if request.model is not None:
         config = config.model_copy(update={"shared": config.shared.model_copy(update={"model": request.model})})
-    model = find_model(config.shared.model)
+    if not request.is_dry:
+        model = find_model(config.shared.model)
+        _check_tasks(config, model)
+        return make_plan(config, model, path.name)
+    reference = look_up_model(config.shared.model)
+    _check_tasks(config, reference.folder)
+    plan = make_plan(config, reference.folder, path.name, is_dry=True)
+    return replace(plan, download_bytes=reference.missing_bytes)
+
+
+def _check_tasks(config: StudyConfig, model: Path) -> None:
     for task in (config.shared.target, *config.shared.retention):
         check_task_name(task, task_folder(model))
-    return make_plan(config, model, path.name)
 
 
 def _with_seeds(config: StudyConfig, count: int) -> StudyConfig:

@@ -19,7 +19,10 @@ SOLE = -1  # stands for the seed of a model that has none
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison. `items`: per seed; `protocols` and `digests`: per task, all values over the seeds."""
+    """One side of a comparison. `items`: per seed; `protocols` and `digests`: per task, all values over the seeds.
+
+    `devices`: on what and in which precision it was computed, where that was recorded.
+    """
 
     label: str
     items: dict[int, Items]
@@ -28,6 +31,7 @@ class Side:
     origin: Origin
     weights_sha256: str = ""
     target: str = ""
+    devices: frozenset[str] = frozenset()
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -81,6 +85,7 @@ def _read_evaluation(folder: Path) -> Side:
         digests={task: {record["items_sha256"]} for task, record in tasks.items()},
         origin=origin,
         weights_sha256=model.get("weights_sha256", ""),
+        devices=frozenset(record["device"] for record in tasks.values() if "device" in record),
     )
 
 
@@ -106,8 +111,8 @@ def _read_arm(folder: Path, arm: str, seed_text: str | None, label: str) -> Side
         for into, key in ((protocols, "protocols"), (digests, "items_sha256")):
             for task, value in record.get(key, {}).items():
                 into.setdefault(task, set()).add(value)
-    shared = run.config.shared
     items = {seed: read_items(run.arm_folder(arm, seed) / "evals") for seed in evaluated}
-    origin = origin_of_arm(shared.model, run.model, arm, shared.retention)
+    origin = origin_of_arm(run, arm)
     weights = origin.base_sha256 if arm == BASE else ""
-    return Side(label, items, protocols, digests, origin, weights, shared.target)
+    devices = frozenset(record["device"] for record in evaluated.values() if "device" in record)
+    return Side(label, items, protocols, digests, origin, weights, run.config.shared.target, devices)

@@ -11,11 +11,13 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 from jinja2 import Environment, TemplateSyntaxError, meta
 
 from statewise.errors import UsageError
@@ -23,6 +25,8 @@ from statewise.errors import UsageError
 TEMPLATE_KEYS = ("doc_to_text", "doc_to_target", "doc_to_choice")
 LOCAL_FORMATS = ("json", "csv", "parquet", "text")
 JSON_SUFFIXES = (".json", ".jsonl")
+COPY_SUFFIXES = (".jsonl", ".json", ".parquet")
+SUBSET_COLUMN = "subject"
 TEMPLATES = Environment()  # only parsed, never rendered: an expression cannot run here
 
 
@@ -34,29 +38,103 @@ class Row:
     values: dict[str, Any]
 
 
-def local_dataset(config: Mapping[str, Any], folder: Path) -> Callable[..., datasets.DatasetDict] | None:
-    """What lm-eval calls `custom_dataset`, for a task whose data are files beside its YAML; None for any other task.
+def local_dataset(
+    config: Mapping[str, Any], folder: Path, data: Path | None = None
+) -> Callable[..., datasets.DatasetDict] | None:
+    """What lm-eval calls `custom_dataset`, for a task whose data are local files; None for any other task.
 
     Args:
         config: the task's YAML, includes resolved.
         folder: folder against which relative `data_files` are resolved.
+        data: folder of local copies of hub data sets.
 
     Raises:
         UsageError: a file is missing, empty or malformed, or lacks a column that the templates use.
     """
+    if config.get("custom_dataset"):
+        return None
     options = dict(config.get("dataset_kwargs") or {})
     data_files = options.pop("data_files", None)
     file_format = config.get("dataset_path")
-    if config.get("custom_dataset") or data_files is None or file_format not in LOCAL_FORMATS:
-        return None
-    splits = _locate(data_files, folder, str(config.get("task")))
+    if file_format not in LOCAL_FORMATS:
+        if data is None or not isinstance(file_format, str):
+            return None
+        copied = _dataset(config, copied_splits(config, data))
+        return lambda **_: copied
+    splits = None if data_files is None else _locate(data_files, folder, str(config.get("task")))
     if splits is None:
         return None
     if not options and file_format == "json" and all(f.suffix in JSON_SUFFIXES for fs in splits.values() for f in fs):
-        loaded = _read_splits(config, splits)
+        loaded = _dataset(
+            config, {split: [row for f in files for row in read_rows(f)] for split, files in splits.items()}
+        )
     else:
         loaded = _load_uncached(file_format, config.get("dataset_name"), splits, options)
     return lambda **_: loaded
+
+
+def copied_splits(config: Mapping[str, Any], data: Path) -> dict[str, list[Row]]:
+    """The rows of a hub data set from its local copy, by split, with the column names of the hub.
+
+    A copy lies in a folder of `data` named after the data set (`openai/gsm8k`: `gsm8k`, `openai__gsm8k` or `openai`;
+    underscores may be left out). In it a split is `<configuration>/<split>`, `<split>` or, for the split that the task
+    evaluates, `<configuration>`, as `.jsonl`, `.json` or `.parquet`. Of a file that holds several configurations, as
+    MMLU's subjects, the rows of this one are taken, by its column `subject`.
+
+    Raises:
+        UsageError: no such folder, no file of the split that is evaluated or shown, or no row of the configuration.
+    """
+    folder = _copy_of(str(config["dataset_path"]), data, str(config.get("task")))
+    name = str(config.get("dataset_name") or "")
+    evaluated = config.get("test_split") or config.get("validation_split")
+    shown = config.get("fewshot_split") if config.get("num_fewshot") else None
+    splits = {}
+    for split in dict.fromkeys(
+        s for s in (config.get("training_split"), config.get("fewshot_split"), evaluated) if isinstance(s, str)
+    ):
+        stems = [f"{name}/{split}", split, *([name] if split == evaluated and name else [])]
+        found = next((p for stem in stems for end in COPY_SUFFIXES if (p := folder / f"{stem}{end}").is_file()), None)
+        if found is not None:
+            splits[split] = _of_configuration(_cached_rows(found, found.stat().st_mtime_ns), name, found)
+        elif split in (evaluated, shown):
+            raise UsageError(
+                f"task {config.get('task')!r}: {folder} holds no split {split!r}; expected one of "
+                + ", ".join(f"{stem}{COPY_SUFFIXES[0]}" for stem in stems)
+            )
+    return splits
+
+
+def _copy_of(dataset_path: str, data: Path, task: str) -> Path:
+    owner, _, last = dataset_path.rpartition("/")
+    names = [last, last.replace("_", ""), dataset_path.replace("/", "__"), *([owner] if owner else [])]
+    for name in names:
+        if (data / name).is_dir():
+            return data / name
+    raise UsageError(
+        f"task {task!r}: {data} holds no copy of its data set {dataset_path!r}; expected a folder {' or '.join(names)} "
+        "in it"
+    )
+
+
+def _of_configuration(rows: list[Row], name: str, path: Path) -> list[Row]:
+    """The rows of configuration `name`, where the rows say which they belong to."""
+    if SUBSET_COLUMN not in rows[0].values or not name:
+        return rows
+    kept = [row for row in rows if row.values.get(SUBSET_COLUMN) == name]
+    if not kept:
+        raise UsageError(f"{path}: no row has {SUBSET_COLUMN} {name!r}")
+    return kept
+
+
+@lru_cache(maxsize=8)
+def _cached_rows(path: Path, modified_ns: int) -> list[Row]:
+    """The rows of a file as of `modified_ns`: a group's members read the same one."""
+    if path.suffix != ".parquet":
+        return read_rows(path)
+    values = pq.read_table(path).to_pylist()
+    if not values:
+        raise UsageError(f"{path}: holds no rows")
+    return [Row(f"{path}, row {index + 1}", value) for index, value in enumerate(values)]
 
 
 def _locate(data_files: Any, folder: Path, task: str) -> dict[str, list[Path]] | None:
@@ -78,10 +156,9 @@ def _locate(data_files: Any, folder: Path, task: str) -> dict[str, list[Path]] |
     return located
 
 
-def _read_splits(config: Mapping[str, Any], splits: Mapping[str, list[Path]]) -> datasets.DatasetDict:
+def _dataset(config: Mapping[str, Any], splits: Mapping[str, list[Row]]) -> datasets.DatasetDict:
     loaded = datasets.DatasetDict()
-    for split, files in splits.items():
-        rows = [row for file in files for row in read_rows(file)]
+    for split, rows in splits.items():
         if config.get("process_docs") is None:
             check_columns(config, rows)
         columns = list(dict.fromkeys(name for row in rows for name in row.values))
@@ -89,7 +166,7 @@ def _read_splits(config: Mapping[str, Any], splits: Mapping[str, list[Path]]) ->
             loaded[split] = datasets.Dataset.from_dict({c: [row.values.get(c) for row in rows] for c in columns})
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise UsageError(
-                f"{files[0]}: a column has values of different types: {error}; make them all of one type"
+                f"{rows[0].place}: a column has values of different types: {error}; make them all of one type"
             ) from error
     return loaded
 

@@ -6,7 +6,7 @@ Importing this module takes seconds (lm-eval); list and find tasks with `tasks.f
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,11 @@ from lm_eval.tasks import TaskManager
 # TaskManager can override a task's keys only if it indexes the whole folder; the loader beneath it reads one file.
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from statewise import errors
 from statewise.errors import UsageError
 from statewise.tasks.data import local_dataset
-from statewise.tasks.find import find_task_file, list_tasks
+from statewise.tasks.find import check_task_name, find_task_file, lm_eval_names
 from statewise.tasks.quiet import quiet_lm_eval
-from statewise.tasks.task import Task
+from statewise.tasks.task import Task, TaskOptions
 
 LM_EVAL_FOLDER = Path(str(lm_eval.tasks.__file__)).parent
 INDEX_KEYS = ("tag", "group", "task_list")  # keys that only lm-eval's index reads
@@ -42,40 +41,66 @@ NUM_SUGGESTIONS = 5
 lm_eval.utils.env.from_string = lru_cache(maxsize=1024)(lm_eval.utils.env.from_string)
 
 
-def load_task(name_or_path: str, *, task_folder: Path | None = None, reward_metric: str = "") -> Task:
-    """Build a task: `<task_folder>/<name>.yaml`, else lm-eval's own task of that name.
+def load_task(
+    name_or_path: str,
+    *,
+    task_folder: Path | None = None,
+    data: Path | None = None,
+    reward_metric: str = "",
+    options: TaskOptions = TaskOptions(),  # noqa: B008  (frozen)
+) -> Task:
+    """Build a task: `<task_folder>/<name>.yaml`, else lm-eval's own task or group of that name.
 
-    Local data files (`dataset_path: json` and `dataset_kwargs.data_files`) are taken relative to the YAML, read at once
-    and checked; no cache is kept. Other data sets are loaded by lm-eval, from the Hugging Face cache or hub.
+    Local data files (`dataset_path: json` and `dataset_kwargs.data_files`) are taken relative to the YAML, those of
+    lm-eval's own tasks from `data` where it is given; they are read at once and checked, and no cache is kept. Other
+    data sets are loaded by lm-eval, from the Hugging Face cache or hub.
 
     Args:
         name_or_path: a name, or the path of a YAML file (ends in ".yaml").
         task_folder: where the user's tasks lie; None: only lm-eval's own.
+        data: folder of local copies of hub data sets (`tasks.data.copied_splits` says how they are found).
         reward_metric: "metric,filter" that `Task.reward` returns; "": the task's first metric with its first filter.
+        options: what differs from the task's own protocol.
 
     Raises:
         UsageError: no such task (names the nearest), or its YAML or data cannot be used (says where and why).
     """
     with quiet_lm_eval():
-        path = find_task_file(name_or_path, task_folder) or _find_in_lm_eval(name_or_path, task_folder)
-        lm_eval_task = _build(path)
-    name = str(lm_eval_task.config.task)
-    if lm_eval_task.OUTPUT_TYPE == "multiple_choice":
-        _check_labels(name, lm_eval_task)
-    if lm_eval_task.OUTPUT_TYPE != "generate_until":
-        return Task(name, lm_eval_task)
-    first = f"{next(iter(lm_eval_task.aggregation()))},{lm_eval_task._filters[0].name}"
-    return Task(name, lm_eval_task, reward_metric or first)
+        path = find_task_file(name_or_path, task_folder)
+        paths = [path] if path else _find_in_lm_eval(name_or_path, task_folder)
+        members = tuple(_build(path, data, options) for path in paths)
+    name = str(members[0].config.task) if len(members) == 1 else name_or_path
+    _check_members(name, members)
+    for member in members:
+        if member.OUTPUT_TYPE == "multiple_choice":
+            _check_labels(str(member.config.task), member)
+    if members[0].OUTPUT_TYPE != "generate_until":
+        return Task(name, members, options=options)
+    first = f"{next(iter(members[0].aggregation()))},{members[0]._filters[0].name}"
+    return Task(name, members, reward_metric or first, options)
 
 
-def _build(path: Path) -> Any:
+def _check_members(name: str, members: tuple[Any, ...]) -> None:
+    """Refuse a group whose members are not scored alike: their items have no common mean."""
+    kinds = {(m.OUTPUT_TYPE, tuple(m.aggregation()), tuple(f.name for f in m._filters)) for m in members}
+    if len(kinds) > 1:
+        names = ", ".join(str(member.config.task) for member in members[:NUM_SUGGESTIONS])
+        raise UsageError(
+            f"task {name!r} is a group whose members differ in output type, metrics or filters, so their items have no "
+            f"common score; name them one by one, such as {names}"
+        )
+
+
+def _build(path: Path, data: Path | None, options: TaskOptions) -> Any:
     config = _read_config(path)
     for key, reason in UNSUPPORTED.items():
         if config.get(key):
             raise UsageError(f"task file {path}: {key}: the task {reason}")
     if "task" not in config:
         raise UsageError(f"task file {path}: no `task` key; it must give the task's name")
-    dataset = local_dataset(config, path.parent)
+    if options.num_fewshot is not None:
+        config = {**config, "num_fewshot": options.num_fewshot}
+    dataset = local_dataset(config, path.parent, data)
     if dataset is not None:
         config = {**config, "custom_dataset": dataset}
     try:
@@ -85,7 +110,7 @@ def _build(path: Path) -> Any:
     except OSError as error:  # also what datasets and the hub raise where there is no network
         raise UsageError(
             f"task file {path}: its data set {config.get('dataset_path')!r} cannot be loaded: {_describe(error)}; "
-            "download it while online, or write a task with local `data_files`"
+            "download it while online, or give local copies with --data"
         ) from error
 
 
@@ -103,27 +128,36 @@ def _describe(error: Exception) -> str:
 
 
 @cache
-def _index() -> dict[str, Any]:
-    return dict(TaskManager().task_index)  # reads 14,000 files: seconds
+def _index_of(folder: Path) -> dict[str, Any]:
+    """lm-eval's index of a folder of its tasks: its whole collection of 14,000 files would take seconds."""
+    return dict(TaskManager(include_path=str(folder), include_defaults=False).task_index)
 
 
-def _find_in_lm_eval(name: str, task_folder: Path | None) -> Path:
-    """The YAML file of one of lm-eval's own tasks."""
-    # Most tasks lie in a file of their name; that spares the index.
-    for path in sorted(LM_EVAL_FOLDER.rglob(f"{name}.yaml")) if name.isidentifier() else ():
-        if load_yaml(path, resolve_func=False).get("task") == name:
-            return path
-    index = _index()
+def _find_in_lm_eval(name: str, task_folder: Path | None) -> list[Path]:
+    """The YAML files of one of lm-eval's own tasks, or of the members of one of its groups or tags."""
+    check_task_name(name, task_folder)
+    # The folders of lm-eval's collection that mention the name; one of them defines it.
+    folders = dict.fromkeys(path.relative_to(LM_EVAL_FOLDER).parts[0] for path in lm_eval_names().get(name, []))
+    for index in (_index_of(LM_EVAL_FOLDER / folder) for folder in folders):
+        if name in index:
+            return _expand(name, index)
+    raise UsageError(f"task {name!r}: lm-eval mentions it but defines it nowhere; give the path of a YAML file")
+
+
+def _expand(name: str, index: Mapping[str, Any]) -> list[Path]:
+    """The files of a task, or of all tasks below a group or tag, in the group's order (tags: by name)."""
     entry = index.get(name)
-    if entry is None:
-        own = list_tasks(task_folder) if task_folder else ()
-        known = [*own, *difflib.get_close_matches(name, index, n=NUM_SUGGESTIONS)]
-        raise errors.unknown("task", name, known, f"{task_folder or 'lm-eval'}")
-    if entry.kind.name not in ("TASK", "PY_TASK"):
-        members = sorted(other for other in index if other.startswith(f"{name}_") and index[other].kind.name == "TASK")
-        hint = f", such as {', '.join(members[:NUM_SUGGESTIONS])}" if members else ""
-        raise UsageError(f"task {name!r} is a group of lm-eval tasks: name its members one by one{hint}")
-    return Path(entry.yaml_path)
+    if entry is None or entry.kind.name == "PY_TASK":
+        raise UsageError(f"task {name!r}: class: the task {UNSUPPORTED['class']}")
+    if entry.kind.name == "TASK":
+        return [Path(entry.yaml_path)]
+    members = sorted(entry.tags) if entry.kind.name == "TAG" else (entry.cfg or {}).get("task", [])
+    if not all(isinstance(member, str) for member in members):
+        raise UsageError(
+            f"task {name!r} is a group that changes its members' settings, which only `lm_eval` itself can run; name "
+            "single tasks"
+        )
+    return [path for member in members for path in _expand(member, index)]
 
 
 def _check_labels(name: str, lm_eval_task: Any) -> None:

@@ -1,19 +1,21 @@
 """One lm-eval task, used for training (prompts, gold, reward) and for evaluation (requests, scores).
 
 Prompts, answer filters and metrics are the task's own, so that a reward during training and a score afterwards are the
-same function of an answer. Departs from lm-eval in two points: an answer whose grader fails is nan, never 0, and a
-training document never appears among its own worked examples.
+same function of an answer. A group such as `mmlu` is one task, whose items are those of its members, one after the
+other. Departs from lm-eval in three points: an answer whose grader fails is nan, never 0; a training document never
+appears among its own worked examples; and the mean of a group is taken over its items (`weight_by_size`).
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from itertools import islice
+from itertools import accumulate, islice
 from numbers import Real
 from typing import Any
 
@@ -43,21 +45,42 @@ class _OtherDocs:
         return self.sampler.sample(n=n, eval_doc=self.doc)
 
 
+# How a list of messages becomes a text: a tokenizer's chat template, as `PolicyLM.apply_chat_template`.
+Chat = Callable[..., str]
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What a study changes in a task's own protocol; None leaves it as it is."""
+
+    num_fewshot: int | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """A task by name, built by `tasks.load.load_task`.
 
-    `lm_eval_task` is lm-eval's ConfigurableTask. `reward_metric` is the "metric,filter" that `reward` returns; "" for a
-    task that does not generate.
+    `members` are lm-eval's ConfigurableTasks: one, or those of a group, which have one output type and the same
+    metrics. `reward_metric` is the "metric,filter" that `reward` returns; "" for a task that does not generate.
     """
 
     name: str
-    lm_eval_task: Any
+    members: tuple[Any, ...]
     reward_metric: str = ""
+    options: TaskOptions = TaskOptions()
 
     def __post_init__(self) -> None:
         if self.is_generative and self.reward_metric not in self.metrics:
             raise errors.unknown("reward metric", self.reward_metric, self.metrics, f"task {self.name!r}")
+
+    @property
+    def lm_eval_task(self) -> Any:
+        """The task itself; of a group, its first member, with which the others share what is asked of it."""
+        return self.members[0]
+
+    @property
+    def is_group(self) -> bool:
+        return len(self.members) > 1
 
     @property
     def is_generative(self) -> bool:
@@ -95,8 +118,10 @@ class Task:
         """How the task is evaluated, in one line for a report."""
         config = self.lm_eval_task.config
         filters = "" if list(self._filters) == ["none"] else f"; filters {', '.join(self._filters)}"
+        shots = f"{self.num_fewshot}-shot" + (" (the study's)" if self.options.num_fewshot is not None else "")
+        group = f" of {len(self.members)} tasks" if self.is_group else ""
         return (
-            f"{self.num_fewshot}-shot; split {config.test_split or config.validation_split}, n = {len(self._test_docs)}"
+            f"{shots}; split {config.test_split or config.validation_split}, n = {self._num_items}{group}"
             f"{filters}; task version {self.version}, lm-eval {version('lm_eval')}"
         )
 
@@ -108,11 +133,27 @@ class Task:
     def _test_docs(self) -> Any:
         return self.lm_eval_task.eval_docs
 
-    def examples(self, split: str) -> tuple[Example, ...]:
+    @cached_property
+    def _offsets(self) -> dict[str, int]:
+        """By member's name, the index of its first item in the whole task."""
+        sizes = [len(member.eval_docs) for member in self.members]
+        starts = [0, *accumulate(sizes)]
+        return {str(member.config.task): start for member, start in zip(self.members, starts, strict=False)}
+
+    @property
+    def _num_items(self) -> int:
+        return max(self._offsets.values()) + len(self.members[-1].eval_docs)
+
+    def place_of(self, request: Instance) -> tuple[int, str]:
+        """Index of a request's item in the whole task, and the name of the member that it belongs to."""
+        return self._offsets[request.task_name] + int(request.doc_id), str(request.task_name)
+
+    def examples(self, split: str, chat: Chat | None = None) -> tuple[Example, ...]:
         """Prompt and gold of every document of a split.
 
         Args:
             split: "train", the documents that may be trained on, or "test", those that are evaluated.
+            chat: the chat template that prompts are put into; None: plain text.
 
         Returns:
             One example a document, in its order; prompts hold the worked examples that lm-eval would put there.
@@ -124,13 +165,19 @@ class Task:
             raise errors.unknown("split", split, ("train", "test"), f"task {self.name!r}")
         self._check_trainable(needs_training_split=split == "train")
         docs = self._train_docs if split == "train" else self._test_docs
-        contexts = self._contexts(docs, are_training_docs=split == "train")
+        contexts = self._contexts(self.lm_eval_task, docs, chat, are_training_docs=split == "train")
         return tuple(
-            Example(index, context, self._gold(doc))
+            # In a chat the answer follows the template's own opening of a turn, without a delimiter.
+            Example(index, context, self._gold(doc).lstrip() if chat else self._gold(doc))
             for index, (doc, context) in enumerate(zip(docs, contexts, strict=True))
         )
 
     def _check_trainable(self, *, needs_training_split: bool) -> None:
+        if self.is_group:
+            raise UsageError(
+                f"task {self.name!r} is a group of {len(self.members)} tasks, so it cannot be a target; use one of "
+                "them, and the group for retention"
+            )
         if not self.is_generative:
             raise UsageError(
                 f"task {self.name!r} is {self.lm_eval_task.OUTPUT_TYPE}: it has no prompts to continue, so it cannot "
@@ -142,16 +189,32 @@ class Task:
                 "to its YAML, or choose another target"
             )
 
-    def _contexts(self, docs: Any, *, are_training_docs: bool) -> Iterator[str]:
+    def check_target(self) -> None:
+        """Refuse a task that cannot be trained on, before any model is loaded.
+
+        Raises:
+            UsageError: it is a group, does not generate text, or has no training split.
+        """
+        self._check_trainable(needs_training_split=True)
+
+    def _contexts(self, member: Any, docs: Any, chat: Chat | None, *, are_training_docs: bool) -> Iterator[str]:
         """The prompt of every document; drawn from the start, so equal for equal calls."""
-        task = copy.copy(self.lm_eval_task)
+        task = copy.copy(member)
         task.set_fewshot_seed(FEWSHOT_SEED)
         sampler = task.sampler
         for doc in docs:
             if are_training_docs:
                 # lm-eval takes a document out of its worked examples only if it is evaluated.
                 task.sampler = _OtherDocs(sampler, doc)
-            yield task.fewshot_context(doc, num_fewshot=self.num_fewshot, gen_prefix=task.doc_to_prefix(doc))
+            yield task.fewshot_context(
+                doc,
+                num_fewshot=self.num_fewshot,
+                gen_prefix=task.doc_to_prefix(doc),
+                # `lm_eval --apply_chat_template` keeps worked examples as turns of their own as well.
+                apply_chat_template=chat is not None,
+                fewshot_as_multiturn=chat is not None,
+                chat_template=chat,
+            )
 
     def _gold(self, doc: Any) -> str:
         """What lm-eval would write after the prompt if the document were a worked example; "" without one text."""
@@ -180,25 +243,39 @@ class Task:
         Returns:
             `reward_metric` of the answer, usually 0..1; nan if it cannot be scored.
         """
-        metadata = (self.name, index, 1)
+        metadata = (str(self.lm_eval_task.config.task), index, 1)
         answer = [cut_at(text, self.stop_strings)]
         request = Instance("generate_until", self._train_docs[index], ("", {}), 0, metadata, resps=answer)
         return self.grade([request]).get(self.reward_metric, math.nan)
 
-    def requests(self, limit: int | None = None) -> list[list[Instance]]:
+    def requests(self, limit: int | None = None, chat: Chat | None = None) -> list[list[Instance]]:
         """What lm-eval would ask of a model: the requests of each evaluated document, in order.
 
         Args:
-            limit: number of documents, from the first on; None for all.
+            limit: number of documents, from the first on (of a group: the first of each member, then the second of
+                each, …); None for all.
+            chat: the chat template that prompts are put into; None: plain text.
         """
-        task = self.lm_eval_task
-        docs = list(islice(self._test_docs, limit))
         asked = []
-        for index, (doc, context) in enumerate(zip(docs, self._contexts(docs, are_training_docs=False), strict=True)):
-            metadata = (self.name, index, task.config.repeats)
-            made = task.construct_requests(doc=doc, ctx=context, metadata=metadata)
-            asked.append(made if isinstance(made, list) else [made])
+        for member, count in zip(self.members, self._shares(limit), strict=True):
+            docs = list(islice(member.eval_docs, count))
+            contexts = self._contexts(member, docs, chat, are_training_docs=False)
+            for index, (doc, context) in enumerate(zip(docs, contexts, strict=True)):
+                metadata = (str(member.config.task), index, member.config.repeats)
+                made = member.construct_requests(
+                    doc=doc, ctx=context, metadata=metadata, apply_chat_template=chat is not None, chat_template=chat
+                )
+                asked.append(made if isinstance(made, list) else [made])
         return asked
+
+    def _shares(self, limit: int | None) -> list[int]:
+        """How many documents of each member are evaluated."""
+        sizes = [len(member.eval_docs) for member in self.members]
+        if limit is None:
+            return sizes
+        in_turns = sorted((index, place) for place, size in enumerate(sizes) for index in range(min(size, limit)))
+        chosen = Counter(place for _, place in in_turns[:limit])
+        return [chosen[place] for place in range(len(sizes))]
 
     def grade(self, requests: Sequence[Instance]) -> dict[str, float]:
         """The scores of one document whose requests hold their responses.
@@ -208,11 +285,13 @@ class Task:
             that exist for a whole corpus only (F1, perplexity) are left out.
         """
         scores: dict[str, float] = {}
-        for name, ensemble in self._filters.items():
+        member = next(one for one in self.members if str(one.config.task) == requests[0].task_name)
+        for ensemble in member._filters:
+            name = ensemble.name
             try:
                 ensemble.apply(list(requests))
                 answers = [request.filtered_resps[name] for request in requests]
-                results = self.lm_eval_task.process_results(requests[0].doc, answers)
+                results = member.process_results(requests[0].doc, answers)
             except GRADER_ERRORS:
                 scores |= {metric: math.nan for metric in self.metrics if metric.endswith(f",{name}")}
                 continue

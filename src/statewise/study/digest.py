@@ -1,0 +1,45 @@
+"""What identifies a model in a fingerprint: the SHA-256 of every file of its folder that can change a number.
+
+Gigabytes of weights are read once per process at most, and not at all where the hub's cache already names them by their
+SHA-256 or where a plan is only to be shown.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from statewise import records
+
+SUFFIXES = (".json", ".jsonl", ".safetensors", ".yaml", ".txt", ".model", ".jinja")
+LARGE_BYTES = 2**26  # 64 MiB take about a tenth of a second
+
+
+def digest_model(folder: Path, is_dry: bool = False) -> dict[str, str]:
+    """SHA-256 of every file of `folder` that can change a number, by its path there.
+
+    Args:
+        folder: of the model.
+        is_dry: give the size of a large file instead of its digest.
+    """
+    files = sorted(
+        path for path in folder.rglob("*") if path.suffix in SUFFIXES and not path.name.startswith("pretrain")
+    )
+    return {str(path.relative_to(folder)): _digest(path, is_dry) for path in files}
+
+
+def _digest(path: Path, is_dry: bool) -> str:
+    target = path.resolve()
+    if path.is_symlink() and target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", target.name):
+        return target.name  # the hub's cache stores a large file under its SHA-256, and checked it on arrival
+    status = target.stat()
+    if is_dry and status.st_size > LARGE_BYTES:
+        return f"{status.st_size} bytes"
+    return _digest_once(target, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _digest_once(path: Path, num_bytes: int, modified_ns: int) -> str:
+    """The digest of a file that has this size and was changed at this time."""
+    return records.digest_file(path)

