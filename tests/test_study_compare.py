@@ -89,7 +89,8 @@ def test_equal_answers_have_no_difference_and_resolve_nothing(two):
     (score,) = comparison.scores
     assert (score.difference.value, score.num_only_a, score.num_only_b, score.mcnemar_p) == (0, 0, 0, 1)
     assert items_needed(score.difference) is None
-    assert "The difference is 0, so no number of items is implied" in printed(comparison)
+    assert "the interval has no width; that does not prove equality" in printed(comparison)
+    assert "The difference is 0, so no number of items is implied" in printed(two(A, [0, 1, 1, 0]))
 
 
 def test_scores_between_0_and_1_are_compared_but_not_counted(two):

@@ -213,6 +213,19 @@ def test_a_model_folders_own_tasks_come_first(exported, tmp_path):
     assert list(plan.task_folders.values()) == [model / "tasks", None]
 
 
+def test_lm_evals_own_task_reads_local_data(tmp_path):
+    folder = tmp_path / "data" / "ai2_arc" / "ARC-Easy"
+    folder.mkdir(parents=True)
+    choices = {"text": ["red", "blue"], "label": ["A", "B"]}
+    rows = [{"question": f"Colour {i}?", "choices": choices, "answerKey": "AB"[i % 2]} for i in range(4)]
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, stored, _ = evaluate_into(tmp_path / "out", tasks=("arc_easy",), limit=None, data=tmp_path / "data")
+    assert stored["tasks"]["arc_easy"]["num_items"] == 4
+    (acc,) = [row for row in scores_of(tmp_path / "out", ("arc_easy",), stored) if row["metric"] == "acc,none"]
+    assert 0 <= acc["estimate"]["value"] <= 1
+
+
 def test_two_tasks_of_one_name_are_refused(tmp_path):
     copy = tmp_path / "tasks"
     shutil.copytree(POCKET_MODEL / "tasks", copy)
