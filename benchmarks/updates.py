@@ -45,7 +45,7 @@ class RandomTexts:
     num_tokens: int
     name: str = "random texts"
 
-    def examples(self, split: str) -> tuple[Example, ...]:
+    def examples(self, split: str, chat: object = None) -> tuple[Example, ...]:
         """64 documents of about `num_tokens` tokens, half of them prompt."""
         generator = np.random.Generator(np.random.Philox(key=0))
         drawn = [" ".join(generator.choice(WORDS, self.num_tokens).tolist()) for _ in range(64)]

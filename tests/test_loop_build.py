@@ -35,7 +35,7 @@ class ToyTask:
     )
     name: str = "toy"
 
-    def examples(self, split):
+    def examples(self, split, chat=None):
         assert split == "train"
         return tuple(Example(i, prompt, gold) for i, (prompt, gold) in enumerate(self.documents))
 

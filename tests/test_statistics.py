@@ -8,6 +8,7 @@ from scipy import stats
 
 from statewise.study.statistics import (
     EXACT,
+    NO_SPREAD,
     ONE_SEED,
     SEVERAL_SEEDS,
     estimate_forgetting,
@@ -173,8 +174,22 @@ def test_there_is_no_retention_ratio_of_a_task_at_which_the_base_model_fails():
     assert estimate_retention_ratio(base, post) is None
 
 
+def test_differences_that_are_all_zero_are_not_certain():
+    # None of 10 items changed: a share up to 1 - .025^(1/10) = .3085 may change unseen, either way.
+    found = estimate_sum([np.zeros((10, 1))])
+    assert (found.low, found.high) == (pytest.approx(-0.3085, abs=1e-4), pytest.approx(0.3085, abs=1e-4))
+    assert found.high == pytest.approx(stats.binomtest(0, 10).proportion_ci(0.95, "exact").high)
+    assert found.method == NO_SPREAD
+    many = estimate_sum([np.zeros((600, 3))])
+    assert many.high == pytest.approx(0.00613, abs=1e-5)
+    # Two retention tasks, of which neither moved: half of each one's bound.
+    forgetting = estimate_forgetting([np.ones((10, 1)), np.zeros((20, 1))], [np.ones((10, 1)), np.zeros((20, 1))])
+    assert forgetting.high == pytest.approx((0.3085 + 0.1684) / 2, abs=1e-4)
+
+
 def test_scores_beyond_0_to_1_keep_their_interval():
     # Mean 3, variance 2, standard error 1; t with 1 degree of freedom at .975 is 12.706.
     found = estimate_score(column(2, 4))
     assert (found.value, found.low) == (3, pytest.approx(3 - 12.7062, abs=1e-3))
-    assert estimate_score(column(37, 37, 37)).high == 37
+    same = estimate_score(column(37, 37, 37))  # .7076 of three items may differ, each by 37
+    assert (same.value, same.high) == (37, pytest.approx(37 * 1.7076, abs=0.01))

@@ -83,9 +83,9 @@ def test_the_items_are_those_of_evaluate(pocket):
 def test_the_header_says_which_model_how_and_with_what(pocket):
     stored = records.read_json(pocket / "eval.json")
     assert stored["model"]["weights_sha256"] == digest_weights(POCKET_MODEL)
-    assert stored["settings"] == {"limit": LIMIT, "data": None, "seed": 0, "max_new_tokens": 24}
+    assert stored["settings"] == {"limit": LIMIT, "data": None, "seed": 0, "max_new_tokens": 24, "chat": False}
     task = stored["tasks"]["pocket_math"]
-    assert task["protocol"].endswith("greedy and sampled, at most 24 new tokens; the first 4 items only")
+    assert task["protocol"].endswith("greedy and sampled, at most 24 new tokens; 4 items only")
     assert task["num_items"] == LIMIT
     assert len(task["items_sha256"]) == 64
     assert task["device"] == "cpu, float32"
@@ -129,6 +129,7 @@ def test_a_task_can_be_added_later(tmp_path):
         ({"seed": 1}, "seed = 0"),
         ({"max_new_tokens": 25}, "max_new_tokens = 24"),
         ({"data": "elsewhere"}, "data = None"),
+        ({"is_chat": True}, "chat = False"),
     ],
 )
 def test_other_settings_in_the_folder_are_refused(pocket, settings, words):

@@ -18,6 +18,7 @@ from study_fixture import small_plan
 from statewise.errors import InterruptedTrainingError, UsageError
 from statewise.study import executor, nodes
 from statewise.study.executor import NodeEvent, Outcome, execute
+from statewise.study.request import Workers
 from statewise.study.store import Store
 
 DONE = {"status": "trained", "node_s": 0.0}
@@ -65,7 +66,7 @@ def run(tmp_path, monkeypatch):
         for node in plan.nodes:
             if node.id in done:
                 store.finish(node, DONE)
-        return execute(plan, store, costs or {}, events.append, num_workers), events, pool
+        return execute(plan, store, costs or {}, events.append, Workers(num_workers)), events, pool
 
     return run_with
 

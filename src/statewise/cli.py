@@ -40,6 +40,13 @@ StudyArgument = Annotated[str, typer.Argument(help="A built-in study (see: state
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="ARM.KEY=VALUE", help="Override a key; may be repeated.")
 ]
+ModelOption = Annotated[
+    str | None, typer.Option(help="Base model: pocket, a folder, or a Hugging Face name org/name[@revision].")
+]
+QuickOption = Annotated[bool, typer.Option("--quick", help="The study's own small size, to try it out.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Processes side by side; default: one a core, one for a large model.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -52,10 +59,14 @@ def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has 
     world: Annotated[
         Path | None, typer.Option(help="Folder of `statewise pretrain`: another world's model and tasks.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Base model: pocket, a folder, or a Hugging Face name org/name[@revision].")
+    model: ModelOption = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of local copies of the benchmarks' data, for a machine without the hub.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes side by side; default: one a core.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Items a task and prompts of drift, at most.")] = None,
+    quick: QuickOption = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Prompts in the tokenizer's chat template.")] = False,
+    workers: WorkersOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -64,7 +75,10 @@ def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has 
 
     if world and model:
         raise UsageError("--world and --model both name the base model; give one of them")
-    request = StudyRequest(study, tuple(overrides or ()), seeds, str(world) if world else model, is_dry=dry_run)
+    request = StudyRequest(
+        study, tuple(overrides or ()), seeds, str(world) if world else model,
+        str(data) if data else None, limit, is_quick=quick, is_chat=chat, is_dry=dry_run,
+    )  # fmt: skip
     if dry_run:
         _print_plan(request, workers, as_json)
         return
@@ -72,7 +86,7 @@ def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has 
 
 
 def _run(request: StudyRequest, out: Path | None, workers: int | None, as_json: bool) -> int:
-    from statewise.study.request import default_num_workers, plan_study
+    from statewise.study.request import choose_workers, plan_study
 
     plan = plan_study(request)  # before the slow imports: a mistyped word is answered at once
 
@@ -84,8 +98,8 @@ def _run(request: StudyRequest, out: Path | None, workers: int | None, as_json: 
     from statewise.study.estimate import estimate_plan
     from statewise.study.run import run_study
 
-    folder = out or Path("runs") / plan.config.study.name
-    num_workers = workers or default_num_workers()
+    folder = out or Path("runs") / (plan.config.study.name + ("-quick" if request.is_quick else ""))
+    num_workers = choose_workers(plan, workers).count
     with ProgressDisplay(Console(stderr=True), plan, estimate_plan(plan, num_workers)) as display:
         outcome, summary = run_study(plan, folder, display.show, num_workers)
     page = write_report(summary, folder)
@@ -101,27 +115,48 @@ def _run(request: StudyRequest, out: Path | None, workers: int | None, as_json: 
     return FAILED if outcome.failed else 0
 
 
-def _print_plan(request: StudyRequest, workers: int | None, as_json: bool) -> None:
+def _print_plan(request: StudyRequest, workers: int | None, as_json: bool, *, has_cards: bool = False) -> None:
     from dataclasses import asdict
 
     from rich.console import Console
 
-    from statewise.progress import plan_table
+    from statewise.progress import cards_table, plan_table
     from statewise.study.estimate import estimate_plan
-    from statewise.study.request import default_num_workers, plan_study
+    from statewise.study.memory import estimate_memory
+    from statewise.study.request import choose_workers, plan_study
 
     plan = plan_study(request)
-    num_workers = workers or default_num_workers()
+    num_workers = choose_workers(plan, workers).count
     estimate = estimate_plan(plan, num_workers)
     if as_json:
         nodes = [{"id": n.id, "needs": list(n.needs), "seconds": estimate.seconds[n.id]} for n in plan.nodes]
         _print_json(
             {"nodes": nodes, "arms": {k: asdict(v) for k, v in estimate.arms.items()}, "wall_s": estimate.wall_s}
+            | ({"memory": {k: asdict(v) for k, v in estimate_memory(plan).items()}} if has_cards else {})
         )
         return
     Console().print(plan_table(plan, estimate, num_workers))
+    if has_cards:
+        Console().print(cards_table(plan, estimate))
     if plan.download_bytes:
         typer.echo(f"Model {plan.config.shared.model}: {plan.download_bytes / 1e9:.1f} GB to be downloaded.")
+
+
+@app.command()
+def plan(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has options)
+    study: StudyArgument,
+    overrides: SetOption = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds; default: as the study says.")] = None,
+    model: ModelOption = None,
+    quick: QuickOption = False,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a study will need: arms, budget, time, and memory on GPUs of 24, 40 and 80 GB. Computes nothing."""
+    from statewise.study.request import StudyRequest
+
+    request = StudyRequest(study, tuple(overrides or ()), seeds, model, is_quick=quick, is_dry=True)
+    _print_plan(request, workers, as_json, has_cards=True)
 
 
 @app.command()

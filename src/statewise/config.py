@@ -35,7 +35,8 @@ class Strict(BaseModel):
 class StudySection(Strict):
     """`[study]`: what the study is called and which seeds and factors it has.
 
-    `quick`: overrides, as for `--set`, that make the study small enough to try out (`--quick`).
+    `quick`: overrides, as for `--set`, that make the study small enough to try out (`--quick`). `requires`: what the
+    machine must have, or the study is refused.
     """
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -43,6 +44,13 @@ class StudySection(Strict):
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
     factors: list[str] = []
     quick: list[str] = []
+    requires: list[Literal["gpu"]] = []
+
+
+class ProtocolSection(Strict):
+    """`[shared.protocol.<task>]`: what the study changes in a task's own protocol; left out: the task's own."""
+
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
 
 
 class EvaluationSection(Strict):
@@ -98,17 +106,22 @@ class SharedSection(Strict):
     """`[shared]`: model and tasks of the study, and defaults for every arm.
 
     `model`: `pocket`, a folder or a hub name `org/name[@revision]`; `end_of_text`: the token that ends gold text, where
-    it is not the tokenizer's own. `device` and `dtype` "auto": a GPU where there is one, and the checkpoint's precision
-    (`policy.device`).
+    it is not the tokenizer's own. `data`: folder of local copies of hub data sets. `chat`: prompts, in training and
+    evaluation, are put into the tokenizer's chat template. `device` and `dtype` "auto": a GPU where there is one, and
+    the checkpoint's precision (`policy.device`). `sampler`: the rollout engine of training (`policy.samplers`).
     """
 
     model: str = "pocket"
     end_of_text: str | None = None
+    data: str | None = None
+    chat: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    sampler: Literal["own", "generate_batch"] = "own"
     target: str = "pocket_math"
     retention: list[str] = ["pocket_facts", "pocket_myths"]
     reward_metric: str = "exact_match,flexible-extract"
+    protocol: dict[str, ProtocolSection] = {}
     evaluation: EvaluationSection = EvaluationSection()
     drift: DriftSection = DriftSection()
 
@@ -339,7 +352,8 @@ def _known_keys(loc: list[str | int]) -> list[str]:
     """The keys that the table at `loc` may have."""
     model: type[BaseModel] = StudyConfig
     by_name: dict[str, type[BaseModel]] = {
-        "study": StudySection, "shared": SharedSection, "evaluation": EvaluationSection, "drift": DriftSection,
+        "study": StudySection, "shared": SharedSection, "evaluation": EvaluationSection,
+        "protocol": ProtocolSection, "drift": DriftSection,
         "adapter": AdapterSection, "update": UpdateSection, "phenomena": PhenomenonSection,
         "reference": ReferenceSection,
     }  # fmt: skip

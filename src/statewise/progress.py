@@ -13,6 +13,7 @@ from rich.text import Text
 from statewise.report.numbers import duration
 from statewise.study.estimate import PlanEstimate
 from statewise.study.executor import NodeEvent
+from statewise.study.memory import CARDS, SPARE, estimate_card_seconds, estimate_memory
 from statewise.study.plan import BASE, Node, Plan
 
 PLAIN_INTERVAL_S = 15.0
@@ -121,7 +122,7 @@ def plan_table(plan: Plan, estimate: PlanEstimate, num_workers: int) -> Group:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("arm", "source × signal"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("updates", "lr", "states", "tokens", "written", "train"):
+    for heading in ("updates", "lr", "states", "tokens", "written", "on CPU"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_row(BASE, "not trained", *["–"] * 6)
     for name, arm in plan.config.arms.items():
@@ -142,6 +143,25 @@ def plan_table(plan: Plan, estimate: PlanEstimate, num_workers: int) -> Group:
         f"{duration(estimate.wall_s)} on {num_workers} processes."
     )
     return Group(Text(f"{study.name}: {study.description}".removesuffix(": ")), table, Text(text))
+
+
+def cards_table(plan: Plan, estimate: PlanEstimate) -> Group:
+    """Memory of every arm on a GPU and its training time on three of them; "–" where it does not fit."""
+    memory = estimate_memory(plan)
+    seconds = [estimate_card_seconds(plan, estimate, card) for card in CARDS]
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("arm on a GPU, bfloat16", no_wrap=True)
+    for heading in ("train", "sample", *(card.name for card in CARDS)):
+        table.add_column(heading, justify="right")
+    for name, need in memory.items():
+        fits = [need.peak < SPARE * card.memory_gb * 1e9 for card in CARDS]
+        times = (_short(of_card[name]) if fit else "–" for of_card, fit in zip(seconds, fits, strict=True))
+        table.add_row(name, f"{need.training / 1e9:.1f} GB", f"{need.sampling / 1e9:.1f} GB", *times)
+    text = (
+        "Memory peaks and training time of one seed, by arithmetic on shapes and published peaks, not measured. "
+        f"{SPARE:.0%} of a card is taken to be usable; what does not fit is trained in smaller micro-batches."
+    )
+    return Group(Text(), table, Text(text))
 
 
 def _thousands(count: int) -> str:

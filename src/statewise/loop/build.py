@@ -10,8 +10,9 @@ import torch
 from statewise.config import UpdateSection
 from statewise.errors import UsageError
 from statewise.locality.adapter import Adapter
-from statewise.policy.load import Policy, check_same_tokenizer, decode, encode, encode_prompt
+from statewise.policy.load import Policy, chat_of, check_same_tokenizer, decode, encode, encode_prompt
 from statewise.policy.sampler import Sampling, sample
+from statewise.policy.samplers import Sampler
 from statewise.seeding import derive_key
 from statewise.signals.signal import Signal, Supervision, WriteRequest
 from statewise.states.source import EncodedExample, RolloutRequest, Source, SourceContext
@@ -21,13 +22,18 @@ from statewise.types import Example, Rollout
 
 @dataclass(frozen=True)
 class Recipe:
-    """The four independent parts of an arm, and the key that all its randomness derives from."""
+    """The four independent parts of an arm, and the key that all its randomness derives from.
+
+    `is_chat`: prompts and gold texts are those of the tokenizer's chat template; `sampler`: the rollout engine.
+    """
 
     source: Source
     signal: Signal
     adapter: Adapter
     update: UpdateSection
     key: int
+    is_chat: bool = False
+    sampler: Sampler = sample
 
 
 @dataclass
@@ -36,6 +42,7 @@ class Engine:
 
     policies: dict[str, Policy]
     num_generated: dict[str, int] = field(default_factory=dict)
+    sampler: Sampler = sample
 
     def roll_out(self, request: RolloutRequest) -> list[Rollout]:
         """Answer a source."""
@@ -50,7 +57,7 @@ class Engine:
     def _write(
         self, writer: str, prompts: Sequence[tuple[int, ...]], keys: Sequence[int], sampling: Sampling
     ) -> list[Rollout]:
-        rollouts = sample(self.policies[writer], prompts, keys, sampling)
+        rollouts = self.sampler(self.policies[writer], prompts, keys, sampling)
         written = sum(len(rollout.token_ids) for rollout in rollouts)
         self.num_generated[writer] = self.num_generated.get(writer, 0) + written
         return rollouts
@@ -97,13 +104,14 @@ def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], task: Task
         raise UsageError(f"source {recipe.source.kind!r} with signal {recipe.signal.kind!r} needs a teacher; name one")
     for other in others.values():
         check_same_tokenizer(learner, other)
-    examples = tuple(encode_example(learner, example) for example in task.examples("train"))
+    documents = task.examples("train", chat_of(learner) if recipe.is_chat else None)
+    examples = tuple(encode_example(learner, document) for document in documents)
     if not examples:
         raise UsageError(f"task {task.name!r} has no training documents, so there is nothing to train on")
     trainable = recipe.adapter.attach(learner.model, derive_key(recipe.key, "adapter"))
     if recipe.update.activation_checkpointing:
         learner.model.activation_checkpointing_enable({"use_reentrant": False})
-    engine = Engine({"learner": learner, **others})
+    engine = Engine({"learner": learner, **others}, sampler=recipe.sampler)
     context = SourceContext(examples, engine.roll_out, derive_key(recipe.key, "source"))
     return Setup(recipe, learner, teacher, engine, context, task, trainable)
 

@@ -23,6 +23,7 @@ from statewise.policy.score import head_logits, states_per_chunk
 from statewise.types import Rollout
 
 COMPACT_BELOW = 0.9  # live rows / rows in the cache: dropping rows copies the cache, so not at every step
+CACHE_BYTES = 6e9  # keys and values of the rows that are written side by side
 PREFILL_TOKENS = 2048  # read at once; on 2 cores 2048 took 0.70 of the time of 15,000
 FIRST_STOP_CHECK = 8  # tokens; later checks at 9/8 of the length, so decoding again costs 9 x one decoding at most
 
@@ -32,8 +33,8 @@ class Sampling:
     """How to sample: temperature 0 takes the arg-max (first of equals) and needs no randomness.
 
     `top_p` in (0, 1]: the smallest set of tokens with at least this probability. `max_new_tokens`, `max_rows` >= 1;
-    `max_rows` bounds the memory of the cache. A text that contains one of `stop_strings` ends at the token completing
-    it, which is kept.
+    at most `max_rows` are written side by side, and fewer where the cache would exceed `CACHE_BYTES`. A text that
+    contains one of `stop_strings` ends at the token completing it, which is kept.
     """
 
     temperature: float = 1.0
@@ -89,19 +90,22 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], keys: Sequence[int]
     Raises:
         UsageError: a prompt that is empty or does not fit, or not one key a prompt.
     """
-    _check_prompts(policy, prompts, keys)
+    check_prompts(policy, prompts, keys)
     # Neighbours of equal length waste no padding; neighbours with equal prompts share one prefill.
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), tuple(prompts[row])))
     rollouts: dict[int, Rollout] = {}
     with torch.no_grad(), eval_mode(policy), active(policy):
-        for group in _groups(order, [len(prompt) for prompt in prompts], sampling.max_rows, _has_window(policy)):
+        lengths = [len(prompt) for prompt in prompts]
+        max_rows = min(sampling.max_rows, rows_within(policy, max(lengths, default=0) + sampling.max_new_tokens))
+        for group in _groups(order, lengths, max_rows, _has_window(policy)):
             texts = [tuple(int(token) for token in prompts[row]) for row in group]
             written = _sample_group(policy, texts, [keys[row] for row in group], sampling)
             rollouts.update(zip(group, written, strict=True))
     return [rollouts[row] for row in range(len(prompts))]
 
 
-def _check_prompts(policy: Policy, prompts: Sequence[Sequence[int]], keys: Sequence[int]) -> None:
+def check_prompts(policy: Policy, prompts: Sequence[Sequence[int]], keys: Sequence[int]) -> None:
+    """Refuse a prompt that is empty or does not fit the context, and prompts that have not a key each."""
     if len(keys) != len(prompts):
         raise UsageError(f"sampling: {len(keys)} keys for {len(prompts)} prompts; every prompt needs a key of its own")
     for row, prompt in enumerate(prompts):
@@ -112,6 +116,16 @@ def _check_prompts(policy: Policy, prompts: Sequence[Sequence[int]], keys: Seque
                 f"sampling: prompt {row} has {len(prompt)} tokens, but {policy.name!r} has a context of "
                 f"{policy.context_length} and needs room for one new token; shorten or leave out this prompt"
             )
+
+
+def rows_within(policy: Policy, num_columns: int) -> int:
+    """How many rows of `num_columns` tokens the cache may hold, at least 1."""
+    config = policy.model.config.get_text_config()
+    width = (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads) * (
+        getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    )
+    row_bytes = num_columns * config.num_hidden_layers * 2 * width * policy.model.dtype.itemsize
+    return max(1, int(CACHE_BYTES // row_bytes))
 
 
 def _has_window(policy: Policy) -> bool:
@@ -289,13 +303,19 @@ def _finish_rows(
     columns = (rows.tokens, rows.logprobs, rows.num_tokens, rows.is_finished)
     for prompt, *row in zip(prompts, *(column.tolist() for column in columns), strict=True):
         tokens, logprobs, num_tokens, is_finished = row
-        if stop_strings and _contains(decode(policy, tokens[:num_tokens]), stop_strings):
-            num_tokens, is_finished = _length_to_stop(policy, tokens[:num_tokens], stop_strings), True
-        rollouts.append(Rollout(prompt, tuple(tokens[:num_tokens]), tuple(logprobs[:num_tokens]), is_finished))
+        length, is_stopped = cut_to_stop(policy, tokens[:num_tokens], stop_strings)
+        rollouts.append(Rollout(prompt, tuple(tokens[:length]), tuple(logprobs[:length]), is_finished or is_stopped))
     return rollouts
 
 
-def _length_to_stop(policy: Policy, tokens: list[int], stop_strings: tuple[str, ...]) -> int:
+def cut_to_stop(policy: Policy, tokens: Sequence[int], stop_strings: tuple[str, ...]) -> tuple[int, bool]:
+    """How many tokens there are up to the one that completes a stop string, and whether there is one."""
+    if stop_strings and _contains(decode(policy, tokens), stop_strings):
+        return _length_to_stop(policy, tokens, stop_strings), True
+    return len(tokens), False
+
+
+def _length_to_stop(policy: Policy, tokens: Sequence[int], stop_strings: tuple[str, ...]) -> int:
     """The fewest tokens whose text contains a stop string; the whole of `tokens` does. By bisection."""
     low, high = 0, len(tokens)
     while high - low > 1:

@@ -147,8 +147,6 @@ def _missing(estimate: Estimate) -> str:
     factor = numbers.data_factor(estimate)
     if factor is None:
         return ""
-    if estimate.low == estimate.high:
-        return "Every pair of answers is equally right, so the interval has no width; that does not prove equality"
     if math.isinf(factor):
         return "The difference is 0, so no number of items is implied"
     if factor > numbers.LARGEST_FACTOR or estimate.num_seeds > 1:

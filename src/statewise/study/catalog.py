@@ -47,10 +47,10 @@ def find_model(name: str) -> Path:
     return resolve_model(name)
 
 
-def task_folder(model: Path) -> Path | None:
-    """The benchmarks that a model folder brings along, as `statewise pretrain` writes them."""
+def task_folder(model: Path) -> Path:
+    """The benchmarks that a model folder brings along, as `statewise pretrain` writes them; else the embedded ones."""
     folder = model / "tasks"
-    return folder if folder.is_dir() else None
+    return folder if folder.is_dir() else POCKET_MODEL / "tasks"
 
 
 def pocket_tasks() -> tuple[str, ...]:

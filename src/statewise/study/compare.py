@@ -146,9 +146,9 @@ def _matrix(side: Side, seeds: list[int], task: str, key: Key) -> tuple[Matrix, 
 
 def _compare_column(task: str, key: Key, a: Matrix, b: Matrix) -> ScoreComparison:
     difference = b - a  # one model is compared with each of several: [items, 1] spreads over [items, seeds]
-    compared = ScoreComparison(
-        task, key[0], key[1], estimate_score(a), estimate_score(b), estimate_sum([difference]), difference.size
-    )
+    bound = max(1.0, float(np.abs(a).max()), float(np.abs(b).max()))
+    paired = estimate_sum([difference], bound)
+    compared = ScoreComparison(task, *key, estimate_score(a), estimate_score(b), paired, difference.size)
     if not np.isin(a, (0, 1)).all() or not np.isin(b, (0, 1)).all():
         return compared
     only_a, only_b = int((difference < 0).sum()), int((difference > 0).sum())

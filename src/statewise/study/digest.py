@@ -13,6 +13,7 @@ from pathlib import Path
 from statewise import records
 
 SUFFIXES = (".json", ".jsonl", ".safetensors", ".yaml", ".txt", ".model", ".jinja")
+DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 LARGE_BYTES = 2**26  # 64 MiB take about a tenth of a second
 
 
@@ -27,6 +28,12 @@ def digest_model(folder: Path, is_dry: bool = False) -> dict[str, str]:
         path for path in folder.rglob("*") if path.suffix in SUFFIXES and not path.name.startswith("pretrain")
     )
     return {str(path.relative_to(folder)): _digest(path, is_dry) for path in files}
+
+
+def digest_data(folder: Path) -> dict[str, str]:
+    """SHA-256 of every local copy of a data set in `folder`, by its path there (`tasks.data.copied_splits`)."""
+    files = sorted(path for depth in ("*/*", "*/*/*") for path in folder.glob(depth) if path.suffix in DATA_SUFFIXES)
+    return {str(path.relative_to(folder)): _digest(path, is_dry=False) for path in files}
 
 
 def _digest(path: Path, is_dry: bool) -> str:

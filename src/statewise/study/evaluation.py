@@ -44,7 +44,8 @@ class EvaluationRequest:
     """What `statewise eval` is asked for: a model by name or folder, tasks by name or YAML file, and how.
 
     `limit`: the first so many items of a task, None for all; `data`: folder of a task's local data; `seed`: of sampled
-    answers; `max_new_tokens`: cap on an answer; `out` None: `evals/<model>`.
+    answers; `max_new_tokens`: cap on an answer; `out` None: `evals/<model>`;
+    `is_chat`: prompts in the tokenizer's chat template.
     """
 
     model: str
@@ -54,6 +55,7 @@ class EvaluationRequest:
     seed: int = 0
     max_new_tokens: int = EvaluationSection().max_new_tokens
     out: Path | None = None
+    is_chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def _open_for(request: EvaluationRequest, model: Path, origin: Origin, out: Path
         "data": str(request.data) if request.data else None,
         "seed": request.seed,
         "max_new_tokens": request.max_new_tokens,
+        "chat": request.is_chat,
     }
     files = digest_model_files(model)
     weights_sha256 = join_weights(files)
@@ -174,7 +177,9 @@ def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict
 
     request, stored = plan.request, plan.stored
     transformers_logging.disable_progress_bar()
-    protocol = EvalProtocol(request.limit, seed=request.seed, max_new_tokens=request.max_new_tokens)
+    protocol = EvalProtocol(
+        request.limit, seed=request.seed, max_new_tokens=request.max_new_tokens, is_chat=request.is_chat
+    )
     policy = _load(plan)
     for asked in plan.waiting:
         on_task(asked)

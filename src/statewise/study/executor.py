@@ -1,4 +1,4 @@
-"""Runs the nodes of a plan side by side in warm local worker processes of one thread each.
+"""Runs the nodes of a plan side by side in warm local worker processes.
 
 Workers import torch and lm-eval once, not per node. The node with the longest chain behind it starts first. A worker
 that dies, or a node that fails, fails its dependents; everything else goes on. Ctrl-C asks the workers to stop at an
@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 from statewise.errors import InterruptedTrainingError, StatewiseError
 from statewise.study.plan import Node, Plan
+from statewise.study.request import Workers
 from statewise.study.store import Store
 
 if TYPE_CHECKING:
     from statewise.study.nodes import Workplace
 
 POLL_S = 0.2
-THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Outcome:
 
 
 def execute(
-    plan: Plan, store: Store, costs: dict[str, float], on_event: Callable[[NodeEvent], None], num_workers: int
+    plan: Plan, store: Store, costs: dict[str, float], on_event: Callable[[NodeEvent], None], workers: Workers
 ) -> Outcome:
     """Run every node of `plan` that is not done; returns when all are done, failed or interrupted.
 
@@ -63,18 +63,19 @@ def execute(
         store: where; nodes it holds under their fingerprint are skipped.
         costs: estimated seconds of each node, by id; they order the work, nothing else.
         on_event: told of every start, progress and end.
-        num_workers: processes side by side, >= 1.
+        workers: processes side by side, and their threads.
     """
     schedule = _Schedule(plan, store, costs, on_event)
     if schedule.is_finished:
         return schedule.outcome
     context = multiprocessing.get_context("spawn")
     messages, stop = context.Queue(), context.Event()
-    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (plan, str(store.folder), messages, stop))
+    folder = str(store.folder)
+    pool = ProcessPoolExecutor(workers.count, context, _start_worker, (plan, folder, workers.threads, messages, stop))
     running: dict[Future[dict[str, Any]], Node] = {}
     try:
         while running or not schedule.is_finished:
-            for node in schedule.take(num_workers - len(running)) if not stop.is_set() else []:
+            for node in schedule.take(workers.count - len(running)) if not stop.is_set() else []:
                 on_event(NodeEvent("started", node))
                 running[_submit(pool, node)] = node
             finished, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
@@ -202,18 +203,18 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _start_worker(plan: Plan, folder: str, messages: Any, stop: Event) -> None:
+def _start_worker(plan: Plan, folder: str, threads: int, messages: Any, stop: Event) -> None:
     """Once per process: leave Ctrl-C to the parent and end with it, fix the thread count, import what is slow."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
-    os.environ["OMP_NUM_THREADS"] = str(THREADS)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
     from transformers.utils import logging as transformers_logging
 
     from statewise.study.nodes import Workplace
 
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(threads)
     transformers_logging.disable_progress_bar()
     _worker.append(_Worker(Workplace(plan, Store(Path(folder)), {}), messages, stop))
 

@@ -14,7 +14,7 @@ from statewise import records
 from statewise.assets import POCKET_MODEL
 from statewise.errors import UsageError
 from statewise.policy.find import HUB_NAME
-from statewise.study.catalog import find_model, task_folder
+from statewise.study.catalog import find_model
 from statewise.study.digest import digest_model
 from statewise.study.plan import BASE
 from statewise.study.run_folder import RunFolder, open_run, read_object
@@ -147,9 +147,14 @@ def _local(name: str) -> Path | None:
 
 
 def tasks_of(model: Path | None) -> tuple[str, ...]:
-    """Names of the benchmarks that a model folder brings along."""
-    folder = task_folder(model) if model else None
+    """Names of the benchmarks that a model folder itself brings along."""
+    folder = _own_tasks(model)
     return list_tasks(folder) if folder else ()
+
+
+def _own_tasks(model: Path | None) -> Path | None:
+    """Not `catalog.task_folder`, which falls back on the embedded ones: here it matters whose they are."""
+    return model / "tasks" if model and (model / "tasks").is_dir() else None
 
 
 def find_base(folder: Path, origin: Origin) -> Path:
@@ -179,7 +184,7 @@ def find_tasks(name: str, folder: Path, origin: Origin) -> Path | None:
         if not Path(name).is_file():
             raise UsageError(f"--tasks {name}: no such task file")
         return None
-    own, base = task_folder(folder), task_folder(origin.base) if origin.base else None
+    own, base = _own_tasks(folder), _own_tasks(origin.base)
     for tasks in (own, base):
         if tasks is not None and find_task_file(name, tasks) is not None:
             return tasks

@@ -23,15 +23,15 @@ from statewise.locality.adapter import ADAPTERS, Adapter
 from statewise.loop.build import Recipe, build
 from statewise.loop.train import Observer, train
 from statewise.policy.device import choose_device, choose_dtype
-from statewise.policy.load import NO_ADAPTER, Policy, encode_prompt, load_policy
+from statewise.policy.load import NO_ADAPTER, Policy, chat_of, encode_prompt, load_policy
 from statewise.policy.lora import load_adapter, num_parameters
 from statewise.policy.sampler import Sampling, sample
+from statewise.policy.samplers import SAMPLERS
 from statewise.seeding import derive_key
-from statewise.study.catalog import task_folder
+from statewise.study.benchmarks import build_task
 from statewise.study.plan import BASE, Node, Plan
 from statewise.study.protocol import describe_protocol, digest_items
 from statewise.study.store import Store
-from statewise.tasks.load import load_task
 from statewise.tasks.task import Task
 from statewise.types import Rollout
 
@@ -48,9 +48,7 @@ class Workplace:
 
     def task(self, name: str) -> Task:
         if name not in self.tasks:
-            folder = task_folder(self.plan.model)
-            metric = self.plan.config.shared.reward_metric if name == self.plan.config.shared.target else ""
-            self.tasks[name] = load_task(name, task_folder=folder, reward_metric=metric)
+            self.tasks[name] = build_task(self.plan, name)
         return self.tasks[name]
 
     def key(self, node: Node, purpose: str) -> int:
@@ -82,7 +80,11 @@ def _train(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
         others["teacher"] = _load(place, arm.teacher, node.seed, "teacher", shared)
     if source.needs_base:
         others["base"] = _load(place, BASE, node.seed, "base", shared)
-    recipe = Recipe(source, place.plan.signals[node.arm], adapter, arm.update, place.key(node, "train"))
+    options = place.plan.config.shared
+    recipe = Recipe(
+        source, place.plan.signals[node.arm], adapter, arm.update, place.key(node, "train"),
+        options.chat, SAMPLERS[options.sampler],
+    )  # fmt: skip
     setup = build(recipe, learner, others, place.task(place.plan.config.shared.target))
     try:
         recorder = train(setup, folder, observer)
@@ -167,7 +169,10 @@ def _evaluate(place: Workplace, node: Node, observer: Observer) -> dict[str, Any
         return {"status": SKIPPED, "reason": "there is no trained model"}
     policy = _load(place, node.arm, node.seed, node.arm)
     protocol = EvalProtocol(
-        limit=shared.evaluation.limit, seed=place.key(node, "evaluate"), max_new_tokens=shared.evaluation.max_new_tokens
+        limit=shared.evaluation.limit,
+        seed=place.key(node, "evaluate"),
+        max_new_tokens=shared.evaluation.max_new_tokens,
+        is_chat=shared.chat,
     )
     protocols, items = {}, {}
     for done, name in enumerate([shared.target, *shared.retention]):
@@ -211,7 +216,8 @@ def _measure(place: Workplace, node: Node, policy: Policy) -> None:
 def _roll_out(place: Workplace, node: Node, policy: Policy, purpose: str) -> list[Rollout]:
     """One rollout at temperature 1 on each of the first prompts of the target's test split."""
     section = place.plan.config.shared.drift
-    examples = place.task(place.plan.config.shared.target).examples("test")[: section.num_prompts]
+    chat = chat_of(policy) if place.plan.config.shared.chat else None
+    examples = place.task(place.plan.config.shared.target).examples("test", chat)[: section.num_prompts]
     prompts = [encode_prompt(policy, example.prompt) for example in examples]
     key = place.key(node, purpose)
     keys = [derive_key(key, row) for row in range(len(prompts))]

@@ -18,7 +18,7 @@ from statewise.signals.signal import Signal
 from statewise.states import SOURCES
 from statewise.states.source import Source
 from statewise.study.contract import check_factors, check_measures
-from statewise.study.digest import digest_model
+from statewise.study.digest import digest_data, digest_model
 
 BASE = "base"
 # Raised when the meaning of a record or the arithmetic of the loop changes: finished nodes are then done again.
@@ -56,6 +56,11 @@ class Plan:
     is_dry: bool = False
     download_bytes: int = 0
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Target and retention tasks, by name."""
+        return (self.config.shared.target, *self.config.shared.retention)
+
 
 def make_plan(config: StudyConfig, model: Path, where: str, *, is_dry: bool = False) -> Plan:
     """Check every arm and lay out the nodes; needs neither torch nor a GPU.
@@ -80,8 +85,12 @@ def make_plan(config: StudyConfig, model: Path, where: str, *, is_dry: bool = Fa
     arms = {name: _resolve(config.arms[name], sources[name], signals[name]) for name in _teachers_first(config, where)}
     check_factors(arms, config.study.factors, where)
     check_measures(config, where)
-    shared = config.shared.model_dump(mode="json", exclude={"model"})
-    inputs: dict[str, Any] = {"version": RECORD_VERSION, "model": digest_model(model, is_dry), "shared": shared}
+    inputs: dict[str, Any] = {
+        "version": RECORD_VERSION,
+        "model": digest_model(model, is_dry),
+        "data": digest_data(Path(config.shared.data)) if config.shared.data else {},
+        "shared": config.shared.model_dump(mode="json", exclude={"model", "data"}),
+    }
     nodes: list[Node] = []
     for seed in config.study.seeds:
         nodes.extend(_nodes_of_seed(arms, seed, inputs))
@@ -140,7 +149,11 @@ def _nodes_of_seed(arms: dict[str, dict[str, Any]], seed: int, inputs: dict[str,
     base_fingerprint = records.digest_json({**inputs, "node": "evaluate", "arm": BASE, "seed": seed})
     base = Node("evaluate", BASE, seed, (), base_fingerprint)
     nodes, trained = [base], dict[str, str]()
-    target = {key: inputs["shared"][key] for key in ("target", "reward_metric", "end_of_text", "device", "dtype")}
+    shared = inputs["shared"]
+    target = {
+        key: shared[key] for key in ("target", "reward_metric", "chat", "end_of_text", "device", "dtype", "sampler")
+    }
+    target["protocol"] = shared["protocol"].get(shared["target"])
     for name, arm in arms.items():
         teacher = arm["teacher"]
         is_taught = teacher not in (None, BASE)
@@ -148,6 +161,7 @@ def _nodes_of_seed(arms: dict[str, dict[str, Any]], seed: int, inputs: dict[str,
             {
                 "version": inputs["version"],
                 "model": inputs["model"],
+                "data": inputs["data"],
                 "target": target,
                 "arm": {key: value for key, value in arm.items() if key != "teacher"},
                 # An arm's randomness derives from its name, so that arms of equal configuration are replicates.

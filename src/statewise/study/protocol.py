@@ -16,15 +16,17 @@ if TYPE_CHECKING:  # both import lm-eval, which takes seconds
 def describe_protocol(task: Task, protocol: EvalProtocol) -> str:
     """The task's own protocol, and what an evaluation adds to it."""
     decodings = f"; {' and '.join(protocol.decodings)}, at most {protocol.max_new_tokens} new tokens"
-    limit = f"; the first {protocol.limit} items only" if protocol.limit else ""
-    return task.protocol + (decodings if task.is_generative else "") + limit
+    limit = f"; {protocol.limit} items only" if protocol.limit else ""
+    chat = "; chat template" if protocol.is_chat else ""
+    return task.protocol + (decodings if task.is_generative else "") + chat + limit
 
 
 @lru_cache(maxsize=64)
 def digest_items(task: Task, limit: int | None) -> str:
     """SHA-256 over the evaluated documents and what is asked of a model about each, whatever the model.
 
-    Two tasks of one name and protocol may have other data (two pocket worlds do); this tells them apart.
+    A chat template is the model's own and left out; that there is one stands in the protocol. Two tasks of one name
+    and protocol may have other data (two pocket worlds do); this tells them apart.
     """
     digest = hashlib.sha256()
     for requests in task.requests(limit):

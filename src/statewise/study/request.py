@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from statewise.assets import SHAPES
 from statewise.config import StudyConfig, read_study
-from statewise.errors import UsageError
-from statewise.policy.find import look_up_model
+from statewise.errors import UsageError, unknown
+from statewise.policy.find import ModelReference, count_parameters, look_up_model
 from statewise.study.catalog import find_model, find_study, task_folder
 from statewise.study.plan import Plan, make_plan
+from statewise.study.shape import Shape
 from statewise.tasks.find import check_task_name
+
+LARGE_PARAMETERS = 50e6
 
 
 @dataclass(frozen=True)
 class StudyRequest:
     """What a user asks for: a study by name or path, overrides, seeds, and the base model by name or folder.
 
-    `limit`: items a task and prompts of drift, at most; `is_quick`: the study's own small size; `is_dry`: the plan is
-    to be shown, not run, so no weights are downloaded or read for it.
+    `is_quick`: the study's own small size; `limit`: items a task and prompts of drift, at most; `data`: folder of local
+    copies of hub data sets; `is_chat`: prompts in the tokenizer's chat template; `is_dry`: the plan is to be shown, not
+    run, so no weights are downloaded or read for it.
     """
 
     study: str
     overrides: tuple[str, ...] = ()
     num_seeds: int | None = None
     model: str | None = None
+    data: str | None = None
+    limit: int | None = None
+    is_quick: bool = False
+    is_chat: bool = False
     is_dry: bool = False
 
 
@@ -33,29 +43,80 @@ def plan_study(request: StudyRequest) -> Plan:
     """Read and check a study; needs neither torch nor the tasks.
 
     Raises:
-        UsageError: anything in the study or the overrides that cannot run.
+        UsageError: anything in the study or the overrides that cannot run, or that this machine lacks.
     """
     path = find_study(request.study)
-    config = read_study(path, request.overrides)
+    config = read_study(path, (*request.overrides, *_overrides_of(request)), is_quick=request.is_quick)
     if request.num_seeds is not None:
         if request.num_seeds < 1:
             raise UsageError(f"--seeds {request.num_seeds}: expected a number >= 1")
         config = _with_seeds(config, request.num_seeds)
-    if request.model is not None:
-        config = config.model_copy(update={"shared": config.shared.model_copy(update={"model": request.model})})
-    if not request.is_dry:
+    if config.shared.data is not None and not Path(config.shared.data).is_dir():
+        raise UsageError(f"--data {config.shared.data}: no such folder; give one with local copies of the data sets")
+    if request.is_dry:
+        reference = _look_up(config.shared.model)
+        _check_tasks(config, reference.folder)
+        plan = make_plan(config, reference.folder, path.name, is_dry=True)
+        return replace(plan, download_bytes=reference.missing_bytes)
+    model = _find_all(config)
+    _check_tasks(config, model)
+    return make_plan(config, model, path.name)
+
+
+def _overrides_of(request: StudyRequest) -> list[str]:
+    """The options that stand for overrides; a path is written as a TOML string."""
+    shared = {"model": request.model, "data": request.data}
+    overrides = [f"shared.{key}={json.dumps(value)}" for key, value in shared.items() if value is not None]
+    if request.is_chat:
+        overrides.append("shared.chat=true")
+    if request.limit is not None:
+        if request.limit < 2:
+            raise UsageError(f"--limit {request.limit}: expected a number >= 2; one item has no interval")
+        overrides += [f"shared.evaluation.limit={request.limit}", f"shared.drift.num_prompts={request.limit}"]
+    return overrides
+
+
+def _find_all(config: StudyConfig) -> Path:
+    """The folder of the base model, on a machine that has what the study requires; all that is missing is named."""
+    missing = []
+    if "gpu" in config.study.requires and not _has_gpu():
+        missing.append(
+            "it needs a GPU, and torch sees none (run it on one, try its small size with --quick, or insist with "
+            "--set study.requires=[])"
+        )
+    try:
         model = find_model(config.shared.model)
-        _check_tasks(config, model)
-        return make_plan(config, model, path.name)
-    reference = look_up_model(config.shared.model)
-    _check_tasks(config, reference.folder)
-    plan = make_plan(config, reference.folder, path.name, is_dry=True)
-    return replace(plan, download_bytes=reference.missing_bytes)
+    except UsageError as error:
+        missing.append(str(error))
+    if missing:
+        place = f"study {config.study.name!r} cannot run here: " if config.study.requires else ""
+        raise UsageError(place + "; ".join(missing))
+    return model
+
+
+def _look_up(model: str) -> ModelReference:
+    """The model for a plan: its small files, or the shape that the package carries where the hub is out of reach."""
+    try:
+        return look_up_model(model)
+    except UsageError:
+        shape = SHAPES / model.replace("/", "__")
+        if not shape.is_dir():
+            raise
+        return ModelReference(model, shape, None, ("model.safetensors",), 2 * Shape.of(shape).num_parameters)
+
+
+def _has_gpu() -> bool:
+    import torch  # seconds, so only for a study that asks
+
+    return bool(torch.cuda.is_available())
 
 
 def _check_tasks(config: StudyConfig, model: Path) -> None:
     for task in (config.shared.target, *config.shared.retention):
         check_task_name(task, task_folder(model))
+    for task in config.shared.protocol:
+        if task not in (config.shared.target, *config.shared.retention):
+            raise unknown("task", task, (config.shared.target, *config.shared.retention), "[shared.protocol.<task>]")
 
 
 def _with_seeds(config: StudyConfig, count: int) -> StudyConfig:
@@ -66,6 +127,23 @@ def _with_seeds(config: StudyConfig, count: int) -> StudyConfig:
     return config.model_copy(update={"study": config.study.model_copy(update={"seeds": seeds})})
 
 
-def default_num_workers() -> int:
-    """One process a core that this process may use."""
-    return max(1, len(os.sched_getaffinity(0)))
+@dataclass(frozen=True)
+class Workers:
+    """Local processes side by side, and the CPU threads of each."""
+
+    count: int
+    threads: int = 1
+
+
+def choose_workers(plan: Plan, count: int | None = None) -> Workers:
+    """How many processes work side by side, unless `count` says so.
+
+    A small model leaves nothing to share out within an operation, so it gets a process of one thread for each core. A
+    large one gets one process of all cores: several copies would need as many times the memory. So does a GPU.
+    """
+    cores = max(1, len(os.sched_getaffinity(0)))
+    is_large = sum(count_parameters(plan.model).values()) > LARGE_PARAMETERS
+    uses_gpu = plan.config.shared.device == "cuda" or "gpu" in plan.config.study.requires
+    if count is None:
+        count = 1 if is_large or uses_gpu else cores
+    return Workers(count, max(1, cores // count) if is_large else 1)

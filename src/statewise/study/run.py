@@ -11,29 +11,42 @@ from pathlib import Path
 
 from statewise.errors import UsageError
 from statewise.records import StudySummary
+from statewise.study.catalog import pocket_tasks
 from statewise.study.estimate import estimate_plan
-from statewise.study.executor import THREADS, NodeEvent, Outcome, execute
+from statewise.study.executor import NodeEvent, Outcome, execute
 from statewise.study.plan import BASE, Plan
+from statewise.study.request import Workers, choose_workers
 from statewise.study.store import Store
 from statewise.study.summary import summarise, write_summary
 
 
 def run_study(
-    plan: Plan, folder: Path, on_event: Callable[[NodeEvent], None], num_workers: int
+    plan: Plan, folder: Path, on_event: Callable[[NodeEvent], None], num_workers: int | None = None
 ) -> tuple[Outcome, StudySummary]:
     """Run what is not done of `plan` in `folder`, and summarise it.
 
+    Args:
+        plan: what to run.
+        folder: where; what it holds of this plan is kept.
+        on_event: told of every start, progress and end of a node.
+        num_workers: processes side by side; None: as `choose_workers` finds right for the model.
+
     Raises:
-        UsageError: the folder holds another study or is in use, or the plan is a dry one.
+        UsageError: the folder holds another study or is in use, a task cannot be used, or the plan is a dry one.
     """
     if plan.is_dry:
         raise UsageError("a dry plan does not know the weights and cannot be run; plan again without is_dry")
-    store = Store(folder)
+    if set(plan.tasks) - set(pocket_tasks()):
+        # The embedded tasks are known to be sound; for them, lm-eval is not imported in this process.
+        from statewise.study.benchmarks import check_tasks
+
+        check_tasks(plan)
+    store, workers = Store(folder), choose_workers(plan, num_workers)
     with store.lock():
         store.open_for(plan)
-        costs = estimate_plan(plan, num_workers).seconds
-        outcome = execute(plan, store, costs, on_event, num_workers)
-        summary = summarise(plan, store, environment(num_workers, _device_of(plan, store)))
+        costs = estimate_plan(plan, workers.count).seconds
+        outcome = execute(plan, store, costs, on_event, workers)
+        summary = summarise(plan, store, environment(workers, _device_of(plan, store)))
         failures = tuple(f"{node} failed: {reason}" for node, reason in outcome.failed.items())
         summary = replace(summary, problems=(*failures, *summary.problems))
         write_summary(summary, store)
@@ -46,14 +59,14 @@ def _device_of(plan: Plan, store: Store) -> str:
     return ", ".join(dict.fromkeys(str(result.get("device", "cpu")) for result in results if result)) or "not known"
 
 
-def environment(num_workers: int, device: str = "cpu") -> dict[str, str]:
+def environment(workers: Workers, device: str = "cpu") -> dict[str, str]:
     """Where the numbers were made: versions, machine, threads."""
     packages = ("statewise", "torch", "transformers", "lm-eval", "peft", "POT", "scipy", "numpy")
     return {
         **{name: _version(name) for name in packages},
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "processes": f"{num_workers} of {THREADS} thread each",
+        "processes": f"{workers.count} of {workers.threads} thread(s) each",
         "device": device,
     }
 

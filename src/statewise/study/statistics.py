@@ -26,8 +26,10 @@ SEVERAL_SEEDS = "t interval, items × seeds crossed (two-way random effects, Sat
 ONE_SEED = "t interval over items; one training seed, so it says nothing about other seeds"
 EXACT = "exact binomial (Clopper–Pearson) interval over items: every item has the same score"
 
+NO_SPREAD = "no item differs from another; bound on the share that may (Clopper–Pearson), each by the most it can"
 
-def estimate_sum(parts: Sequence[Matrix]) -> Estimate:
+
+def estimate_sum(parts: Sequence[Matrix], bound: float = 1.0) -> Estimate:
     """The sum of the parts' means, with its 95 % interval.
 
     A part is what one task contributes, [items, seeds], already multiplied by its coefficient and paired (a difference
@@ -35,6 +37,9 @@ def estimate_sum(parts: Sequence[Matrix]) -> Estimate:
 
     Args:
         parts: non-empty; each float64 [items_k, seeds], items_k >= 2, without nan.
+        bound: the largest absolute value that an item of a part can have. It matters only where every item has the
+            same value, e.g. where no answer changed: a variance of 0 would then claim certainty. Instead, a share of
+            items as large as n equal ones still leave open (Clopper–Pearson) may differ by `bound`.
 
     Returns:
         The estimate; `num_items` is that of the smallest part.
@@ -46,6 +51,9 @@ def estimate_sum(parts: Sequence[Matrix]) -> Estimate:
     num_seeds = parts[0].shape[1]
     smallest = min(part.shape[0] for part in parts)
     value = float(sum(part.mean() for part in parts))
+    if all(np.ptp(part) == 0 for part in parts):
+        half = sum(bound * (1 - ((1 - LEVEL) / 2) ** (1 / part.shape[0])) for part in parts)
+        return Estimate(value, value - half, value + half, smallest, num_seeds, NO_SPREAD)
     by_item = sum(float(part.mean(axis=1).var(ddof=1)) / part.shape[0] for part in parts)
     if num_seeds == 1:
         half = _half_width(by_item, smallest - 1)
@@ -63,7 +71,7 @@ def estimate_sum(parts: Sequence[Matrix]) -> Estimate:
 def estimate_score(scores: Matrix) -> Estimate:
     """The mean of scores, [items, seeds]; where all are in 0..1, so is the interval."""
     if scores.min() < 0 or scores.max() > 1:
-        return estimate_sum([scores])
+        return estimate_sum([scores], float(np.abs(scores).max()))
     if np.ptp(scores) == 0:
         count = scores.shape[0]
         interval = stats.binomtest(round(scores[0, 0] * count), count).proportion_ci(LEVEL, "exact")
@@ -75,7 +83,7 @@ def estimate_score(scores: Matrix) -> Estimate:
 
 def estimate_forgetting(base: Sequence[Matrix], post: Sequence[Matrix]) -> Estimate:
     """F = mean over retention tasks of score_base - score_post (arXiv:2605.22731, eq. 12)."""
-    return estimate_sum([(b - p) / len(base) for b, p in zip(base, post, strict=True)])
+    return estimate_sum([(b - p) / len(base) for b, p in zip(base, post, strict=True)], 1 / len(base))
 
 
 def estimate_retention_ratio(base: Sequence[Matrix], post: Sequence[Matrix]) -> Estimate | None:
@@ -89,7 +97,7 @@ def estimate_retention_ratio(base: Sequence[Matrix], post: Sequence[Matrix]) -> 
         return None
     ratios = [float(p.mean() / b.mean()) for b, p in zip(base, post, strict=True)]
     moved = [(p - ratio * b) / (b.mean() * len(base)) for b, p, ratio in zip(base, post, ratios, strict=True)]
-    around = estimate_sum(moved)
+    around = estimate_sum(moved, 1 / (min(float(b.mean()) for b in base) * len(base)))
     value = float(np.mean(ratios))
     low = value + around.low if around.low is not None else None
     high = value + around.high if around.high is not None else None

@@ -24,6 +24,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from statewise.errors import UsageError
 from statewise.tasks.data import local_dataset
 from statewise.tasks.find import check_task_name, find_task_file, lm_eval_names
+from statewise.tasks.offline import offline_without_hub
 from statewise.tasks.quiet import quiet_lm_eval
 from statewise.tasks.task import Task, TaskOptions
 
@@ -103,8 +104,12 @@ def _build(path: Path, data: Path | None, options: TaskOptions) -> Any:
     dataset = local_dataset(config, path.parent, data)
     if dataset is not None:
         config = {**config, "custom_dataset": dataset}
+    settings = {key: value for key, value in config.items() if key not in INDEX_KEYS}
     try:
-        return ConfigurableTask(config={key: value for key, value in config.items() if key not in INDEX_KEYS})
+        if dataset is not None:
+            return ConfigurableTask(config=settings)
+        with offline_without_hub():
+            return ConfigurableTask(config=settings)
     except (TemplateError, KeyError, TypeError, ValueError, AssertionError) as error:
         raise UsageError(f"task file {path}: lm-eval cannot build the task: {_describe(error)}") from error
     except OSError as error:  # also what datasets and the hub raise where there is no network
