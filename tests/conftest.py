@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -11,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from statewise import cli
 from statewise.policy.load import Policy
 
 END_OF_TEXT = "<|endoftext|>"
@@ -51,3 +53,19 @@ def toy_policy() -> Policy:
         model = Qwen3ForCausalLM(config)
     model.config._attn_implementation = "sdpa"
     return Policy(model.eval(), byte_tokenizer(), "toy", 256)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Call `statewise <arguments>` in an empty folder; returns exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call_with(*arguments):
+        monkeypatch.setattr(sys, "argv", ["statewise", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return left.value.code or 0, out, err
+
+    return call_with

@@ -17,7 +17,7 @@ PACKAGE = Path(statewise.__file__).parent
 ROOT = PACKAGE.parents[1]
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 LEVELS = {
-    "cli": 6, "progress": 6,
+    "cli": 6, "cli_models": 6, "progress": 6,
     "study": 5, "report": 5,
     "loop": 4, "evals": 4,
     "states": 3, "signals": 3, "locality": 3, "drift": 3,
@@ -25,8 +25,8 @@ LEVELS = {
     "tasks": 1, "config": 1, "pocket": 1, "assets": 1,
     "types": 0, "records": 0, "errors": 0, "seeding": 0,
 }  # fmt: skip
-# The two files that are one room: what the command line shows while a run goes on is the command line's.
-SAME_ROOM = {("cli", "progress")}
+# The files that are one room: commands about single models, and what is shown while a run goes on.
+SAME_ROOM = {("cli", "cli_models"), ("cli", "progress")}
 # Level 0 is the vocabulary: its files may use each other (`types` raises an error of `errors`).
 VOCABULARY = 0
 

@@ -10,25 +10,9 @@ import pytest
 from report_fixture import fake_study
 from study_fixture import STUDY, write_study
 
-from statewise import cli, records
+from statewise import records
 from statewise.report.summary_json import summary_to_json
 from statewise.study.executor import Outcome
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """Call `statewise <arguments>` in an empty folder; returns exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call_with(*arguments):
-        monkeypatch.setattr(sys, "argv", ["statewise", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return left.value.code or 0, out, err
-
-    return call_with
 
 
 @pytest.fixture
@@ -55,6 +39,13 @@ def study(tmp_path):
         (["pretrain", "--out", "x", "--size", "smok"], "unknown size 'smok'. Did you mean 'smoke'?"),
         (["report", "nowhere"], "nowhere: no summary.json; give the folder of a `statewise run`"),
         (["reprot"], "No such command 'reprot'"),
+        (["export", "nowhere", "sft", "--out", "x"], "nowhere: not a run folder (no plan.json)"),
+        (["export", "nowhere", "sft"], "Missing option '--out'"),
+        (["eval", "poket", "--tasks", "pocket_math"], "model 'poket'"),
+        (["eval", "pocket", "--tasks", "pocket_mth"], "unknown task 'pocket_mth'. Did you mean 'pocket_math'?"),
+        (["eval", "pocket", "--tasks", ","], "--tasks ',': names no task"),
+        (["eval", "pocket", "--tasks", "pocket_math", "--limit", "1"], "Invalid value for '--limit'"),
+        (["compare", "runs/pocket:base", "evals/x"], "runs/pocket:base: no such folder"),
     ],
 )
 def test_what_cannot_be_used_ends_with_code_2_one_message_and_no_file(call, tmp_path, arguments, words):
@@ -196,7 +187,8 @@ def test_pretraining_needs_an_empty_folder(call, tmp_path):
 LIGHT = [
     ["--help"], ["run", "--help"], ["run", "poket"], ["run", "pocket", "--set", "rl.update.lrr=1"],
     ["run", "pocket", "--dry-run"], ["list", "studies"], ["list", "sources"], ["list", "signals"], ["list", "tasks"],
-    ["list", "distances"], ["report", "nowhere"],
+    ["list", "distances"], ["export", "--help"], ["export", "nowhere", "sft", "--out", "x"],
+    ["eval", "pocket", "--tasks", "pocket_mth"], ["compare", "nowhere", "nowhere:rl"], ["report", "nowhere"],
 ]  # fmt: skip
 WATCH = """
 import sys
@@ -220,7 +212,7 @@ def test_light_commands_import_nothing_heavy(tmp_path):
     code = WATCH.format(commands=LIGHT, names=names, log=str(log))
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, timeout=300)
     codes, heavy = log.read_text().splitlines()
-    assert json.loads(codes) == [0, 0, 2, 2, 0, 0, 0, 0, 0, 0, 2]
+    assert json.loads(codes) == [0, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2]
     for arguments, found in zip(LIGHT[:-1], json.loads(heavy.replace("'", '"')), strict=False):
         assert found == [], f"statewise {' '.join(arguments)} imports {', '.join(found)}"
 
@@ -228,4 +220,4 @@ def test_light_commands_import_nothing_heavy(tmp_path):
 def test_help_imports_no_room_but_the_errors(tmp_path):
     code = "import sys; from statewise import cli; print(sorted(n for n in sys.modules if n.startswith('statewise.')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-    assert done.stdout.strip() == "['statewise.cli', 'statewise.errors']"
+    assert done.stdout.strip() == "['statewise.cli', 'statewise.cli_models', 'statewise.errors']"

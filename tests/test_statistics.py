@@ -185,3 +185,11 @@ def test_differences_that_are_all_zero_are_not_certain():
     # Two retention tasks, of which neither moved: half of each one's bound.
     forgetting = estimate_forgetting([np.ones((10, 1)), np.zeros((20, 1))], [np.ones((10, 1)), np.zeros((20, 1))])
     assert forgetting.high == pytest.approx((0.3085 + 0.1684) / 2, abs=1e-4)
+
+
+def test_scores_beyond_0_to_1_keep_their_interval():
+    # Mean 3, variance 2, standard error 1; t with 1 degree of freedom at .975 is 12.706.
+    found = estimate_score(column(2, 4))
+    assert (found.value, found.low) == (3, pytest.approx(3 - 12.7062, abs=1e-3))
+    same = estimate_score(column(37, 37, 37))  # .7076 of three items may differ, each by 37
+    assert (same.value, same.high) == (37, pytest.approx(37 * 1.7076, abs=0.01))

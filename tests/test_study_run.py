@@ -176,6 +176,9 @@ def test_every_item_of_every_task_is_recorded(whole):
         for name in ("strict-match", "flexible-extract")
     }
     assert len(math) == 12 * 4
+    done = [records.read_json(whole[0] / "arms" / arm / "0" / "done.json") for arm in ("base", "sft")]
+    assert done[0]["items_sha256"] == done[1]["items_sha256"]
+    assert set(done[0]["items_sha256"]) == set(done[0]["protocols"])
     assert len(records.read_table(folder / "pocket_facts.parquet")) == 12
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from statewise import cli_models
 from statewise.errors import StatewiseError, UsageError, unknown
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ app = typer.Typer(
     "  statewise run pocket              the paper's six runs, three seeds, on the embedded model\n\n"
     "  statewise run pocket --dry-run    what would run, and how long it takes\n\n"
     "  statewise run pocket --set rl.update.lr=3e-5 --seeds 1 --out runs/low-lr\n\n"
-    "  statewise list signals            what can be combined",
+    "  statewise list signals            what can be combined\n\n"
+    "  statewise compare runs/pocket:base runs/pocket:rl",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -251,6 +253,9 @@ def pretrain(
         replace(SIZES[size], world_seed=world_seed, num_threads=threads), out, lambda line: typer.echo(line, err=True)
     )
     typer.echo(f"Written: {out}. Use it with: statewise run pocket --world {out} --out runs/world-{world_seed}")
+
+
+app.registered_commands += cli_models.app.registered_commands
 
 
 def _print_json(value: Any) -> None:

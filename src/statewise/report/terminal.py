@@ -23,14 +23,14 @@ VERDICT_STYLES = {"holds": "bold cyan", "does not hold": "bold magenta", "not re
 
 def render_terminal(summary: StudySummary, console: Console) -> None:
     """Print the summary: scope, tables, verdicts, problems, legend."""
-    _print(console, summary.name, "bold")
+    print_line(console, summary.name, "bold")
     if summary.description:
-        _print(console, summary.description)
-    _print(console, f"{sentences.scope(summary)} {sentences.outcome(summary)}")
-    _print_table(console, tables.score_table(summary))
+        print_line(console, summary.description)
+    print_line(console, f"{sentences.scope(summary)} {sentences.outcome(summary)}")
+    print_table(console, tables.score_table(summary))
     for table in (tables.base_table(summary), tables.teacher_table(summary), tables.drift_table(summary)):
         if table is not None:
-            _print_table(console, table)
+            print_table(console, table)
     _print_verdicts(console, summary)
     _print_problems(console, summary)
     _print_legend(console, summary)
@@ -49,16 +49,17 @@ WIDE = _Layout(label_width=22, gap=1, separator=", ")
 COMPACT = _Layout(label_width=14, gap=0, separator=",")
 
 
-def _print_table(console: Console, table: tables.Table) -> None:
+def print_table(console: Console, table: tables.Table) -> None:
+    """Print one table, in parts where it is too wide."""
     console.print()
-    _print(console, table.title, "bold")
+    print_line(console, table.title, "bold")
     layout, parts = min(
         ((layout, _fitting_parts(table, layout, console.width)) for layout in (WIDE, COMPACT)),
         key=lambda pair: len(pair[1]),
     )
     for part in parts:
         console.print(_rich_table(console, table, part, layout))
-    _print(console, table.caption, "dim")
+    print_line(console, table.caption, "dim")
 
 
 def _fitting_parts(table: tables.Table, layout: _Layout, width: int) -> list[dict[int, int]]:
@@ -119,7 +120,7 @@ def _print_verdicts(console: Console, summary: StudySummary) -> None:
     if not summary.phenomena:
         return
     console.print()
-    _print(console, "Statements put to the test", "bold")
+    print_line(console, "Statements put to the test", "bold")
     for claim in summary.phenomena:
         console.print()
         _print_verdict(console, claim)
@@ -145,19 +146,20 @@ def _print_problems(console: Console, summary: StudySummary) -> None:
     if not problems:
         return
     console.print()
-    _print(console, "Problems", "bold")
+    print_line(console, "Problems", "bold")
     for problem in problems:
         console.print(Padding(_text(console, f"! {clean(problem)}", "yellow"), (0, 0, 0, 2), expand=False))
 
 
 def _print_legend(console: Console, summary: StudySummary) -> None:
     console.print()
-    _print(console, f"{sentences.UNRESOLVED_LEGEND} {sentences.seeds_note(summary)}", "dim")
+    print_line(console, f"{sentences.UNRESOLVED_LEGEND} {sentences.seeds_note(summary)}", "dim")
     for method, names in sentences.methods(summary).items():
-        _print(console, f"{', '.join(names)}: {method}.", "dim")
+        print_line(console, f"{', '.join(names)}: {method}.", "dim")
 
 
-def _print(console: Console, line: str, style: str = "") -> None:
+def print_line(console: Console, line: str, style: str = "") -> None:
+    """Print one line of text; brackets in it are not markup."""
     console.print(_text(console, line, style))
 
 

@@ -30,6 +30,7 @@ from statewise.policy.samplers import SAMPLERS
 from statewise.seeding import derive_key
 from statewise.study.benchmarks import build_task
 from statewise.study.plan import BASE, Node, Plan
+from statewise.study.protocol import describe_protocol, digest_items
 from statewise.study.store import Store
 from statewise.tasks.task import Task
 from statewise.types import Rollout
@@ -173,24 +174,17 @@ def _evaluate(place: Workplace, node: Node, observer: Observer) -> dict[str, Any
         max_new_tokens=shared.evaluation.max_new_tokens,
         is_chat=shared.chat,
     )
-    protocols = {}
+    protocols, items = {}, {}
     for done, name in enumerate([shared.target, *shared.retention]):
         rows = evaluate(policy, place.task(name), protocol)
         records.write_table(folder / "evals" / f"{name}.parquet", rows, records.ITEM_SCHEMA)
-        protocols[name] = _protocol(place.task(name), protocol)
+        protocols[name] = describe_protocol(place.task(name), protocol)
+        items[name] = digest_items(place.task(name), protocol.limit)
         observer.progress(done + 1)
     _measure(place, node, policy)
     observer.progress(len(shared.retention) + 2)
     computed = f"{policy.device.type}, {str(policy.model.dtype).removeprefix('torch.')}"
-    return {"status": "evaluated", "protocols": protocols, "device": computed}
-
-
-def _protocol(task: Task, protocol: EvalProtocol) -> str:
-    """The task's own protocol, and what this study adds to it."""
-    decodings = f"; {' and '.join(protocol.decodings)}, at most {protocol.max_new_tokens} new tokens"
-    limit = f"; {protocol.limit} items only" if protocol.limit else ""
-    chat = "; chat template" if protocol.is_chat else ""
-    return task.protocol + (decodings if task.is_generative else "") + chat + limit
+    return {"status": "evaluated", "protocols": protocols, "items_sha256": items, "device": computed}
 
 
 def _measure(place: Workplace, node: Node, policy: Policy) -> None:

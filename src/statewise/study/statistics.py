@@ -69,7 +69,9 @@ def estimate_sum(parts: Sequence[Matrix], bound: float = 1.0) -> Estimate:
 
 
 def estimate_score(scores: Matrix) -> Estimate:
-    """The mean of scores 0..1, [items, seeds], with an interval inside 0..1."""
+    """The mean of scores, [items, seeds]; where all are in 0..1, so is the interval."""
+    if scores.min() < 0 or scores.max() > 1:
+        return estimate_sum([scores], float(np.abs(scores).max()))
     if np.ptp(scores) == 0:
         count = scores.shape[0]
         interval = stats.binomtest(round(scores[0, 0] * count), count).proportion_ci(LEVEL, "exact")

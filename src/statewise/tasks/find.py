@@ -53,7 +53,7 @@ def lm_eval_names() -> dict[str, list[Path]]:
     return names
 
 
-def check_task_name(name: str, task_folder: Path | None) -> None:
+def check_task_name(name: str, task_folder: Path | None, where: str = "study (target, retention)") -> None:
     """Refuse a name that is neither a task file nor one of lm-eval's own tasks or groups; takes < 1 s.
 
     Raises:
@@ -66,4 +66,4 @@ def check_task_name(name: str, task_folder: Path | None) -> None:
         return
     own = list_tasks(task_folder) if task_folder else ()
     nearest = difflib.get_close_matches(name, [*own, *known], n=NUM_SUGGESTIONS)
-    raise unknown("task", name, [*own, *nearest], "study (target, retention)")
+    raise unknown("task", name, [*own, *nearest], where)

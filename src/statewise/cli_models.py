@@ -1,0 +1,105 @@
+"""The commands about single models: export one from a run, evaluate any, compare two. Part of the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from statewise.errors import UsageError
+
+PARTIAL = 3
+
+app = typer.Typer()
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    arm: Annotated[str, typer.Argument(help="An arm of its study, or base.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist or be empty.")],
+    seed: Annotated[int | None, typer.Option(help="Seed of the arm; default: the study's first.")] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Add a LoRA adapter to the base model's weights (float32).")
+    ] = False,
+) -> None:
+    """Copy a trained model out of a run: weights, tokenizer, model card, statewise.json."""
+    from statewise.report.card import render_card
+    from statewise.study.export import ExportRequest, export_model
+
+    facts = export_model(ExportRequest(run, arm, seed, merge), out, render_card)
+    what = {"full": "model", "adapter": "LoRA adapter", "merged": "model with merged adapter"}[facts.weights]
+    typer.echo(f"Written: {out}, the {what} of arm {facts.arm}, seed {facts.seed}. Its card: {out / 'README.md'}")
+
+
+@app.command(name="eval")
+def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has options)
+    model: Annotated[str, typer.Argument(help="pocket, a model folder, or RUN/arms/<arm>/<seed>/model.")],
+    tasks: Annotated[str, typer.Option(metavar="A,B", help="Tasks by name, or paths of YAML files.")],
+    limit: Annotated[int | None, typer.Option(min=2, help="The first so many items of a task; default: all.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with local data of the tasks.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampled answers.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the scores; default: evals/<model>.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of an answer; default: that of a study.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Prompts in the tokenizer's chat template.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Score any model on any task, item by item. The same command resumes; done tasks are kept."""
+    from statewise.study.evaluation import EvaluationRequest, plan_evaluation, run_evaluation, scores_of
+
+    names = tuple(dict.fromkeys(name for part in tasks.split(",") if (name := part.strip())))
+    if not names:
+        raise UsageError(f"--tasks {tasks!r}: names no task; give one or several, separated by commas")
+    given = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    plan = plan_evaluation(EvaluationRequest(model, names, limit, data, seed, out=out, is_chat=chat, **given))
+
+    from rich.console import Console
+
+    from statewise.report.comparison import print_scores
+    from statewise.study.store import Store
+
+    for task in (task for task in names if task not in plan.waiting):
+        typer.echo(f"{task}: kept from before", err=True)
+    with Store(plan.out).lock():
+        stored = run_evaluation(plan, lambda task: typer.echo(f"{task}: evaluating", err=True))
+    rows = scores_of(plan.out, names, stored)
+    if as_json:
+        _print_json({"folder": str(plan.out), "model": stored["model"], "scores": rows})
+        return
+    print_scores(rows, Console())
+    typer.echo(f"Items: {plan.out / 'evals'}")
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="A folder of `statewise eval`, RUN:ARM (all seeds) or RUN:ARM:SEED.")],
+    b: Annotated[str, typer.Argument(help="The same; differences are B minus A.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two models or arms on the same items. Exit code 3: some tasks cannot be compared."""
+    from statewise.study.sides import read_side
+
+    sides = read_side(a), read_side(b)  # before the slow imports: a mistyped word is answered at once
+
+    from rich.console import Console
+
+    from statewise.report.comparison import comparison_to_json, print_comparison
+    from statewise.study.compare import compare as compare_sides
+
+    comparison = compare_sides(*sides)
+    if as_json:
+        _print_json(comparison_to_json(comparison))
+    else:
+        print_comparison(comparison, Console())
+    if comparison.refused:
+        raise typer.Exit(PARTIAL)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))

@@ -1,0 +1,253 @@
+"""`statewise eval`: any stored model on any task, item by item, into a folder that `statewise compare` reads.
+
+The folder belongs to one model and one setting: `eval.json` carries their fingerprint, is written anew after each
+task, and a task that it lists is not evaluated again. Names and settings are checked before lm-eval or torch are
+imported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from statewise import records
+from statewise.config import EvaluationSection
+from statewise.errors import UsageError
+from statewise.study.catalog import find_model
+from statewise.study.model_folder import (
+    Origin,
+    check_adapter,
+    digest_model_files,
+    find_base,
+    find_tasks,
+    join_weights,
+    read_origin,
+    stored_weights,
+)
+from statewise.study.run_folder import read_object
+
+if TYPE_CHECKING:
+    from statewise.policy.load import Policy
+
+HEADER = "eval.json"
+# Raised when the meaning of a stored score changes: folders of another version are then refused.
+EVALUATION_VERSION = 1
+PACKAGES = ("statewise", "torch", "transformers", "lm-eval")
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What `statewise eval` is asked for: a model by name or folder, tasks by name or YAML file, and how.
+
+    `limit`: the first so many items of a task, None for all; `data`: folder of a task's local data; `seed`: of sampled
+    answers; `max_new_tokens`: cap on an answer; `out` None: `evals/<model>`;
+    `is_chat`: prompts in the tokenizer's chat template.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    limit: int | None = None
+    data: Path | None = None
+    seed: int = 0
+    max_new_tokens: int = EvaluationSection().max_new_tokens
+    out: Path | None = None
+    is_chat: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """A checked request: where the model, its tasks and the records lie; `stored` is what `eval.json` holds so far.
+
+    `task_folders` has one entry a task: where it lies, None for lm-eval's own and for paths.
+    """
+
+    request: EvaluationRequest
+    model: Path
+    origin: Origin
+    task_folders: dict[str, Path | None]
+    out: Path
+    stored: dict[str, Any]
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """The tasks that are not evaluated yet."""
+        return tuple(task for task in self.request.tasks if not self.is_done(task))
+
+    def is_done(self, task: str) -> bool:
+        """Whether the folder holds the scores of `task`."""
+        name = self.stored["asked"].get(task)
+        return name in self.stored["tasks"] and (self.out / "evals" / f"{name}.parquet").is_file()
+
+
+def plan_evaluation(request: EvaluationRequest) -> EvaluationPlan:
+    """Check names, folders and settings; needs neither torch nor lm-eval.
+
+    Raises:
+        UsageError: no such model or task, or an output folder of another model or other settings.
+    """
+    model = find_model(request.model)
+    if stored_weights(model) == "adapter":
+        check_adapter(model)
+    origin = read_origin(model)
+    task_folders = {task: find_tasks(task, model, origin) for task in request.tasks}
+    out = request.out or Path("evals") / _name_of(request.model)
+    return EvaluationPlan(request, model, origin, task_folders, out, _open_for(request, model, origin, out))
+
+
+def _name_of(model: str) -> str:
+    """A folder's name for a model: that of its folder; run-arm-seed for one that lies in a run."""
+    parts = Path(model).expanduser().resolve().parts if Path(model).is_dir() else Path(model).parts
+    if len(parts) > 4 and parts[-4] == "arms" and parts[-1] in ("model", "adapter"):
+        parts = ("-".join((parts[-5], parts[-3], parts[-2])),)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", parts[-1]) if parts else "model"
+
+
+def _open_for(request: EvaluationRequest, model: Path, origin: Origin, out: Path) -> dict[str, Any]:
+    """The contents of `eval.json` for this request: what is stored, or a new one; nothing is written."""
+    settings = {
+        "limit": request.limit,
+        "data": str(request.data) if request.data else None,
+        "seed": request.seed,
+        "max_new_tokens": request.max_new_tokens,
+        "chat": request.is_chat,
+    }
+    files = digest_model_files(model)
+    weights_sha256 = join_weights(files)
+    if stored_weights(model) == "adapter":
+        files |= {f"base/{name}": digest for name, digest in digest_model_files(find_base(model, origin)).items()}
+    sha256 = records.digest_json(files)
+    fresh = {
+        "fingerprint": records.digest_json({"version": EVALUATION_VERSION, "model": sha256, "settings": settings}),
+        "model": {
+            "name": request.model,
+            "sha256": sha256,
+            "weights_sha256": weights_sha256,
+            "arm": origin.arm,
+            "base_model": origin.base_name,
+            "base_weights_sha256": origin.base_sha256,
+            "retention": list(origin.retention),
+        },
+        "settings": settings,
+        "asked": {},
+        "tasks": {},
+    }
+    if not (out / HEADER).is_file():
+        if out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
+            raise UsageError(f"{out}: exists and is not a folder of `statewise eval`; choose another with --out")
+        return fresh
+    stored = read_object(out / HEADER)
+    if stored.get("fingerprint") == fresh["fingerprint"] and isinstance(stored.get("tasks"), dict):
+        return stored
+    raise UsageError(f"{out}: {_difference(stored, fresh)}; choose another folder with --out")
+
+
+def _difference(stored: dict[str, Any], fresh: dict[str, Any]) -> str:
+    """In what the stored evaluation is another one."""
+    before = stored.get("settings", {})
+    changed = [f"{key} = {before.get(key)}" for key, value in fresh["settings"].items() if before.get(key) != value]
+    if stored.get("model", {}).get("sha256") != fresh["model"]["sha256"]:
+        changed.insert(0, f"other weights ({stored.get('model', {}).get('name')})")
+    return f"holds an evaluation with {', '.join(changed) or 'another version of statewise'}"
+
+
+def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict[str, Any]:
+    """Evaluate the tasks that are not done, one after the other; each is kept as soon as it is done.
+
+    Args:
+        plan: what to evaluate.
+        on_task: told of each task before it starts.
+
+    Returns:
+        The contents of `eval.json`.
+
+    Raises:
+        UsageError: the model or a task cannot be used.
+    """
+    if not plan.waiting:
+        return plan.stored
+    from transformers.utils import logging as transformers_logging
+
+    from statewise.evals.evaluate import EvalProtocol, evaluate
+    from statewise.study.protocol import describe_protocol, digest_items
+    from statewise.tasks.load import load_task
+
+    request, stored = plan.request, plan.stored
+    transformers_logging.disable_progress_bar()
+    protocol = EvalProtocol(
+        request.limit, seed=request.seed, max_new_tokens=request.max_new_tokens, is_chat=request.is_chat
+    )
+    policy = _load(plan)
+    for asked in plan.waiting:
+        on_task(asked)
+        task = load_task(asked, task_folder=plan.task_folders[asked], data=request.data)
+        _check_is_new(plan, asked, task.name)
+        rows = evaluate(policy, task, protocol)
+        records.write_table(plan.out / "evals" / f"{task.name}.parquet", rows, records.ITEM_SCHEMA)
+        stored["asked"][asked] = task.name
+        stored["tasks"][task.name] = {
+            "protocol": describe_protocol(task, protocol),
+            "num_items": len({row["item"] for row in rows}),
+            "items_sha256": digest_items(task, request.limit),
+            "device": f"{policy.device.type}, {str(policy.model.dtype).removeprefix('torch.')}",
+            "versions": {name: version(name) for name in PACKAGES},
+        }
+        records.write_json(plan.out / HEADER, stored)
+    return stored
+
+
+def _check_is_new(plan: EvaluationPlan, asked: str, name: str) -> None:
+    """Refuse a second task of the same name, whose scores would replace the first one's."""
+    for other, stored in plan.stored["asked"].items():
+        if stored == name and other != asked:
+            raise UsageError(
+                f"tasks {other!r} and {asked!r} are both called {name!r}; evaluate one of them into another --out"
+            )
+
+
+def _load(plan: EvaluationPlan) -> Policy:
+    """The model, in its base model's precision, as in a run; an adapter lies on the base weights, unmerged."""
+    from dataclasses import replace
+
+    from statewise.policy.device import choose_device, choose_dtype
+    from statewise.policy.load import load_policy
+    from statewise.policy.lora import load_adapter
+
+    name, is_adapter = plan.request.model, stored_weights(plan.model) == "adapter"
+    folder = find_base(plan.model, plan.origin) if is_adapter else plan.model
+    device = choose_device("auto")
+    dtype = choose_dtype("auto", device, plan.origin.base or folder)
+    policy = load_policy(folder, name, dtype=dtype, device=device, end_of_text=plan.origin.end_of_text)
+    if not is_adapter:
+        return policy
+    load_adapter(policy.model, plan.model, "evaluated")
+    return replace(policy, adapter="evaluated")
+
+
+def scores_of(out: Path, tasks: tuple[str, ...], stored: dict[str, Any]) -> list[dict[str, Any]]:
+    """The evaluated scores as rows: task, decoding, metric, an estimate with its interval, unscored answers, protocol.
+
+    An answer that could not be scored counts as not correct.
+    """
+    import numpy as np
+
+    from statewise.study.run_folder import read_items
+    from statewise.study.statistics import estimate_score
+
+    items = read_items(out / "evals")
+    names = dict.fromkeys(stored["asked"][task] for task in tasks)
+    return [
+        {
+            "task": name,
+            "decoding": decoding,
+            "metric": metric,
+            "estimate": asdict(estimate_score(np.array([[score or 0.0] for score in scores.values()]))),
+            "num_unscored": sum(score is None for score in scores.values()),
+            "protocol": stored["tasks"][name]["protocol"],
+        }
+        for name in names
+        for (decoding, metric), scores in items[name].items()
+    ]

@@ -1,0 +1,171 @@
+"""`statewise export`: an arm of a run as a model folder that transformers (or peft) loads, with its facts beside it.
+
+What is copied is what the run stored, byte for byte, and its digest is checked against the run's record. Only
+`is_merged` computes something: an adapter is added to the base model's weights in float32, since bfloat16 would round
+most of it away.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from statewise import records
+from statewise.errors import UsageError
+from statewise.records import ModelFacts
+from statewise.study.catalog import find_model
+from statewise.study.model_folder import (
+    ADAPTER_CONFIG,
+    FACTS,
+    digest_weights,
+    model_files,
+    split_revision,
+    stored_weights,
+)
+from statewise.study.plan import BASE
+from statewise.study.run_folder import RunFolder, open_run, read_object
+
+CARD, STUDY = "README.md", "study.toml"
+WITHOUT_MODEL = {
+    "diverged": "it diverged in seed {seed} ({reason}), so there is no model",
+    "skipped": "it was skipped in seed {seed} ({reason}), so there is no model",
+}
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """Which model to export; `seed` None: the first of the study. `is_merged`: add an adapter to the base's weights."""
+
+    run: Path
+    arm: str
+    seed: int | None = None
+    is_merged: bool = False
+
+
+def export_model(request: ExportRequest, out: Path, render: Callable[[ModelFacts], str]) -> ModelFacts:
+    """Write the model that `request` names to `out`, as a whole or not at all.
+
+    Args:
+        request: run, arm and seed.
+        out: folder to write; it must not exist, or be empty.
+        render: the text of the model card.
+
+    Returns:
+        What the folder says of itself.
+
+    Raises:
+        UsageError: no such run, arm or seed, no trained model there, weights that are not those of the record, or `out`
+            holds something.
+    """
+    if not out.name:
+        raise UsageError(f"--out {out}: give the name of a new folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: exists and is not an empty folder; choose another with --out")
+    run = open_run(request.run)
+    run.check_arm(request.arm)
+    seed = run.config.study.seeds[0] if request.seed is None else request.seed
+    run.check_seed(seed)
+    source = _find_weights(run, request.arm, seed)
+    kind = stored_weights(source)
+
+    from statewise.study.model_facts import read_facts  # scipy: after what a mistyped word is answered by
+
+    facts = read_facts(run, request.arm, seed, out.name)
+    weights = "merged" if kind == "adapter" and request.is_merged else kind
+    with records.replacing_folder(out) as folder:
+        provenance = dict(facts.provenance)
+        if weights == "merged":
+            _merge(_base_folder(run), source, folder)
+            provenance["adapter_sha256"] = digest_weights(source)
+        else:
+            _copy(source, folder)
+            if kind == "adapter":
+                _name_base(folder / ADAPTER_CONFIG, run.config.shared.model)
+        provenance["weights_sha256"] = digest_weights(folder)
+        commands = (*facts.commands, _command(request, seed, out))
+        facts = replace(facts, weights=weights, provenance=provenance, commands=commands)
+        shutil.copyfile(run.folder / STUDY, folder / STUDY)
+        records.write_json(folder / FACTS, asdict(facts))
+        (folder / CARD).write_text(render(facts), encoding="utf-8")
+    return facts
+
+
+def _command(request: ExportRequest, seed: int, out: Path) -> str:
+    """The command that makes the folder, without the user's own paths."""
+    words = ["statewise", "export", request.run.resolve().name, request.arm, "--seed", str(seed), "--out", out.name]
+    return shlex.join([*words, *(["--merge"] if request.is_merged else [])])
+
+
+def _find_weights(run: RunFolder, arm: str, seed: int) -> Path:
+    """The folder of what an arm trained, checked against its record; of the base model, its own folder."""
+    if arm == BASE:
+        return _base_folder(run)
+    trained = run.record(arm, seed, "train.json")
+    status = str(trained.get("status", ""))
+    if not status:
+        raise UsageError(
+            f"{run.folder}: arm {arm!r} is not trained yet in seed {seed}; continue the run with the command that "
+            "began it"
+        )
+    if status in WITHOUT_MODEL:
+        why = WITHOUT_MODEL[status].format(seed=seed, reason=trained.get("reason", ""))
+        raise UsageError(f"{run.folder}: arm {arm!r}: {why}; choose another arm or seed")
+    folder = run.arm_folder(arm, seed)
+    source = folder / "model" if (folder / "model").is_dir() else folder / "adapter"
+    if not source.is_dir():
+        raise UsageError(f"{folder}: arm {arm!r} was trained in seed {seed}, but its model is gone; train it anew")
+    if digest_weights(source) != trained.get("weights_sha256"):
+        raise UsageError(
+            f"{source}: its weights are not those that the run recorded (train.json, weights_sha256): the folder was "
+            "changed or damaged; copy the run again, or train the arm anew"
+        )
+    return source
+
+
+def _base_folder(run: RunFolder) -> Path:
+    return run.model if run.model.is_dir() else find_model(run.config.shared.model)
+
+
+def _copy(source: Path, folder: Path) -> None:
+    for path in model_files(source):
+        shutil.copyfile(path, folder / path.name)
+
+
+def _name_base(path: Path, base: str) -> None:
+    """Name the base model in an adapter's configuration as peft reads it; its bytes are kept if they say so already."""
+    config = read_object(path)
+    name, revision = split_revision(base)
+    named = {"base_model_name_or_path": name, "revision": revision}
+    if any(config.get(key) != value for key, value in named.items()):
+        path.write_text(json.dumps({**config, **named}, indent=2) + "\n", encoding="utf-8")
+
+
+def _merge(base: Path, adapter: Path, folder: Path) -> None:
+    """Write base + adapter as plain float32 weights; by peft, whose format it is."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        # peft warns of tied embeddings even where no embedding is a target, and reads attributes that transformers
+        # has renamed.
+        warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+        warnings.simplefilter("ignore", FutureWarning)
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+        PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().save_pretrained(folder)
+    has_tokenizer = (adapter / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(
+        adapter if has_tokenizer else base, local_files_only=True, trust_remote_code=False
+    )
+    for key in ("is_local", "local_files_only"):  # how it was loaded is no property of the tokenizer
+        tokenizer.init_kwargs.pop(key, None)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,224 @@
+"""A stored model and where it comes from: full weights or an adapter, its base model, the benchmarks it brings along.
+
+Reads small files only; nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from statewise import records
+from statewise.assets import POCKET_MODEL
+from statewise.errors import UsageError
+from statewise.policy.find import HUB_NAME
+from statewise.study.catalog import find_model
+from statewise.study.digest import digest_model
+from statewise.study.plan import BASE
+from statewise.study.run_folder import RunFolder, open_run, read_object
+from statewise.tasks.find import check_task_name, find_task_file, list_tasks
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+FACTS = "statewise.json"
+# Configuration, tokenizer and weights of a model folder; everything else in it is no part of the model.
+MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
+OTHER_FILES = ("pretrain.json", FACTS)
+# Features of peft that change what an adapter computes and that `policy.lora` does not know.
+FOREIGN_FEATURES = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of a model folder's past; empty where nothing is.
+
+    `base` is the folder of its base model, None if it is not on this machine; `base_name` how a study called it.
+    `base_tasks`: benchmarks that came with it. `retention` and `end_of_text`: as the study that trained the model says.
+    """
+
+    arm: str = ""
+    base_name: str = ""
+    base: Path | None = None
+    base_sha256: str = ""
+    base_tasks: tuple[str, ...] = ()
+    retention: tuple[str, ...] = ()
+    end_of_text: str | None = None
+
+
+def stored_weights(folder: Path) -> Literal["full", "adapter"]:
+    """What a model folder holds: all weights, or an adapter in peft's format.
+
+    Raises:
+        UsageError: neither.
+    """
+    if (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER_WEIGHTS).is_file():
+        return "adapter"
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        return "full"
+    raise UsageError(
+        f"model folder {folder}: neither a model (config.json, *.safetensors) nor an adapter ({ADAPTER_CONFIG}, "
+        f"{ADAPTER_WEIGHTS}); give the folder that holds one of them"
+    )
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model folder that make the model, sorted."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix in MODEL_SUFFIXES and path.name not in OTHER_FILES
+    )
+
+
+def digest_model_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of the model, by name."""
+    names = {path.name for path in model_files(folder)}
+    return {name: digest for name, digest in digest_model(folder).items() if name in names}
+
+
+def digest_weights(folder: Path) -> str:
+    """SHA-256 of the weights: of their file, or of the canonical JSON of name → digest where there are several."""
+    return join_weights(digest_model_files(folder))
+
+
+def join_weights(files: Mapping[str, str]) -> str:
+    """`digest_weights` where the digests of the files are known; files that are no weights are left out."""
+    digests = {name: digest for name, digest in files.items() if Path(name).suffix == ".safetensors"}
+    return next(iter(digests.values())) if len(digests) == 1 else records.digest_json(digests)
+
+
+def read_origin(folder: Path) -> Origin:
+    """Where a model folder comes from: an export, the arm of a run, or an adapter that names its base model."""
+    facts = folder / FACTS
+    if facts.is_file():
+        known = read_object(facts)
+        name = _join_revision(known.get("base_model"), known.get("base_revision"))
+        return Origin(
+            arm=known.get("arm", ""),
+            base_name=name,
+            base=_local(name),
+            base_sha256=known.get("provenance", {}).get("base_weights_sha256", ""),
+            base_tasks=tuple(known.get("base_tasks", ())),
+            retention=tuple(known.get("retention", ())),
+            end_of_text=known.get("end_of_text"),
+        )
+    place = folder.resolve()
+    if len(place.parents) > 3 and (place.parents[3] / "plan.json").is_file() and place.parents[2].name == "arms":
+        run = open_run(place.parents[3])
+        return origin_of_arm(run, place.parents[1].name)
+    if (folder / ADAPTER_CONFIG).is_file():
+        config = read_object(folder / ADAPTER_CONFIG)
+        name = _join_revision(config.get("base_model_name_or_path"), config.get("revision"))
+        return Origin(base_name=name, base=_local(name))
+    return Origin()
+
+
+def origin_of_arm(run: RunFolder, arm: str) -> Origin:
+    """The origin of a model that an arm of a run trained; the base model's folder may be gone by now."""
+    shared = run.config.shared
+    base = run.model if run.model.is_dir() else _local(shared.model)
+    return Origin(
+        arm=arm,
+        base_name=shared.model,
+        base=base,
+        base_sha256=digest_weights(base) if base else "",
+        base_tasks=tasks_of(base),
+        retention=tuple(shared.retention),
+        end_of_text=shared.end_of_text,
+    )
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """A model's name and revision, as transformers and peft want them: "org/name@v2" is ("org/name", "v2")."""
+    found = None if Path(name).is_dir() else HUB_NAME.fullmatch(name)
+    return (found["repo"], found["revision"]) if found else (name, None)
+
+
+def _join_revision(name: str | None, revision: str | None) -> str:
+    return f"{name}@{revision}" if name and revision else name or ""
+
+
+def _local(name: str) -> Path | None:
+    """The folder of a base model if it is the embedded one or a folder of this machine."""
+    if name == "pocket":
+        return POCKET_MODEL
+    return Path(name) if name and Path(name).is_dir() else None
+
+
+def tasks_of(model: Path | None) -> tuple[str, ...]:
+    """Names of the benchmarks that a model folder itself brings along."""
+    folder = _own_tasks(model)
+    return list_tasks(folder) if folder else ()
+
+
+def _own_tasks(model: Path | None) -> Path | None:
+    """Not `catalog.task_folder`, which falls back on the embedded ones: here it matters whose they are."""
+    return model / "tasks" if model and (model / "tasks").is_dir() else None
+
+
+def find_base(folder: Path, origin: Origin) -> Path:
+    """The base model of the adapter in `folder`.
+
+    Raises:
+        UsageError: it is not known, or neither here nor to be fetched.
+    """
+    if origin.base is not None:
+        return origin.base
+    if not origin.base_name:
+        raise UsageError(f"{folder / ADAPTER_CONFIG}: no base_model_name_or_path; write the base model's folder there")
+    return find_model(origin.base_name)
+
+
+def find_tasks(name: str, folder: Path, origin: Origin) -> Path | None:
+    """The folder that holds the benchmark `name` for a model: its own, its base model's, or the embedded ones.
+
+    Returns:
+        None for a task of lm-eval or the path of a YAML file.
+
+    Raises:
+        UsageError: no such task; or one that came with a base model which is not on this machine, since the embedded
+            benchmark of that name has other items.
+    """
+    if name.endswith(".yaml"):
+        if not Path(name).is_file():
+            raise UsageError(f"--tasks {name}: no such task file")
+        return None
+    own, base = _own_tasks(folder), _own_tasks(origin.base)
+    for tasks in (own, base):
+        if tasks is not None and find_task_file(name, tasks) is not None:
+            return tasks
+    if name in origin.base_tasks:
+        raise UsageError(
+            f"task {name!r} came with the base model {origin.base_name!r} of {folder}, which is not a folder here; "
+            f"give the path of the task's YAML file, or run from where {origin.base_name!r} is a folder"
+        )
+    embedded = POCKET_MODEL / "tasks"
+    if find_task_file(name, embedded) is not None:
+        return embedded
+    check_task_name(name, own or base or embedded, "--tasks")
+    return None
+
+
+def check_adapter(folder: Path) -> None:
+    """Refuse an adapter that `policy.lora` would load as something else than peft does.
+
+    Raises:
+        UsageError: not LoRA, or a feature of peft that changes what it computes; says what to do.
+    """
+    config = read_object(folder / ADAPTER_CONFIG)
+    foreign = [key for key in FOREIGN_FEATURES if config.get(key)]
+    kind = str(config.get("peft_type", "LORA"))
+    if kind != "LORA" or foreign or config.get("bias", "none") != "none":
+        what = kind if kind != "LORA" else ", ".join(foreign) or "bias"
+        raise UsageError(
+            f"adapter folder {folder}: {what} is not plain LoRA; merge it into its base model with peft "
+            "(merge_and_unload) and give the merged folder"
+        )
+
+
+def is_base_of(weights_sha256: str, arm: str, other: Origin) -> bool:
+    """Whether a model is the one that another was trained from: by its weights, or by its arm if unknown."""
+    if weights_sha256 and other.base_sha256:
+        return weights_sha256 == other.base_sha256
+    return arm == BASE

@@ -1,0 +1,41 @@
+"""What has to be equal for two evaluations to be compared: how a task was asked, and which items it has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # both import lm-eval, which takes seconds
+    from statewise.evals.evaluate import EvalProtocol
+    from statewise.tasks.task import Task
+
+
+def describe_protocol(task: Task, protocol: EvalProtocol) -> str:
+    """The task's own protocol, and what an evaluation adds to it."""
+    decodings = f"; {' and '.join(protocol.decodings)}, at most {protocol.max_new_tokens} new tokens"
+    limit = f"; {protocol.limit} items only" if protocol.limit else ""
+    chat = "; chat template" if protocol.is_chat else ""
+    return task.protocol + (decodings if task.is_generative else "") + chat + limit
+
+
+@lru_cache(maxsize=64)
+def digest_items(task: Task, limit: int | None) -> str:
+    """SHA-256 over the evaluated documents and what is asked of a model about each, whatever the model.
+
+    A chat template is the model's own and left out; that there is one stands in the protocol. Two tasks of one name
+    and protocol may have other data (two pocket worlds do); this tells them apart.
+    """
+    digest = hashlib.sha256()
+    for requests in task.requests(limit):
+        asked = [request.args for request in requests]
+        digest.update(json.dumps([requests[0].doc, asked], sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def differing_parts(ours: str, theirs: str) -> tuple[str, str]:
+    """The parts of two protocols that the other one does not have, e.g. ("n = 600", "n = 200")."""
+    a, b = (re.split("[;,] ", protocol) for protocol in (ours, theirs))
+    return ", ".join(part for part in a if part not in b), ", ".join(part for part in b if part not in a)

@@ -1,0 +1,114 @@
+"""A run folder written by hand: toy weights, scores that the test chooses, no training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from statewise import records
+from statewise.config import read_study, to_toml
+from statewise.records import ITEM_SCHEMA, Estimate
+from statewise.study.model_folder import digest_weights
+
+STUDY = """\
+[study]
+name = "by-hand"
+description = "a study | that nobody ran"
+seeds = [0, 1]
+factors = ["source", "signal", "teacher", "adapter"]
+[shared]
+model = "{model}"
+target = "sums"
+retention = ["facts"]
+[shared.update]
+num_updates = 4
+lr = 3e-4
+[arms.sft]
+label = "mild SFT"
+source = {{ kind = "dataset", num_trajectories = 8 }}
+signal = {{ kind = "imitate" }}
+[arms.slim]
+source = {{ kind = "dataset", num_trajectories = 8 }}
+signal = {{ kind = "imitate" }}
+adapter = {{ kind = "lora", rank = 2 }}
+[arms.wild]
+source = {{ kind = "dataset", num_trajectories = 8 }}
+signal = {{ kind = "imitate" }}
+[arms.late]
+source = {{ kind = "dataset", num_trajectories = 8 }}
+signal = {{ kind = "imitate" }}
+"""
+PROTOCOL = "0-shot; split test, n = 4; task version 1.0, lm-eval 0.4.13"
+METRIC = "exact_match,none"
+SUMS, FACTS = f"sums:greedy:{METRIC}", "facts:choices:acc,none"
+COLUMNS = {SUMS: "sums greedy", FACTS: "facts"}
+
+
+def write_run(folder: Path, model: Path, model_name: str = "") -> Path:
+    """An empty run of `STUDY` on the base model in `model`."""
+    folder.mkdir(parents=True)
+    (folder / "study.toml").write_text(STUDY.format(model=model_name or model))
+    (folder / "study.toml").write_text(to_toml(read_study(folder / "study.toml")))
+    records.write_json(folder / "plan.json", {"fingerprint": "plan-print", "model": str(model), "nodes": []})
+    summary = {
+        "columns": COLUMNS, "target": SUMS, "retention": [FACTS], "environment": {"torch": "2.9", "statewise": "0.1.0"},
+        "runs": [
+            {
+                "arm": "sft", "label": "mild SFT", "num_seeds": 2, "recipe": "imitate on dataset states",
+                "against_base": {SUMS: asdict(Estimate(0.125, 0.05, 0.2, 4, 2, "by hand"))},
+                "forgetting": asdict(Estimate(0.01, -0.02, 0.04, 4, 2, "by hand")),
+            },
+        ],
+    }  # fmt: skip
+    records.write_json(folder / "summary.json", summary)
+    return folder
+
+
+def trained(run: Path, arm: str, seed: int) -> Path:
+    """Record what lies in the arm's `model` or `adapter` as trained; returns the arm's folder."""
+    folder = run / "arms" / arm / str(seed)
+    source = folder / "model" if (folder / "model").exists() else folder / "adapter"
+    result = {
+        "fingerprint": f"train-{arm}-{seed}", "status": "trained", "state_hash": "cafe", "node_s": 2.5,
+        "weights_sha256": digest_weights(source), "budget": {"num_updates": 4.0, "num_generated_learner": 90.0},
+    }  # fmt: skip
+    records.write_json(folder / "train.json", result)
+    return folder
+
+
+def item_rows(task: str, decoding: str, metric: str, scores: list[float | None]) -> list[dict]:
+    return [
+        {
+            "task": task,
+            "member": task,
+            "item": item,
+            "decoding": decoding,
+            "metric": metric,
+            "score": score,
+            "response": "",
+        }
+        for item, score in enumerate(scores)
+    ]
+
+
+def evaluated(
+    run: Path, arm: str, seed: int, sums: list, facts: list, *, protocol: str = PROTOCOL, digest: str = "d"
+) -> None:
+    """Record the scores of an arm's items."""
+    folder = run / "arms" / arm / str(seed)
+    for task, decoding, metric, scores in (("sums", "greedy", METRIC, sums), ("facts", "choices", "acc,none", facts)):
+        path = folder / "evals" / f"{task}.parquet"
+        records.write_table(path, item_rows(task, decoding, metric, scores), ITEM_SCHEMA)
+    both = {"sums": protocol, "facts": protocol}
+    done = {"fingerprint": f"evaluate-{arm}-{seed}", "status": "evaluated", "protocols": both}
+    records.write_json(folder / "done.json", {**done, "items_sha256": dict.fromkeys(both, digest) if digest else {}})
+
+
+def write_evaluation(folder: Path, scores: dict[str, list], protocol: str = PROTOCOL, digest="d", **model) -> Path:
+    """A folder of `statewise eval` with the given scores of tasks that are decoded greedily."""
+    for task, values in scores.items():
+        path = folder / "evals" / f"{task}.parquet"
+        records.write_table(path, item_rows(task, "greedy", METRIC, values), ITEM_SCHEMA)
+    tasks = {task: {"protocol": protocol, "items_sha256": digest} for task in scores}
+    records.write_json(folder / "eval.json", {"model": model, "tasks": tasks})
+    return folder
