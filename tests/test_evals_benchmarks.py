@@ -232,3 +232,18 @@ def test_a_parquet_copy_is_the_same_data(tmp_path):
         frame.to_parquet(tmp_path / "gsm8k" / f"{split}.parquet")
     ours = load_task("gsm8k", data=tmp_path, options=TaskOptions(0)).examples("test")
     assert ours == load_task("gsm8k", data=DATA, options=TaskOptions(0)).examples("test")
+
+
+def test_the_numbered_parts_of_a_download_are_one_split(tmp_path):
+    rows = rows_of(GSM8K["test"])
+    for part, chunk in enumerate((rows[:700], rows[700:])):
+        copied(tmp_path, f"gsm8k/main/test-{part:05d}-of-00002.jsonl", chunk)
+    data = copied(tmp_path, "gsm8k/main/train-00000-of-00001.jsonl", rows[:5])
+    ours = load_task("gsm8k", data=data, options=TaskOptions(0)).examples("test")
+    assert ours == load_task("gsm8k", data=DATA, options=TaskOptions(0)).examples("test")
+
+
+def test_a_copy_without_its_training_split_is_refused(tmp_path):
+    data = copied(tmp_path, "gsm8k/test.jsonl", rows_of(GSM8K["test"])[:5])
+    with pytest.raises(UsageError, match=r"holds no split 'train'; expected one of main/train\.jsonl, train\.jsonl"):
+        load_task("gsm8k", data=data)

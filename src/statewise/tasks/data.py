@@ -78,30 +78,41 @@ def copied_splits(config: Mapping[str, Any], data: Path) -> dict[str, list[Row]]
 
     A copy lies in a folder of `data` named after the data set (`openai/gsm8k`: `gsm8k`, `openai__gsm8k` or `openai`;
     underscores may be left out). In it a split is `<configuration>/<split>`, `<split>` or, for the split that the task
-    evaluates, `<configuration>`, as `.jsonl`, `.json` or `.parquet`. Of a file that holds several configurations, as
-    MMLU's subjects, the rows of this one are taken, by its column `subject`.
+    evaluates, `<configuration>`, as `.jsonl`, `.json` or `.parquet`, whole or in the numbered parts of a download. Of a
+    file that holds several configurations, as MMLU's subjects, the rows of this one are taken, by its column `subject`.
 
     Raises:
-        UsageError: no such folder, no file of the split that is evaluated or shown, or no row of the configuration.
+        UsageError: no such folder, no file of a split that the task names, or no row of the configuration.
     """
     folder = _copy_of(str(config["dataset_path"]), data, str(config.get("task")))
     name = str(config.get("dataset_name") or "")
     evaluated = config.get("test_split") or config.get("validation_split")
-    shown = config.get("fewshot_split") if config.get("num_fewshot") else None
     splits = {}
     for split in dict.fromkeys(
         s for s in (config.get("training_split"), config.get("fewshot_split"), evaluated) if isinstance(s, str)
     ):
         stems = [f"{name}/{split}", split, *([name] if split == evaluated and name else [])]
-        found = next((p for stem in stems for end in COPY_SUFFIXES if (p := folder / f"{stem}{end}").is_file()), None)
-        if found is not None:
-            splits[split] = _of_configuration(_cached_rows(found, found.stat().st_mtime_ns), name, found)
-        elif split in (evaluated, shown):
+        found = _files_of(folder, stems)
+        if found:
+            rows = [row for path in found for row in _cached_rows(path, path.stat().st_mtime_ns)]
+            splits[split] = _of_configuration(rows, name, found[0])
+        else:
             raise UsageError(
                 f"task {config.get('task')!r}: {folder} holds no split {split!r}; expected one of "
                 + ", ".join(f"{stem}{COPY_SUFFIXES[0]}" for stem in stems)
             )
     return splits
+
+
+def _files_of(folder: Path, stems: list[str]) -> list[Path]:
+    """The file of the first stem that has one, or its numbered parts as the hub's downloads have them."""
+    for stem in stems:
+        for end in COPY_SUFFIXES:
+            if (whole := folder / f"{stem}{end}").is_file():
+                return [whole]
+            if parts := sorted(folder.glob(f"{stem}-[0-9]*{end}")):
+                return parts
+    return []
 
 
 def _copy_of(dataset_path: str, data: Path, task: str) -> Path:

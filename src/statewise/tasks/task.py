@@ -196,6 +196,8 @@ class Task:
             UsageError: it is a group, does not generate text, or has no training split.
         """
         self._check_trainable(needs_training_split=True)
+        if not len(self._train_docs):
+            raise UsageError(f"task {self.name!r}: its training split is empty")
 
     def _contexts(self, member: Any, docs: Any, chat: Chat | None, *, are_training_docs: bool) -> Iterator[str]:
         """The prompt of every document; drawn from the start, so equal for equal calls."""
