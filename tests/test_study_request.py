@@ -37,7 +37,7 @@ def test_chat_and_data_are_settings_of_the_study(plan_of, tmp_path):
     shared = plan_of(is_chat=True, data=str(tmp_path / "data")).config.shared
     assert (shared.chat, shared.data) == (True, str(tmp_path / "data"))
     assert plan_of().config.shared.chat is False
-    with pytest.raises(UsageError, match="--data .*nowhere: no such folder"):
+    with pytest.raises(UsageError, match=r"--data .*nowhere: no such folder"):
         plan_of(data=str(tmp_path / "nowhere"))
 
 
@@ -58,7 +58,7 @@ def test_the_quick_size_is_the_study_s_own_and_overrides_still_win(plan_of):
     assert plan.config.arms["rl"].update.num_updates == 4
     again = plan_of(QUICK, is_quick=True, overrides=("sft.update.num_updates=3",))
     assert again.config.arms["sft"].update.num_updates == 3
-    with pytest.raises(UsageError, match="has no quick size; give study.quick"):
+    with pytest.raises(UsageError, match=r"has no quick size; give study\.quick"):
         plan_of(is_quick=True)
 
 
@@ -74,7 +74,7 @@ def test_every_built_in_study_of_a_large_model_has_a_quick_size():
 
 def test_a_protocol_of_a_task_that_is_not_in_the_study_is_refused(plan_of):
     assert plan_of(overrides=("shared.protocol.pocket_math.num_fewshot=2",)).config.shared.protocol
-    with pytest.raises(UsageError, match="unknown task 'pocket_mat'. Did you mean 'pocket_math'"):
+    with pytest.raises(UsageError, match=r"unknown task 'pocket_mat'\. Did you mean 'pocket_math'"):
         plan_of(overrides=("shared.protocol.pocket_mat.num_fewshot=2",))
 
 
