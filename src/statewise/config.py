@@ -84,8 +84,8 @@ class UpdateSection(Strict):
     """`update`: how far the policy may move, and how an update is computed.
 
     `lr` is the peak of AdamW; `reduction` says what one update averages over (`states`: every state weighs the same;
-    `trajectories`: every trajectory does); `max_tokens` bounds a micro-batch and `activation_checkpointing` trades time
-    for memory: neither can change a result but by rounding.
+    `trajectories`: every trajectory does); `max_tokens` bounds a micro-batch, `packing` lays its rows end to
+    end, `activation_checkpointing` trades time for memory: none can change a result but by rounding.
     """
 
     num_updates: Annotated[int, Field(ge=1)]
@@ -98,6 +98,7 @@ class UpdateSection(Strict):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     reduction: Literal["states", "trajectories"] = "states"
     max_tokens: Annotated[int, Field(ge=1)] = 8192
+    packing: bool = False
     activation_checkpointing: bool = False
     checkpoint_every: Annotated[int, Field(ge=1)] = 25
 

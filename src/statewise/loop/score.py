@@ -35,7 +35,7 @@ class ScoredStates:
 
 def score_states(setup: Setup, states: States) -> ScoredStates:
     """The signal's loss at every training state of a micro-batch."""
-    hidden = state_hidden(setup.learner, states)
+    hidden = state_hidden(setup.learner, states, is_packed=setup.recipe.update.packing)
     if setup.recipe.signal.compares_laws:
         return ScoredStates(_compare_laws(setup, states, hidden))
     tensors = batch_tensors(states, device=hidden.device)
@@ -52,7 +52,7 @@ def _compare_laws(setup: Setup, states: States, hidden: Tensor) -> Tensor:
     if setup.teacher is None:
         raise LookupError(f"signal {setup.recipe.signal.kind!r} compares laws but the setup has no teacher")
     with torch.no_grad():
-        teacher_hidden = state_hidden(setup.teacher, states)
+        teacher_hidden = state_hidden(setup.teacher, states, is_packed=setup.recipe.update.packing)
     score = _law_loss(setup.recipe.signal.loss, setup.learner, setup.teacher, states.temperature)
     return chunked_over_states(score, hidden, teacher_hidden, chunk_size=states_per_chunk(setup.learner))
 

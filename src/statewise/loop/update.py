@@ -18,6 +18,7 @@ from statewise.locality.schedule import Schedule
 from statewise.loop.build import Setup
 from statewise.loop.reduce import state_weights
 from statewise.loop.score import ScoredStates, score_states
+from statewise.policy.packing import packed_batches
 from statewise.policy.score import micro_batches, padding_share, take_rows
 from statewise.types import FloatArray, IntArray, States
 
@@ -68,9 +69,8 @@ class Updater:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        return UpdateResult(
-            loss, norm.item(), lr, len(batches), padding_share(states, batches), gradient.sampler_mismatch
-        )
+        padding = padding_share(states, batches, is_packed=section.packing)
+        return UpdateResult(loss, norm.item(), lr, len(batches), padding, gradient.sampler_mismatch)
 
     def _within_memory(self, states: States) -> tuple[list[IntArray], _Gradient]:
         """Leave the update's gradient in the weights; where memory runs out, in micro-batches of half the size.
@@ -79,7 +79,7 @@ class Updater:
         """
         rows = contributing_rows(states)
         while True:
-            batches = [rows[batch] for batch in micro_batches(take_rows(states, rows), self._max_tokens)]
+            batches = [rows[batch] for batch in self._split(take_rows(states, rows))]
             try:
                 return batches, self._accumulate(states, batches)
             except torch.OutOfMemoryError as error:
@@ -92,6 +92,11 @@ class Updater:
             self._max_tokens = min(self._max_tokens, max(int(states.lengths[b].max()) * len(b) for b in batches)) // 2
             self.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
+
+    def _split(self, states: States) -> list[IntArray]:
+        if self._setup.recipe.update.packing:
+            return packed_batches(states.lengths, self._max_tokens)
+        return micro_batches(states, self._max_tokens)
 
     def _accumulate(self, states: States, batches: list[IntArray]) -> _Gradient:
         """Leave the gradient of the update's loss in the trainable weights."""

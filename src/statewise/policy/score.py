@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from statewise.policy.load import Policy
 from statewise.policy.lora import active
+from statewise.policy.packing import pack
 from statewise.types import IntArray, States
 
 CHUNK_LOGITS = 2**24  # logits held at once: 64 MiB of float32
@@ -91,8 +92,11 @@ def _is_full(lengths: IntArray, max_tokens: int) -> bool:
     return is_wasteful and padded - int(lengths[0]) >= MIN_FILLED_SHARE * max_tokens
 
 
-def padding_share(states: States, batches: Sequence[IntArray]) -> float:
+def padding_share(states: States, batches: Sequence[IntArray], *, is_packed: bool = False) -> float:
     """Share of padding in the padded tokens of all micro-batches, 0..1."""
+    if is_packed:
+        computed = sum(pack(take_rows(states, rows)).token_ids.size for rows in batches)
+        return 1 - sum(int((states.lengths[rows] - 1).sum()) for rows in batches) / computed
     padded = sum(len(rows) * int(states.lengths[rows].max()) for rows in batches)
     return 1 - sum(int(states.lengths[rows].sum()) for rows in batches) / padded
 
@@ -114,12 +118,19 @@ def batch_tensors(
     )
 
 
-def state_hidden(policy: Policy, states: States) -> Tensor:
+def state_hidden(policy: Policy, states: States, *, is_packed: bool = False) -> Tensor:
     """The backbone's last hidden state at every training state, i.e. at t - 1 for each action t.
+
+    Args:
+        policy: whose backbone runs.
+        states: a micro-batch.
+        is_packed: lay the rows end to end instead of padding each (`packing`); the same but for rounding.
 
     Returns:
         [states, hidden] in the model's dtype, row by row; with gradient where it is enabled.
     """
+    if is_packed:
+        return _packed_hidden(policy, states)
     tensors = batch_tensors(states, device=policy.device)
     # No attention mask: rows are padded on the right and attention is causal, so a real position never sees padding,
     # and positions 0..T-1 are right as they are. Without a mask sdpa takes its fast causal kernel.
@@ -128,6 +139,19 @@ def state_hidden(policy: Policy, states: States) -> Tensor:
         output = policy.model.get_decoder()(input_ids=tensors.token_ids[:, :-1], use_cache=False)
     hidden: Tensor = output.last_hidden_state
     return hidden[tensors.action_mask[:, 1:]]
+
+
+def _packed_hidden(policy: Policy, states: States) -> Tensor:
+    packing = pack(states)
+    with active(policy):
+        output = policy.model.get_decoder()(
+            input_ids=torch.from_numpy(packing.token_ids).to(policy.device),
+            position_ids=torch.from_numpy(packing.position_ids).to(policy.device),
+            use_cache=False,
+        )
+    rows, columns = np.nonzero(states.action_mask[:, 1:])
+    hidden: Tensor = output.last_hidden_state
+    return hidden[torch.from_numpy(packing.bins[rows]), torch.from_numpy(packing.starts[rows] + columns)]
 
 
 def head_logits(policy: Policy, hidden: Tensor, temperature: float) -> Tensor:
