@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -18,7 +19,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from statewise.assets import POCKET_MODEL
 from statewise.errors import UsageError
 from statewise.evals.evaluate import EvalProtocol, evaluate
-from statewise.policy.load import Policy, chat_of
+from statewise.policy.load import Policy, chat_of, check_chat_end
 from statewise.tasks.load import load_task
 from statewise.tasks.task import TaskOptions
 
@@ -159,7 +160,7 @@ def test_a_group_has_every_item_once_under_an_index_that_no_limit_changes():
 
 def test_the_study_s_shots_are_part_of_the_protocol():
     assert load_task("gsm8k", data=DATA).protocol.startswith("5-shot; ")
-    assert load_task("gsm8k", data=DATA, options=TaskOptions(0)).protocol.startswith("0-shot (the study's); ")
+    assert load_task("gsm8k", data=DATA, options=TaskOptions(0)).protocol.startswith("0-shot; ")
 
 
 def test_gold_text_follows_the_prompt_as_in_the_data():
@@ -247,3 +248,17 @@ def test_a_copy_without_its_training_split_is_refused(tmp_path):
     data = copied(tmp_path, "gsm8k/test.jsonl", rows_of(GSM8K["test"])[:5])
     with pytest.raises(UsageError, match=r"holds no split 'train'; expected one of main/train\.jsonl, train\.jsonl"):
         load_task("gsm8k", data=data)
+
+
+@pytest.mark.parametrize(("closing", "is_right"), [("<|endoftext|>", True), ("<|other|>", False), ("", True)])
+def test_a_chat_ends_a_turn_with_the_token_of_gold_texts(policy, closing, is_right):
+    tokenizer = AutoTokenizer.from_pretrained(POCKET_MODEL)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|other|>"]})
+    end = tokenizer.eos_token if closing == "<|endoftext|>" else closing
+    tokenizer.chat_template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}" + end + "\n{% endfor %}"
+    chatting = replace(policy, tokenizer=tokenizer)
+    if is_right:
+        check_chat_end(chatting)
+    else:
+        with pytest.raises(UsageError, match=r"ends a turn with <\|other\|>.* set shared\.end_of_text = '<\|other\|>'"):
+            check_chat_end(chatting)

@@ -260,4 +260,4 @@ def test_without_a_network_the_command_ends_within_seconds(address, words, tmp_p
     assert words in done.stderr
     assert "hf download org/model" in done.stderr
     assert "Traceback" not in done.stderr
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15  # 1 to 4 s on a quiet machine

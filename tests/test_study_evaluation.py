@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from run_fixture import trained, write_run
@@ -83,7 +84,9 @@ def test_the_items_are_those_of_evaluate(pocket):
 def test_the_header_says_which_model_how_and_with_what(pocket):
     stored = records.read_json(pocket / "eval.json")
     assert stored["model"]["weights_sha256"] == digest_weights(POCKET_MODEL)
-    assert stored["settings"] == {"limit": LIMIT, "data": None, "seed": 0, "max_new_tokens": 24, "chat": False}
+    assert stored["settings"] == {
+        "limit": LIMIT, "data": None, "seed": 0, "max_new_tokens": 24, "chat": False, "num_fewshot": None,
+    }  # fmt: skip
     task = stored["tasks"]["pocket_math"]
     assert task["protocol"].endswith("greedy and sampled, at most 24 new tokens; 4 items only")
     assert task["num_items"] == LIMIT
@@ -128,7 +131,8 @@ def test_a_task_can_be_added_later(tmp_path):
         ({"limit": 5}, "limit = 4"),
         ({"seed": 1}, "seed = 0"),
         ({"max_new_tokens": 25}, "max_new_tokens = 24"),
-        ({"data": "elsewhere"}, "data = None"),
+        ({"data": Path("elsewhere")}, "data = None"),
+        ({"num_fewshot": 2}, "num_fewshot = None"),
         ({"is_chat": True}, "chat = False"),
     ],
 )

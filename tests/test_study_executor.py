@@ -32,9 +32,10 @@ class FakePool:
         self.submitted = []
         self.num_workers = None
         self.is_shut_down = False
+        self._processes = {}
 
     def __call__(self, num_workers, context, initializer, initargs):
-        self.num_workers, self.stop, self.messages = num_workers, initargs[3], initargs[2]
+        self.num_workers, self.stop, self.messages = num_workers, initargs[4], initargs[3]
         return self
 
     def submit(self, work, node):

@@ -53,7 +53,7 @@ def test_the_paper_s_study_runs_to_its_report_on_real_benchmarks(model, tmp_path
         "base", "mild-sft", "stress-sft", "opd-from-mild", "opd-from-stress", "rl",
     ]  # fmt: skip
     assert all(len(run.scores) == 6 for run in summary.runs)  # GSM8K greedy, sampled and strict, TruthfulQA ×2, MMLU
-    assert summary.protocols["gsm8k"].startswith("0-shot (the study's); split test, n = 1319; filters strict-match")
+    assert summary.protocols["gsm8k"].startswith("0-shot; split test, n = 1319; filters strict-match")
     assert "chat template" in summary.protocols["gsm8k"]
     assert "n = 14042 of 57 tasks" in summary.protocols["mmlu"]
     assert all("4 items only" in line for line in summary.protocols.values())

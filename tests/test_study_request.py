@@ -105,3 +105,24 @@ def test_a_small_model_gets_a_process_a_core_and_a_large_one_all_cores(plan_of, 
     monkeypatch.setattr(request_module, "count_parameters", lambda folder: {"F32": int(6e8)})
     assert choose_workers(plan) == Workers(1, 4)
     assert choose_workers(plan, 2) == Workers(2, 2)
+
+
+def test_a_limit_never_adds_drift_prompts(plan_of):
+    assert plan_of(limit=500).config.shared.drift.num_prompts == 200
+
+
+@pytest.mark.parametrize("task", ["/tmp/my.yaml", "my.yaml", "a/b"])
+def test_a_task_by_path_is_refused_since_records_are_filed_by_name(plan_of, task):
+    with pytest.raises(UsageError, match="a study names its tasks"):
+        plan_of(overrides=(f"shared.retention=['{task}']",))
+
+
+def test_a_model_still_to_be_downloaded_is_known_to_be_large():
+    plan = plan_study(StudyRequest("smollm2", is_quick=True, is_dry=True))
+    assert choose_workers(plan).count == 1
+
+
+def test_one_process_where_a_gpu_is_taken(plan_of, monkeypatch, tmp_path):
+    monkeypatch.setattr(request_module, "GPU_FILE", tmp_path)
+    assert choose_workers(plan_of()).count == 1
+    assert choose_workers(plan_of(overrides=("shared.device=cpu",))).count == len(os.sched_getaffinity(0))

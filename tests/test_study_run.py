@@ -61,12 +61,12 @@ update = {{ lr = 1e30 }}
 teacher = "wild"
 source = {{ kind = "rollout", num_prompts = 4, max_new_tokens = 24 }}
 signal = {{ kind = "reverse_kl" }}
-[arms.slim]
+[arms."slim.mlp"]
 source = {{ kind = "dataset", num_trajectories = 4 }}
 signal = {{ kind = "imitate" }}
 adapter = {{ kind = "lora", rank = 2 }}
 [arms.slim-opd]
-teacher = "slim"
+teacher = "slim.mlp"
 source = {{ kind = "rollout", num_prompts = 4, max_new_tokens = 24 }}
 signal = {{ kind = "reverse_kl" }}
 adapter = {{ kind = "lora", rank = 2 }}
@@ -186,7 +186,7 @@ def test_the_resolved_study_and_the_summary_read_back(whole, runs):
     folder, _ = whole
     assert read_study(folder / "study.toml") == read_study(runs.study)
     summary = summary_from_json(records.read_json(folder / "summary.json"))
-    assert [run.arm for run in summary.runs] == ["base", "sft", "opd", "wild", "heir", "slim", "slim-opd"]
+    assert [run.arm for run in summary.runs] == ["base", "sft", "opd", "wild", "heir", "slim.mlp", "slim-opd"]
     rows = records.read_table(folder / "results.parquet")
     assert len(rows) == 5 * len(summary.columns)
     value = {(row["arm"], row["column"]): row["value"] for row in rows}
@@ -197,7 +197,7 @@ def test_the_resolved_study_and_the_summary_read_back(whole, runs):
 
 def test_an_adapter_is_stored_as_one_and_read_by_its_student_and_its_evaluation(whole):
     arms = whole[0] / "arms"
-    for arm in ("slim", "slim-opd"):
+    for arm in ("slim.mlp", "slim-opd"):
         names = {path.name for path in (arms / arm / "0").iterdir()}
         assert "adapter" in names and "model" not in names
         assert records.read_json(arms / arm / "0" / "done.json")["status"] == "evaluated"
@@ -218,7 +218,7 @@ def test_a_diverged_arm_is_marked_its_student_skipped_and_the_study_goes_on(whol
     summary = summary_from_json(records.read_json(folder / "summary.json"))
     assert {run.arm: (run.num_seeds, run.num_diverged) for run in summary.runs} == {
         "base": (1, 0), "sft": (1, 0), "opd": (1, 0), "wild": (0, 1), "heir": (0, 0),
-        "slim": (1, 0), "slim-opd": (1, 0),
+        "slim.mlp": (1, 0), "slim-opd": (1, 0),
     }  # fmt: skip
     page = (folder / "report.html").read_text()
     for text in (output, page):

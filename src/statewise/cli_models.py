@@ -47,6 +47,9 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of an answer; default: that of a study.")
     ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Worked examples in a prompt; default: as each task says.")
+    ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Prompts in the tokenizer's chat template.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,7 +60,9 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     if not names:
         raise UsageError(f"--tasks {tasks!r}: names no task; give one or several, separated by commas")
     given = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-    plan = plan_evaluation(EvaluationRequest(model, names, limit, data, seed, out=out, is_chat=chat, **given))
+    plan = plan_evaluation(
+        EvaluationRequest(model, names, limit, data, seed, out=out, is_chat=chat, num_fewshot=num_fewshot, **given)
+    )
 
     from rich.console import Console
 

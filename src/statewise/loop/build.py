@@ -10,7 +10,7 @@ import torch
 from statewise.config import UpdateSection
 from statewise.errors import UsageError
 from statewise.locality.adapter import Adapter
-from statewise.policy.load import Policy, chat_of, check_same_tokenizer, decode, encode, encode_prompt
+from statewise.policy.load import Policy, chat_of, check_chat_end, check_same_tokenizer, decode, encode, encode_prompt
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.samplers import Sampler
 from statewise.seeding import derive_key
@@ -104,6 +104,8 @@ def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], task: Task
         raise UsageError(f"source {recipe.source.kind!r} with signal {recipe.signal.kind!r} needs a teacher; name one")
     for other in others.values():
         check_same_tokenizer(learner, other)
+    if recipe.is_chat:
+        check_chat_end(learner)
     documents = task.examples("train", chat_of(learner) if recipe.is_chat else None)
     examples = tuple(encode_example(learner, document) for document in documents)
     if not examples:

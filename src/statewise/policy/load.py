@@ -117,6 +117,23 @@ def chat_of(policy: Policy) -> Callable[..., str]:
     return render
 
 
+def check_chat_end(policy: Policy) -> None:
+    """Refuse a policy whose gold texts would not end as its chat template ends a turn: it would never learn to stop.
+
+    Raises:
+        UsageError: the template closes the assistant's turn with another token than `end_token_id`.
+    """
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "zq"}]
+    closing = str(policy.tokenizer.apply_chat_template(turns, tokenize=False)).rpartition("zq")[2].lstrip()
+    first = encode(policy, closing)[:1]
+    if first and first[0] in policy.tokenizer.all_special_ids and first[0] != policy.end_token_id:
+        token = policy.tokenizer.convert_ids_to_tokens(first[0])
+        raise UsageError(
+            f"the chat template of {policy.name!r} ends a turn with {token}, gold texts would end with "
+            f"{policy.tokenizer.convert_ids_to_tokens(policy.end_token_id)}; set shared.end_of_text = {token!r}"
+        )
+
+
 def decode(policy: Policy, ids: Sequence[int]) -> str:
     """The text of `ids`, without end-of-text tokens; other special tokens are shown and spaces left as they are."""
     return decode_all(policy, [ids])[0]

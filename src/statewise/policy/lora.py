@@ -97,6 +97,11 @@ def _parameters(model: PreTrainedModel, adapter: str) -> dict[str, torch.nn.Para
     }
 
 
+def _without_name(key: str, adapter: str) -> str:
+    """A parameter's name as peft stores it, without the adapter's."""
+    return key.replace(f".lora_A.{adapter}.", ".lora_A.").replace(f".lora_B.{adapter}.", ".lora_B.")
+
+
 def _linear_names(model: PreTrainedModel) -> set[str]:
     """Full names of the decoder's linear layers; the head is left out, as in peft's "all-linear"."""
     carried = {
@@ -132,7 +137,7 @@ def save_adapter(policy: Policy, name: str, folder: Path, base: str) -> Path:
         "target_modules": sorted(config["target_modules"]),
     }
     tensors = {
-        STORED_PREFIX + key.replace(f".{name}.", "."): p.detach().contiguous().cpu()
+        STORED_PREFIX + _without_name(key, name): p.detach().contiguous().cpu()
         for key, p in _parameters(policy.model, name).items()
     }
     with records.replacing_folder(folder) as written:
@@ -157,7 +162,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, name: str) -> None:
         LoraConfig(r=config["r"], lora_alpha=config["lora_alpha"], target_modules=config["target_modules"]), model, name
     )
     parameters = _parameters(model, name)
-    stored = {key.replace(f".{name}.", "."): key for key in parameters}
+    stored = {_without_name(key, name): key for key in parameters}
     fits = {STORED_PREFIX + key: parameters[full].shape for key, full in stored.items()}
     if fits != {key: tensor.shape for key, tensor in tensors.items()}:
         raise UsageError(

@@ -18,6 +18,7 @@ from statewise import records
 from statewise.config import EvaluationSection
 from statewise.errors import UsageError
 from statewise.study.catalog import find_model
+from statewise.study.digest import digest_data
 from statewise.study.model_folder import (
     Origin,
     check_adapter,
@@ -45,7 +46,7 @@ class EvaluationRequest:
 
     `limit`: the first so many items of a task, None for all; `data`: folder of a task's local data; `seed`: of sampled
     answers; `max_new_tokens`: cap on an answer; `out` None: `evals/<model>`;
-    `is_chat`: prompts in the tokenizer's chat template.
+    `is_chat`: prompts in the tokenizer's chat template; `num_fewshot`: worked examples, None: as each task says.
     """
 
     model: str
@@ -56,6 +57,7 @@ class EvaluationRequest:
     max_new_tokens: int = EvaluationSection().max_new_tokens
     out: Path | None = None
     is_chat: bool = False
+    num_fewshot: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,11 @@ def _open_for(request: EvaluationRequest, model: Path, origin: Origin, out: Path
     """The contents of `eval.json` for this request: what is stored, or a new one; nothing is written."""
     settings = {
         "limit": request.limit,
-        "data": str(request.data) if request.data else None,
+        "data": digest_data(request.data) if request.data else None,
         "seed": request.seed,
         "max_new_tokens": request.max_new_tokens,
         "chat": request.is_chat,
+        "num_fewshot": request.num_fewshot,
     }
     files = digest_model_files(model)
     weights_sha256 = join_weights(files)
@@ -174,16 +177,17 @@ def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict
     from statewise.evals.evaluate import EvalProtocol, evaluate
     from statewise.study.protocol import describe_protocol, digest_items
     from statewise.tasks.load import load_task
+    from statewise.tasks.task import TaskOptions
 
     request, stored = plan.request, plan.stored
     transformers_logging.disable_progress_bar()
     protocol = EvalProtocol(
         request.limit, seed=request.seed, max_new_tokens=request.max_new_tokens, is_chat=request.is_chat
     )
-    policy = _load(plan)
+    policy, options = _load(plan), TaskOptions(request.num_fewshot)
     for asked in plan.waiting:
         on_task(asked)
-        task = load_task(asked, task_folder=plan.task_folders[asked], data=request.data)
+        task = load_task(asked, task_folder=plan.task_folders[asked], data=request.data, options=options)
         _check_is_new(plan, asked, task.name)
         rows = evaluate(policy, task, protocol)
         records.write_table(plan.out / "evals" / f"{task.name}.parquet", rows, records.ITEM_SCHEMA)

@@ -91,6 +91,9 @@ def execute(
         for future, node in running.items():
             if future.done():
                 schedule.settle(node, future)
+        # Whoever has not stopped by now must not write beside the next run, for which the folder is soon free.
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return schedule.outcome

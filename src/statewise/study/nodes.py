@@ -17,7 +17,7 @@ from statewise.config import AdapterSection, ArmSection
 from statewise.drift.features import FeatureConfig
 from statewise.drift.measure import DriftConfig, measure_drift
 from statewise.drift.rollout_records import rollouts_to_rows, rows_to_rollouts
-from statewise.errors import DivergedError
+from statewise.errors import DivergedError, InterruptedTrainingError
 from statewise.evals.evaluate import EvalProtocol, evaluate
 from statewise.locality.adapter import ADAPTERS, Adapter
 from statewise.loop.build import Recipe, build
@@ -167,7 +167,8 @@ def _evaluate(place: Workplace, node: Node, observer: Observer) -> dict[str, Any
     folder, shared = place.store.arm_folder(node.arm, node.seed), place.plan.config.shared
     if node.arm != BASE and not _is_trained(place, node.arm, node.seed):
         return {"status": SKIPPED, "reason": "there is no trained model"}
-    policy = _load(place, node.arm, node.seed, node.arm)
+    # An adapter's name is part of a module's, which an arm's name need not be fit for.
+    policy = replace(_load(place, node.arm, node.seed, "evaluated"), name=node.arm)
     protocol = EvalProtocol(
         limit=shared.evaluation.limit,
         seed=place.key(node, "evaluate"),
@@ -176,6 +177,8 @@ def _evaluate(place: Workplace, node: Node, observer: Observer) -> dict[str, Any
     )
     protocols, items = {}, {}
     for done, name in enumerate([shared.target, *shared.retention]):
+        if observer.should_stop():
+            raise InterruptedTrainingError(f"stopped before task {name}")
         rows = evaluate(policy, place.task(name), protocol)
         records.write_table(folder / "evals" / f"{name}.parquet", rows, records.ITEM_SCHEMA)
         protocols[name] = describe_protocol(place.task(name), protocol)

@@ -17,6 +17,7 @@ from statewise.study.shape import Shape
 from statewise.tasks.find import check_task_name
 
 LARGE_PARAMETERS = 50e6
+GPU_FILE = Path("/dev/nvidia0")  # there is a GPU; asking torch would take seconds
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ def plan_study(request: StudyRequest) -> Plan:
         if request.num_seeds < 1:
             raise UsageError(f"--seeds {request.num_seeds}: expected a number >= 1")
         config = _with_seeds(config, request.num_seeds)
+    if request.limit is not None:
+        config = _with_prompts(config, request.limit)
     if config.shared.data is not None and not Path(config.shared.data).is_dir():
         raise UsageError(f"--data {config.shared.data}: no such folder; give one with local copies of the data sets")
     if request.is_dry:
@@ -72,7 +75,7 @@ def _overrides_of(request: StudyRequest) -> list[str]:
     if request.limit is not None:
         if request.limit < 2:
             raise UsageError(f"--limit {request.limit}: expected a number >= 2; one item has no interval")
-        overrides += [f"shared.evaluation.limit={request.limit}", f"shared.drift.num_prompts={request.limit}"]
+        overrides.append(f"shared.evaluation.limit={request.limit}")
     return overrides
 
 
@@ -113,10 +116,22 @@ def _has_gpu() -> bool:
 
 def _check_tasks(config: StudyConfig, model: Path) -> None:
     for task in (config.shared.target, *config.shared.retention):
+        if "/" in task or task.endswith(".yaml"):
+            raise UsageError(
+                f"task {task!r}: a study names its tasks, since its records are filed by name; put the YAML and its "
+                "data into the model folder's tasks/ and give the name (statewise eval takes paths)"
+            )
         check_task_name(task, task_folder(model))
     for task in config.shared.protocol:
         if task not in (config.shared.target, *config.shared.retention):
             raise unknown("task", task, (config.shared.target, *config.shared.retention), "[shared.protocol.<task>]")
+
+
+def _with_prompts(config: StudyConfig, most: int) -> StudyConfig:
+    """At most `most` prompts of drift."""
+    drift = config.shared.drift
+    fewer = drift.model_copy(update={"num_prompts": min(drift.num_prompts, most)})
+    return config.model_copy(update={"shared": config.shared.model_copy(update={"drift": fewer})})
 
 
 def _with_seeds(config: StudyConfig, count: int) -> StudyConfig:
@@ -142,8 +157,10 @@ def choose_workers(plan: Plan, count: int | None = None) -> Workers:
     large one gets one process of all cores: several copies would need as many times the memory. So does a GPU.
     """
     cores = max(1, len(os.sched_getaffinity(0)))
-    is_large = sum(count_parameters(plan.model).values()) > LARGE_PARAMETERS
-    uses_gpu = plan.config.shared.device == "cuda" or "gpu" in plan.config.study.requires
+    # Weights that are not here yet have two bytes a parameter, as most are published.
+    is_large = (sum(count_parameters(plan.model).values()) or plan.download_bytes / 2) > LARGE_PARAMETERS
+    device = plan.config.shared.device
+    uses_gpu = device == "cuda" or (device == "auto" and GPU_FILE.exists()) or "gpu" in plan.config.study.requires
     if count is None:
         count = 1 if is_large or uses_gpu else cores
     return Workers(count, max(1, cores // count) if is_large else 1)

@@ -83,7 +83,7 @@ def summarise(plan: Plan, store: Store, environment: dict[str, str]) -> StudySum
     runs = tuple(_summarise_run(plan, store, measured, name) for name in names)
     missing = [node.id for node in plan.nodes if store.result(node) is None]
     problems = [f"not done yet: {', '.join(missing)}"] if missing else []
-    problems += _problems(plan, store, measured)
+    problems += [*_mixed(plan, store), *_problems(plan, store, measured)]
     reference = config.reference
     return StudySummary(
         name=config.study.name,
@@ -291,6 +291,20 @@ def _problems(plan: Plan, store: Store, measured: Measured) -> list[str]:
             unscored = int(np.isnan(scores[column.key]).sum())
             if unscored:
                 problems.append(f"{arm} seed {seed}: {unscored} answers of {column.heading} could not be scored")
+    return problems
+
+
+def _mixed(plan: Plan, store: Store) -> list[str]:
+    """What differs between evaluations that are compared: a folder that moved between machines or versions."""
+    results = [store.result(node) or {} for node in _evaluated(plan, store)]
+    problems = []
+    for task in plan.tasks:
+        for key, what in (("protocols", "protocols"), ("items_sha256", "items")):
+            if len({str(result.get(key, {}).get(task)) for result in results}) > 1:
+                problems.append(f"{task}: evaluated under different {what} in this folder; run it anew in another one")
+    devices = sorted({str(result.get("device")) for result in results if result.get("device")})
+    if len(devices) > 1:
+        problems.append(f"evaluated on different devices or in different precisions: {'; '.join(devices)}")
     return problems
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import datasets.config
 import huggingface_hub.constants
@@ -22,6 +23,8 @@ TIMEOUT_S = 2.5
 def can_reach_hub() -> bool:
     """Whether the hub's host takes a connection; asked once per process."""
     place = urlsplit(huggingface_hub.constants.ENDPOINT)
+    if getproxies().get(place.scheme) and not proxy_bypass(place.hostname or ""):
+        return True  # who can reach it is the proxy, which only a request can ask
     port = place.port or (443 if place.scheme == "https" else 80)
     try:
         socket.create_connection((place.hostname or "", port), timeout=TIMEOUT_S).close()

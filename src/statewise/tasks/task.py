@@ -118,12 +118,10 @@ class Task:
         """How the task is evaluated, in one line for a report."""
         config = self.lm_eval_task.config
         filters = "" if list(self._filters) == ["none"] else f"; filters {', '.join(self._filters)}"
-        shots = f"{self.num_fewshot}-shot" + (" (the study's)" if self.options.num_fewshot is not None else "")
         group = f" of {len(self.members)} tasks" if self.is_group else ""
-        return (
-            f"{shots}; split {config.test_split or config.validation_split}, n = {self._num_items}{group}"
-            f"{filters}; task version {self.version}, lm-eval {version('lm_eval')}"
-        )
+        split = config.test_split or config.validation_split
+        return f"{self.num_fewshot}-shot; split {split}, n = {self._num_items}{group}{filters}; "
+            f"task version {self.version}, lm-eval {version('lm_eval')}"
 
     @cached_property
     def _train_docs(self) -> Any:
