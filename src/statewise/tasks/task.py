@@ -120,8 +120,10 @@ class Task:
         filters = "" if list(self._filters) == ["none"] else f"; filters {', '.join(self._filters)}"
         group = f" of {len(self.members)} tasks" if self.is_group else ""
         split = config.test_split or config.validation_split
-        return f"{self.num_fewshot}-shot; split {split}, n = {self._num_items}{group}{filters}; "
+        return (
+            f"{self.num_fewshot}-shot; split {split}, n = {self._num_items}{group}{filters}; "
             f"task version {self.version}, lm-eval {version('lm_eval')}"
+        )
 
     @cached_property
     def _train_docs(self) -> Any:
