@@ -93,8 +93,6 @@ def _run(request: StudyRequest, out: Path | None, workers: int | None, as_json: 
     from rich.console import Console
 
     from statewise.progress import ProgressDisplay
-    from statewise.report.page import write_report
-    from statewise.report.terminal import render_terminal
     from statewise.study.estimate import estimate_plan
     from statewise.study.run import run_study
 
@@ -102,6 +100,11 @@ def _run(request: StudyRequest, out: Path | None, workers: int | None, as_json: 
     num_workers = choose_workers(plan, workers).count
     with ProgressDisplay(Console(stderr=True), plan, estimate_plan(plan, num_workers)) as display:
         outcome, summary = run_study(plan, folder, display.show, num_workers)
+
+    # Only now: matplotlib would hold up the error of a task that cannot be used.
+    from statewise.report.page import write_report
+    from statewise.report.terminal import render_terminal
+
     page = write_report(summary, folder)
     if as_json:
         _print_json({"folder": str(folder), "failed": outcome.failed, "interrupted": outcome.interrupted})

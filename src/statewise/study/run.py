@@ -17,7 +17,6 @@ from statewise.study.executor import NodeEvent, Outcome, execute
 from statewise.study.plan import BASE, Plan
 from statewise.study.request import Workers, choose_workers
 from statewise.study.store import Store
-from statewise.study.summary import summarise, write_summary
 
 
 def run_study(
@@ -46,6 +45,8 @@ def run_study(
         store.open_for(plan)
         costs = estimate_plan(plan, workers.count).seconds
         outcome = execute(plan, store, costs, on_event, workers)
+        from statewise.study.summary import summarise, write_summary  # scipy: not before an error can be told
+
         summary = summarise(plan, store, environment(workers, _device_of(plan, store)))
         failures = tuple(f"{node} failed: {reason}" for node, reason in outcome.failed.items())
         summary = replace(summary, problems=(*failures, *summary.problems))
