@@ -205,3 +205,14 @@ def test_the_report_is_written_into_its_folder(tmp_path):
     path = write_report(fake_study(), tmp_path)
     assert path == tmp_path / "report.html"
     assert path.read_text(encoding="utf-8") == render_page(fake_study())
+
+
+@pytest.mark.parametrize(("floor", "anchor"), [(1e-4, "start"), (10.0, "end")])
+def test_the_noise_floors_name_is_written_where_there_is_room(floor, anchor):
+    summary = fake_study()
+    for run in summary.runs:
+        moved = {name: dataclasses.replace(value, floor=floor) for name, value in run.drift.items()}
+        summary = replace_run(summary, run.arm, dataclasses.replace(run, drift=moved))
+    figure = figures.drift_figure(summary)
+    label = next(line for line in figure.splitlines() if "noise floor" in line and "<text" in line)
+    assert f"text-anchor: {anchor}" in label or (anchor == "start" and "text-anchor" not in label)

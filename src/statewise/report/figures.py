@@ -72,10 +72,14 @@ def drift_figure(summary: StudySummary) -> str | None:
         _mark(axes, drift.value, y, color, is_resolved=is_clear)
         axes.plot([drift.floor] * 2, [y - 0.5, y + 0.5], color=INK, linewidth=1.2, linestyle=(0, (3, 2)))
     ends = [value for _, drift in rows for value in (drift.low, drift.high, drift.floor)]
-    axes.set_xlim(*_padded(min(*ends, 0.0), max(ends), 0.06))
+    left, right = _padded(min(*ends, 0.0), max(ends), 0.06)
+    axes.set_xlim(left, right)
+    # On the side of the floor where there is room for it.
+    is_right = max(floors) > (left + right) / 2
     axes.annotate(
         "noise floor" if len(floors) == 1 else "noise floors",
-        (max(floors), -0.5), (4, 4), textcoords="offset points", color=INK, fontsize=SMALL_FONT_SIZE,
+        (min(floors) if is_right else max(floors), -0.5), (-4 if is_right else 4, 4), textcoords="offset points",
+        ha="right" if is_right else "left", color=INK, fontsize=SMALL_FONT_SIZE,
     )  # fmt: skip
     _style_ticks(axes)
     heading = tables.distance_heading(distance)
