@@ -35,6 +35,16 @@ signal = { kind = "reward" }
 update = { lr = 1e-4 }
 """
 
+PHENOMENON = """
+[[phenomena]]
+name = "p"
+statement = "s"
+measure = "forgetting"
+comparison = "more"
+arms = ["sft"]
+than = "base"
+"""
+
 
 def write_study(folder: Path, text: str = STUDY) -> Path:
     path = folder / "small.toml"

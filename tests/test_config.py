@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
-from study_fixture import STUDY, write_study
+from study_fixture import PHENOMENON, STUDY, write_study
 
 from statewise.assets import STUDIES
 from statewise.config import component, read_study, to_toml
@@ -211,17 +211,6 @@ def test_a_teacher_must_be_another_arm(tmp_path):
     assert (
         read_study(write_study(tmp_path, replaced('teacher = "sft"', 'teacher = "base"'))).arms["opd"].teacher == "base"
     )
-
-
-PHENOMENON = """
-[[phenomena]]
-name = "p"
-statement = "s"
-measure = "forgetting"
-comparison = "more"
-arms = ["sft"]
-than = "base"
-"""
 
 
 @pytest.mark.parametrize(

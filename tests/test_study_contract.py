@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from study_fixture import STUDY, small_plan
+from study_fixture import PHENOMENON, STUDY, small_plan
 
 from statewise.errors import UsageError
-
-PHENOMENON = """
-[[phenomena]]
-name = "p"
-statement = "s"
-measure = "forgetting"
-comparison = "more"
-arms = ["sft"]
-"""
 
 
 def replaced(old, new):

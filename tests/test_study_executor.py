@@ -199,6 +199,24 @@ def test_ctrl_c_stops_the_workers_and_is_an_interrupted_outcome(run, monkeypatch
     assert pool.is_shut_down
 
 
+def test_workers_that_do_not_stop_are_ended_before_the_folder_is_free(run, monkeypatch):
+    ended = []
+
+    def stuck(pool, node):
+        pool._processes[1] = SimpleNamespace(terminate=lambda: ended.append(pool.is_shut_down))
+        return DONE
+
+    def wait(running, **how):
+        if how.get("return_when"):
+            raise KeyboardInterrupt
+        return set(), set()
+
+    monkeypatch.setattr(executor, "wait", wait)
+    outcome, _, _ = run({"train:rl:0": stuck}, costs={"train:rl:0": 100.0})
+    assert outcome.interrupted
+    assert ended == [False]
+
+
 def test_a_node_that_ended_while_ctrl_c_was_handled_is_kept(run, monkeypatch):
     def wait(running, **how):
         if not how.get("return_when"):

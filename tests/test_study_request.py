@@ -8,6 +8,7 @@ import pytest
 from study_fixture import STUDY, fake_model, write_study
 
 from statewise.errors import UsageError
+from statewise.study import plan as plan_module
 from statewise.study import request as request_module
 from statewise.study.catalog import built_in_studies
 from statewise.study.request import StudyRequest, Workers, choose_workers, plan_study
@@ -102,7 +103,7 @@ def test_a_small_model_gets_a_process_a_core_and_a_large_one_all_cores(plan_of, 
     plan = plan_of()
     assert choose_workers(plan) == Workers(4, 1)
     assert choose_workers(plan, 2) == Workers(2, 1)
-    monkeypatch.setattr(request_module, "count_parameters", lambda folder: {"F32": int(6e8)})
+    monkeypatch.setattr(plan_module, "count_parameters", lambda folder: {"F32": int(6e8)})
     assert choose_workers(plan) == Workers(1, 4)
     assert choose_workers(plan, 2) == Workers(2, 2)
 

@@ -320,3 +320,28 @@ def test_a_summary_is_json_without_nan(tmp_path):
     folder.summarise()
     text = (folder.store.folder / "summary.json").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+@pytest.mark.parametrize(
+    ("moved", "words"),
+    [
+        ({"protocols": {"pocket_math": "5-shot"}}, "pocket_math: evaluated under different protocols"),
+        ({"items_sha256": {"pocket_facts": "b"}}, "pocket_facts: evaluated under different items"),
+        ({"device": "cuda, bfloat16"}, "different devices or in different precisions: cpu, float32; cuda, bfloat16"),
+    ],
+)
+def test_evaluations_of_different_kinds_in_one_folder_are_a_problem(tmp_path, moved, words):
+    folder = Folder(tmp_path)
+    for arm in ("base", "sft"):
+        folder.evaluated(arm, 0, first_right(0.5))
+        node = folder.node("evaluate", arm, 0)
+        asked = {
+            "protocols": {"pocket_math": "0-shot"},
+            "items_sha256": {"pocket_facts": "a"},
+            "device": "cpu, float32",
+        }
+        stored = {"status": "evaluated", **asked, **(moved if arm == "sft" else {})}
+        folder.store.finish(node, stored)
+    problems = summarise(folder.plan, folder.store, {}).problems
+    assert sum(words in problem for problem in problems) == 1
+    assert sum("evaluated" in problem for problem in problems) == 1

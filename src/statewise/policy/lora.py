@@ -25,9 +25,9 @@ from transformers import PreTrainedModel
 from statewise import records
 from statewise.errors import UsageError
 from statewise.policy.load import NO_ADAPTER, Policy
+from statewise.records import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 STORED_PREFIX = "base_model.model."  # what peft puts before a parameter's name in adapter_model.safetensors
-ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def lora_layers(model: PreTrainedModel) -> list[LoraLayer]:

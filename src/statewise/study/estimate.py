@@ -12,7 +12,6 @@ import json
 from dataclasses import dataclass
 
 from statewise.config import ArmSection
-from statewise.policy.find import count_parameters
 from statewise.study.catalog import task_folder
 from statewise.study.plan import Node, Plan
 
@@ -58,7 +57,7 @@ class _Lengths:
 def estimate_plan(plan: Plan, num_workers: int) -> PlanEstimate:
     """Estimate every node of `plan`."""
     lengths = _measure_lengths(plan)
-    scale = _num_parameters(plan) / RATE_PARAMETERS
+    scale = (plan.num_parameters or RATE_PARAMETERS) / RATE_PARAMETERS
     arms = {name: _estimate_arm(plan, name, lengths, scale) for name in plan.config.arms}
     evaluation_s = _estimate_evaluation(plan, lengths) * scale
     seconds = {
@@ -120,8 +119,3 @@ def _measure_lengths(plan: Plan) -> _Lengths:
     prompts = sum(len(tokenizer.encode(d["question"]).ids) for d in documents)
     golds = sum(len(tokenizer.encode(d["answer"]).ids) for d in documents)
     return _Lengths(prompts / len(documents), golds / len(documents))
-
-
-def _num_parameters(plan: Plan) -> float:
-    """Parameters of the base model; of weights that are not here yet, at two bytes each, as most are published."""
-    return sum(count_parameters(plan.model).values()) or plan.download_bytes / 2 or RATE_PARAMETERS

@@ -175,7 +175,7 @@ def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict
     from transformers.utils import logging as transformers_logging
 
     from statewise.evals.evaluate import EvalProtocol, evaluate
-    from statewise.study.protocol import describe_protocol, digest_items
+    from statewise.study.protocol import describe_device, describe_protocol, digest_items
     from statewise.tasks.load import load_task
     from statewise.tasks.task import TaskOptions
 
@@ -196,7 +196,7 @@ def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict
             "protocol": describe_protocol(task, protocol),
             "num_items": len({row["item"] for row in rows}),
             "items_sha256": digest_items(task, request.limit),
-            "device": f"{policy.device.type}, {str(policy.model.dtype).removeprefix('torch.')}",
+            "device": describe_device(policy),
             "versions": {name: version(name) for name in PACKAGES},
         }
         records.write_json(plan.out / HEADER, stored)

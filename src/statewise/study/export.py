@@ -17,10 +17,9 @@ from pathlib import Path
 
 from statewise import records
 from statewise.errors import UsageError
-from statewise.records import ModelFacts
+from statewise.records import ADAPTER_CONFIG, ModelFacts
 from statewise.study.catalog import find_model
 from statewise.study.model_folder import (
-    ADAPTER_CONFIG,
     FACTS,
     digest_weights,
     model_files,

@@ -14,13 +14,13 @@ from statewise import records
 from statewise.assets import POCKET_MODEL
 from statewise.errors import UsageError
 from statewise.policy.find import HUB_NAME
+from statewise.records import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from statewise.study.catalog import find_model
 from statewise.study.digest import digest_model
 from statewise.study.plan import BASE
 from statewise.study.run_folder import RunFolder, open_run, read_object
 from statewise.tasks.find import check_task_name, find_task_file, list_tasks
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FACTS = "statewise.json"
 # Configuration, tokenizer and weights of a model folder; everything else in it is no part of the model.
 MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")

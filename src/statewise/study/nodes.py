@@ -30,7 +30,7 @@ from statewise.policy.samplers import SAMPLERS
 from statewise.seeding import derive_key
 from statewise.study.benchmarks import build_task
 from statewise.study.plan import BASE, Node, Plan
-from statewise.study.protocol import describe_protocol, digest_items
+from statewise.study.protocol import describe_device, describe_protocol, digest_items
 from statewise.study.store import Store
 from statewise.tasks.task import Task
 from statewise.types import Rollout
@@ -186,8 +186,9 @@ def _evaluate(place: Workplace, node: Node, observer: Observer) -> dict[str, Any
         observer.progress(done + 1)
     _measure(place, node, policy)
     observer.progress(len(shared.retention) + 2)
-    computed = f"{policy.device.type}, {str(policy.model.dtype).removeprefix('torch.')}"
-    return {"status": "evaluated", "protocols": protocols, "items_sha256": items, "device": computed}
+    return {
+        "status": "evaluated", "protocols": protocols, "items_sha256": items, "device": describe_device(policy),
+    }  # fmt: skip
 
 
 def _measure(place: Workplace, node: Node, policy: Policy) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from statewise import records
 from statewise.config import ArmSection, StudyConfig, component
 from statewise.errors import UsageError
+from statewise.policy.find import count_parameters
 from statewise.signals import SIGNALS
 from statewise.signals.signal import Signal
 from statewise.states import SOURCES
@@ -55,6 +56,11 @@ class Plan:
     fingerprint: str
     is_dry: bool = False
     download_bytes: int = 0
+
+    @property
+    def num_parameters(self) -> float:
+        """Of the base model; of weights that are not here yet, at two bytes each, as most are published; 0: unknown."""
+        return sum(count_parameters(self.model).values()) or self.download_bytes / 2
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # both import lm-eval, which takes seconds
+if TYPE_CHECKING:  # they import lm-eval or torch, which takes seconds
     from statewise.evals.evaluate import EvalProtocol
+    from statewise.policy.load import Policy
     from statewise.tasks.task import Task
 
 
@@ -19,6 +20,11 @@ def describe_protocol(task: Task, protocol: EvalProtocol) -> str:
     limit = f"; {protocol.limit} items only" if protocol.limit else ""
     chat = "; chat template" if protocol.is_chat else ""
     return task.protocol + (decodings if task.is_generative else "") + chat + limit
+
+
+def describe_device(policy: Policy) -> str:
+    """Where and in which precision a policy computes, e.g. "cpu, bfloat16"."""
+    return f"{policy.device.type}, {str(policy.model.dtype).removeprefix('torch.')}"
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ from pathlib import Path
 from statewise.assets import SHAPES
 from statewise.config import StudyConfig, read_study
 from statewise.errors import UsageError, unknown
-from statewise.policy.find import ModelReference, count_parameters, look_up_model
+from statewise.policy.find import ModelReference, look_up_model
 from statewise.study.catalog import find_model, find_study, task_folder
 from statewise.study.plan import Plan, make_plan
 from statewise.study.shape import Shape
@@ -157,8 +157,7 @@ def choose_workers(plan: Plan, count: int | None = None) -> Workers:
     large one gets one process of all cores: several copies would need as many times the memory. So does a GPU.
     """
     cores = max(1, len(os.sched_getaffinity(0)))
-    # Weights that are not here yet have two bytes a parameter, as most are published.
-    is_large = (sum(count_parameters(plan.model).values()) or plan.download_bytes / 2) > LARGE_PARAMETERS
+    is_large = plan.num_parameters > LARGE_PARAMETERS
     device = plan.config.shared.device
     uses_gpu = device == "cuda" or (device == "auto" and GPU_FILE.exists()) or "gpu" in plan.config.study.requires
     if count is None:

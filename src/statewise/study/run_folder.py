@@ -10,6 +10,7 @@ from statewise import records
 from statewise.config import StudyConfig, read_study
 from statewise.errors import UsageError, unknown
 from statewise.study.plan import BASE
+from statewise.study.store import Store
 
 Key = tuple[str, str]  # decoding, metric
 Items = dict[str, dict[Key, dict[int, float | None]]]
@@ -41,7 +42,7 @@ class RunFolder:
             )
 
     def arm_folder(self, arm: str, seed: int) -> Path:
-        return self.folder / "arms" / arm / str(seed)
+        return Store(self.folder).arm_folder(arm, seed)
 
     def record(self, arm: str, seed: int, name: str) -> dict[str, Any]:
         """`train.json` or `done.json` of an arm and seed; {} if it is not there."""
