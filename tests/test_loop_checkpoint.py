@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from statewise.loop import checkpoint
-from statewise.loop.checkpoint import KEPT_CHECKPOINTS, Progress, load_last, save
+from statewise.loop import tensors
+from statewise.loop.checkpoint import KEPT_CHECKPOINTS, Memory, Progress, load_last, save
 
 FILES = ["weights.safetensors", "optimizer.safetensors", "progress.json"]
 
@@ -32,7 +32,7 @@ def advance(trainable, optimizer, step):
 
 
 def progress_at(step):
-    return Progress(step, f"hash-{step}", {"learner": 10 * step})
+    return Progress(step, f"hash-{step}", {"num_states": 10 * step, "num_generated": {"learner": 3}}, 0.5)
 
 
 def write_steps(folder, steps):
@@ -55,7 +55,7 @@ def snapshot(trainable, optimizer):
 
 def assert_restored(folder, kept, step, damaged=()):
     trainable, optimizer = fresh()
-    assert load_last(folder, trainable, optimizer) == (progress_at(step), list(damaged))
+    assert load_last(folder, trainable, optimizer) == (progress_at(step), Memory(), list(damaged))
     restored = snapshot(trainable, optimizer)
     assert restored.keys() == kept[step].keys()
     assert all(torch.equal(restored[name], value) for name, value in kept[step].items())
@@ -88,7 +88,7 @@ def test_a_checkpoint_restores_weights_moments_and_progress(tmp_path):
 def test_without_a_checkpoint_nothing_is_restored(tmp_path):
     trainable, optimizer = fresh()
     before = snapshot(trainable, optimizer)
-    assert load_last(tmp_path / "none", trainable, optimizer) == (None, [])
+    assert load_last(tmp_path / "none", trainable, optimizer) == (None, Memory(), [])
     assert all(torch.equal(value, before[name]) for name, value in snapshot(trainable, optimizer).items())
 
 
@@ -122,7 +122,7 @@ def test_no_flipped_bit_of_the_progress_goes_unnoticed(tmp_path):
     for place in range(len(data)):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         # A flip in white space between tokens changes nothing.
-        assert load_last(tmp_path, *fresh()) in [(None, ["000004"]), (progress_at(4), [])], place
+        assert load_last(tmp_path, *fresh()) in [(None, Memory(), ["000004"]), (progress_at(4), Memory(), [])], place
 
 
 def test_where_all_checkpoints_are_damaged_training_starts_again(tmp_path):
@@ -131,7 +131,7 @@ def test_where_all_checkpoints_are_damaged_training_starts_again(tmp_path):
         damage(tmp_path / name / "weights.safetensors", "truncated")
     trainable, optimizer = fresh()
     before = snapshot(trainable, optimizer)
-    assert load_last(tmp_path, trainable, optimizer) == (None, ["000004", "000002"])
+    assert load_last(tmp_path, trainable, optimizer) == (None, Memory(), ["000004", "000002"])
     assert all(torch.equal(value, before[name]) for name, value in snapshot(trainable, optimizer).items())
 
 
@@ -171,7 +171,7 @@ def kill_at(patch, count):
         return run
 
     for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "replace"), (Path, "mkdir"), (shutil, "rmtree"),
-                        (checkpoint, "save_file")):  # fmt: skip
+                        (tensors, "save_file")):  # fmt: skip
         patch.setattr(owner, name, counted(getattr(owner, name)))
 
 

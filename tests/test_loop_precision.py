@@ -7,10 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_loop_build import make_setup, make_source, supervised_states
+from test_loop_build import losses_of, make_setup, make_source, supervised_states
 
 from statewise.locality.adapter import Full, Lora
-from statewise.loop.score import score_states
 from statewise.loop.train import Observer, train
 from statewise.policy.device import choose_dtype
 from statewise.policy.load import copy_policy, load_policy, save_weights
@@ -39,7 +38,7 @@ def test_the_loss_in_bfloat16_is_near_the_one_in_float32(toy_policy, half_policy
         states = make_source("dataset").sample(setup.context, 0)  # the same states: rollouts would differ
         half, known = np.full_like(states.advantages, 0.5), np.full_like(states.behavior_logprobs, -5.0)
         states = replace(states, advantages=half, behavior_logprobs=known)
-        losses.append(score_states(setup, states).losses.detach())
+        losses.append(losses_of(setup, states).detach())
     assert losses[1].dtype == torch.float32
     # The toy's logits are about ±3 and bfloat16 keeps 8 bits: 1 / 256 of them, twice.
     torch.testing.assert_close(losses[1], losses[0], atol=0.1, rtol=0.05)

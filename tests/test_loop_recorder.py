@@ -6,20 +6,23 @@ import numpy as np
 import pytest
 
 from statewise import records
-from statewise.loop.recorder import Recorder, chain_hash
+from statewise.loop.recorder import Recorder
+from statewise.state_records import chain_hash, state_rows, states_of_rows
 from statewise.types import Trajectory, collate
 
 
 def make_states(step=0):
     return collate([
-        Trajectory((5, 6, 7 + step), 1, 4, "rollout", "learner", (-0.5, -0.25), is_finished=False),
+        Trajectory((5, 6, 7 + step), 1, 4, "rollout", "learner", (-0.5, -0.25), is_finished=False,
+                   writer_update=3),
         Trajectory((8, 9), 1, 2, "dataset", "data"),
-    ], temperature=0.5)  # fmt: skip
+    ], temperature=0.5, top_p=0.9)  # fmt: skip
 
 
 def record(recorder, steps, flush_every=2):
     for step in steps:
-        recorder.step(step, make_states(step), {"loop/loss_nats": 0.5 + step}, {"loop/update_s": 0.123456})
+        recorder.states(step, make_states(step), [])
+        recorder.step(step, {"loop/loss_nats": 0.5 + step}, {"loop/update_s": 0.123456})
         if (step + 1) % flush_every == 0:
             recorder.flush(step + 1)
 
@@ -43,22 +46,48 @@ def test_every_training_state_is_recorded_without_padding(tmp_path):
     assert [(row["step"], row["row"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert math.isnan(rows[2].pop("behavior_logprobs")[0])
     assert rows[2] == {
-        "step": 1, "row": 0, "source": "rollout", "writer": "learner", "prompt_index": 4, "prompt_length": 1,
-        "token_ids": [5, 6, 8], "action_mask": [False, True, True], "temperature": 0.5, "is_finished": False,
-        "reward": None, "advantage": None,
+        "step": 1, "row": 0, "source": "rollout", "writer": "learner", "writer_update": 3, "prompt_index": 4,
+        "prompt_length": 1, "num_given": 0, "token_ids": [5, 6, 8], "action_mask": [False, True, True],
+        "label_ids": None, "temperature": 0.5, "top_p": 0.9, "is_finished": False, "reward": None, "advantage": None,
     }  # fmt: skip
     assert rows[3]["token_ids"] == [8, 9]
 
 
 def test_rewards_and_advantages_are_recorded_where_there_are_any(tmp_path):
     recorder = Recorder(tmp_path)
-    graded = replace(
-        make_states(), rewards=np.array([0.5, np.nan], np.float32), advantages=np.array([0.25, 0.0], np.float32)
-    )
-    recorder.step(0, graded, {}, {})
+    visited = make_states()
+    graded = replace(visited, rewards=np.array([0.5, np.nan], np.float32), advantages=np.array([0.25, 0.0], np.float32))
+    recorder.states(0, visited, [graded])
     recorder.flush(1)
+    assert not (tmp_path / "supervised").exists()  # the same tokens and mask
     rows = records.read_table(tmp_path / "states" / "000001.parquet")
     assert [(row["reward"], row["advantage"]) for row in rows] == [(0.5, 0.25), (None, 0.0)]
+
+
+def test_what_a_signal_made_of_the_states_is_recorded_beside_them(tmp_path):
+    recorder, visited = Recorder(tmp_path), make_states()
+    labels = np.full_like(visited.token_ids, 3)
+    other = make_states(step=4)
+    recorder.states(0, visited, [visited, replace(visited, label_ids=labels), other])
+    recorder.flush(1)
+    assert recorder.state_hash == chain_hash(Recorder(tmp_path).state_hash, visited)
+    rows = records.read_table(tmp_path / "supervised" / "000001.parquet")
+    assert [row["token_ids"] for row in rows] == [[5, 6, 7], [8, 9], [5, 6, 11], [8, 9]]
+    assert [row["label_ids"] for row in rows] == [[3, 3, 3], [3, 3], None, None]
+    assert [row["token_ids"] for row in records.read_table(tmp_path / "states" / "000001.parquet")] == [
+        [5, 6, 7],
+        [8, 9],
+    ]
+
+
+def test_recorded_states_are_read_back_as_they_were(tmp_path):
+    recorder, visited = Recorder(tmp_path), make_states()
+    visited.action_mask[0, 1] = False  # as a mixture by state leaves it
+    recorder.states(0, visited, [])
+    recorder.flush(1)
+    read = states_of_rows(records.read_table(tmp_path / "states" / "000001.parquet"))
+    assert chain_hash("a", read) == chain_hash("a", visited)
+    assert [*map(str, state_rows(0, read))] == [*map(str, state_rows(0, visited))]
 
 
 def test_the_hash_changes_with_one_token_one_mask_or_the_past():
@@ -111,7 +140,7 @@ def test_a_rewind_drops_half_a_line(tmp_path):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_metric_that_is_not_finite_is_refused(tmp_path, value):
     with pytest.raises(ValueError, match="not JSON compliant"):
-        Recorder(tmp_path).step(0, make_states(), {"loop/loss_nats": value}, {})
+        Recorder(tmp_path).step(0, {"loop/loss_nats": value}, {})
     assert not (tmp_path / "metrics.jsonl").exists()
 
 

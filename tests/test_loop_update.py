@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_loop_build import make_setup, make_source, supervised_states
+from test_loop_build import make_setup, make_source, supervised_states, supervised_terms, terms_of
 
 from statewise.errors import DivergedError, OutOfMemoryError
 from statewise.locality.adapter import Lora
 from statewise.loop import update
-from statewise.loop.score import score_states
+from statewise.loop.score import score_terms
 from statewise.loop.update import Updater, contributing_rows
 from statewise.policy.load import copy_policy
 from statewise.signals import SIGNALS
@@ -63,7 +63,7 @@ def test_two_sft_updates_equal_plain_torch(toy_policy):
     batches = [supervised_states(setup, step) for step in range(2)]
     before = weights_of(setup)
     updater = Updater(setup)
-    results = [updater.apply(states, step) for step, states in enumerate(batches)]
+    results = [updater.apply(terms_of(setup, states), step) for step, states in enumerate(batches)]
 
     def sft_loss(states):
         labels = torch.from_numpy(states.token_ids).where(torch.from_numpy(states.action_mask), -100)
@@ -90,7 +90,7 @@ def test_one_group_relative_update_equals_plain_torch(toy_policy, reduction):
     setup = make_setup(toy_policy, source, SIGNALS["reward"](), betas=BETAS, reduction=reduction, **options)
     states = supervised_states(setup)
     before = weights_of(setup)
-    Updater(setup).apply(states, 0)
+    Updater(setup).apply(terms_of(setup, states), 0)
 
     rewards = states.rewards.reshape(2, 3)
     centred = rewards - rewards.mean(1, keepdims=True)
@@ -120,9 +120,9 @@ def test_micro_batches_change_an_update_by_rounding_only(toy_policy, signal, red
             toy_policy, make_source(num_prompts=4), SIGNALS[signal](), max_tokens=max_tokens, reduction=reduction
         )
         states = supervised_states(setup)
-        results.append(Updater(setup).apply(states, 0))
+        results.append(Updater(setup).apply(terms_of(setup, states), 0))
         gradients.append({name: parameter.grad for name, parameter in setup.trainable.items()})
-    assert results[0].num_micro_batches == len(contributing_rows(states))  # a row each
+    assert results[0].num_micro_batches == len(contributing_rows(terms_of(setup, states)))  # a row each
     assert results[0].num_micro_batches > results[1].num_micro_batches > results[2].num_micro_batches >= 1
     assert results[0].padding_share == 0
     for result, gradient in zip(results, gradients, strict=True):
@@ -133,24 +133,25 @@ def test_micro_batches_change_an_update_by_rounding_only(toy_policy, signal, red
 
 
 def test_rows_that_cannot_move_the_policy_are_those_of_advantage_zero(toy_policy):
-    states = supervised_states(make_setup(toy_policy, make_source(), SIGNALS["reward"]()))
+    setup = make_setup(toy_policy, make_source(), SIGNALS["reward"]())
+    states = supervised_states(setup)
     states.advantages[:] = [0.0, 0.5, -0.0, -0.5]
-    assert contributing_rows(states).tolist() == [1, 3]
+    assert contributing_rows(terms_of(setup, states)).tolist() == [1, 3]
     states.advantages[:] = 0.0
-    assert contributing_rows(states).tolist() == [0]
-    states.advantages[:] = math.nan  # a signal without advantages
-    assert contributing_rows(states).tolist() == [0, 1, 2, 3]
+    assert contributing_rows(terms_of(setup, states)).tolist() == [0]
+    setup = make_setup(toy_policy, make_source(), SIGNALS["imitate"]())  # a signal that does not look at them
+    assert contributing_rows(terms_of(setup, states)).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("reduction", ["states", "trajectories"])
 def test_leaving_out_rows_of_advantage_zero_does_not_change_an_update(toy_policy, monkeypatch, reduction):
     results, gradients = [], []
-    for rows_of in (contributing_rows, lambda states: np.arange(len(states.lengths))):
+    for rows_of in (contributing_rows, lambda terms: np.arange(len(terms[0].states.lengths))):
         monkeypatch.setattr(update, "contributing_rows", rows_of)
         setup = make_setup(toy_policy, make_source(num_prompts=4), SIGNALS["reward"](), reduction=reduction)
         states = supervised_states(setup)
         states.advantages[:4] = 0.0
-        results.append(Updater(setup).apply(states, 0))
+        results.append(Updater(setup).apply(terms_of(setup, states), 0))
         gradients.append({name: parameter.grad for name, parameter in setup.trainable.items()})
     assert results[0].loss == pytest.approx(results[1].loss, abs=1e-6)
     assert results[0].grad_norm == pytest.approx(results[1].grad_norm, rel=1e-4)
@@ -163,7 +164,7 @@ def test_an_update_of_which_no_row_counts_still_is_one(toy_policy):
     before = weights_of(setup)
     states = supervised_states(setup)
     states.advantages[:] = 0.0
-    result = Updater(setup).apply(states, 0)
+    result = Updater(setup).apply(terms_of(setup, states), 0)
     assert (result.loss, result.grad_norm) == (0.0, 0.0)
     assert all(torch.equal(setup.trainable[name], old) for name, old in before.items())
 
@@ -172,7 +173,7 @@ def test_a_gradient_longer_than_the_clip_is_cut_to_it_and_a_shorter_one_is_left(
     norms = {}
     for clip_norm in (1e-3, 1e6):
         setup = make_setup(toy_policy, make_source("dataset"), SIGNALS["imitate"](), clip_norm=clip_norm)
-        result = Updater(setup).apply(supervised_states(setup), 0)
+        result = Updater(setup).apply(supervised_terms(setup), 0)
         after = math.sqrt(sum(p.grad.square().sum().item() for p in setup.trainable.values()))
         norms[clip_norm] = (result.grad_norm, after)
     assert norms[1e-3][0] == norms[1e6][0]  # reported before clipping
@@ -184,7 +185,7 @@ def test_the_learning_rate_follows_the_schedule(toy_policy):
     options = {"lr": 8e-4, "num_updates": 6, "warmup_updates": 2, "schedule": "linear"}
     setup = make_setup(toy_policy, make_source("dataset"), SIGNALS["imitate"](), adapter=Lora(rank=2), **options)
     updater = Updater(setup)
-    rates = [updater.apply(supervised_states(setup, step), step).lr for step in range(6)]
+    rates = [updater.apply(supervised_terms(setup, step), step).lr for step in range(6)]
     assert rates == pytest.approx([4e-4, 8e-4, 8e-4, 6e-4, 4e-4, 2e-4])
     assert updater.optimizer.param_groups[0]["lr"] == rates[-1]
 
@@ -193,11 +194,11 @@ def test_the_learning_rate_follows_the_schedule(toy_policy):
 def test_a_loss_that_is_not_finite_leaves_the_weights_as_before(toy_policy, monkeypatch, broken):
     setup = make_setup(toy_policy, make_source("dataset"), SIGNALS["imitate"]())
     updater = Updater(setup)
-    updater.apply(supervised_states(setup), 0)
+    updater.apply(supervised_terms(setup), 0)
     before = weights_of(setup)
     monkeypatch.setattr(SIGNALS["imitate"], "loss", lambda self, inputs: inputs.policy_logprobs * broken)
     with pytest.raises(DivergedError, match="update 1: loss "):
-        updater.apply(supervised_states(setup), 1)
+        updater.apply(supervised_terms(setup), 1)
     assert all(torch.equal(setup.trainable[name], old) for name, old in before.items())
 
 
@@ -207,7 +208,7 @@ def test_a_gradient_that_is_not_finite_stops_the_arm_though_its_loss_is(toy_poli
     # sqrt(0) is finite, its derivative is not.
     monkeypatch.setattr(SIGNALS["imitate"], "loss", lambda self, inputs: (inputs.policy_logprobs * 0).sqrt())
     with pytest.raises(DivergedError, match=r"update 0: loss 0\.0, gradient norm (nan|inf)"):
-        Updater(setup).apply(supervised_states(setup), 0)
+        Updater(setup).apply(supervised_terms(setup), 0)
     assert all(torch.equal(setup.trainable[name], old) for name, old in before.items())
 
 
@@ -216,7 +217,7 @@ def test_a_whole_law_is_compared_in_chunks_without_changing_the_update(toy_polic
     for chunk_logits in (3 * 257, 2**24):
         monkeypatch.setattr("statewise.policy.score.CHUNK_LOGITS", chunk_logits)
         setup = make_setup(toy_policy, make_source(), SIGNALS["jsd"]())
-        losses.append(Updater(setup).apply(supervised_states(setup), 0).loss)
+        losses.append(Updater(setup).apply(supervised_terms(setup), 0).loss)
         gradients.append(np.concatenate([p.grad.numpy().ravel() for p in setup.trainable.values()]))
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     np.testing.assert_allclose(*gradients, atol=1e-6)
@@ -225,9 +226,11 @@ def test_a_whole_law_is_compared_in_chunks_without_changing_the_update(toy_polic
 def test_a_teacher_equal_to_the_learner_moves_nothing(toy_policy):
     setup = make_setup(toy_policy, make_source(), SIGNALS["reverse_kl"]())
     with torch.no_grad():
-        for ours, theirs in zip(setup.learner.model.parameters(), setup.teacher.model.parameters(), strict=True):
+        for ours, theirs in zip(
+            setup.learner.model.parameters(), setup.engine.policies["teacher"].model.parameters(), strict=True
+        ):
             ours.copy_(theirs)
-    result = Updater(setup).apply(supervised_states(setup), 0)
+    result = Updater(setup).apply(supervised_terms(setup), 0)
     assert abs(result.loss) < 1e-6
     assert result.grad_norm < 1e-5
 
@@ -239,25 +242,25 @@ def gradients_of(setup):
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_update(toy_policy, monkeypatch):
     arm = make_setup(toy_policy, make_source(num_prompts=4), SIGNALS["imitate"]())
     states = supervised_states(arm)
-    expected = Updater(arm).apply(states, 0)
+    expected = Updater(arm).apply(terms_of(arm, states), 0)
     assert expected.num_micro_batches == 1
 
     def small_device(setup, micro):
-        if micro.token_ids.size > states.token_ids.size / 3:
+        if micro[0].states.token_ids.size > states.token_ids.size / 3:
             raise torch.OutOfMemoryError("no memory")
-        return score_states(setup, micro)
+        return score_terms(setup, micro)
 
-    monkeypatch.setattr(update, "score_states", small_device)
+    monkeypatch.setattr(update, "score_terms", small_device)
     small = make_setup(toy_policy, make_source(num_prompts=4), SIGNALS["imitate"]())
     updater = Updater(small)
-    result = updater.apply(states, 0)
+    result = updater.apply(terms_of(small, states), 0)
     assert result.num_micro_batches > 2
     assert result.loss == pytest.approx(expected.loss, abs=1e-5)
     for name, gradient in gradients_of(small).items():
         torch.testing.assert_close(gradient, arm.trainable[name].grad, atol=1e-5, rtol=1e-4)
     calls = []
-    monkeypatch.setattr(update, "score_states", lambda *a: calls.append(1) or small_device(*a))
-    updater.apply(states, 1)
+    monkeypatch.setattr(update, "score_terms", lambda *a: calls.append(1) or small_device(*a))
+    updater.apply(terms_of(small, states), 1)
     assert len(calls) == result.num_micro_batches  # what was learned about the device is kept
 
 
@@ -265,10 +268,10 @@ def test_a_trajectory_that_does_not_fit_by_itself_says_what_to_do(toy_policy, mo
     def no_device(setup, micro):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(update, "score_states", no_device)
+    monkeypatch.setattr(update, "score_terms", no_device)
     setup = make_setup(toy_policy, make_source(), SIGNALS["imitate"]())
     with pytest.raises(OutOfMemoryError, match="activation_checkpointing"):
-        Updater(setup).apply(supervised_states(setup), 0)
+        Updater(setup).apply(supervised_terms(setup), 0)
 
 
 @pytest.mark.parametrize("adapter", [None, Lora(rank=2)])
@@ -282,7 +285,7 @@ def test_recomputed_activations_give_the_same_gradient(toy_policy, adapter):
         layer.mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         states = supervised_states(setup)
         calls.clear()
-        result = Updater(setup).apply(states, 0)
+        result = Updater(setup).apply(terms_of(setup, states), 0)
         gradients.append(gradients_of(setup))
         modes.append((len(calls) / result.num_micro_batches, layer.training, layer.mlp.training))
     assert modes == [(1, False, False), (2, False, False)]  # the layer is computed twice, and never left in training
@@ -293,17 +296,17 @@ def test_recomputed_activations_give_the_same_gradient(toy_policy, adapter):
 def test_the_sampler_and_the_loop_agree_on_what_the_learner_wrote(toy_policy):
     setup = make_setup(toy_policy, make_source(temperature=0.7), SIGNALS["reward"]())
     states = supervised_states(setup)
-    assert 0 <= Updater(setup).apply(states, 0).sampler_mismatch < 1e-4
+    assert 0 <= Updater(setup).apply(terms_of(setup, states), 0).sampler_mismatch < 1e-4
     # After a large update the same rollouts are those of another policy.
     setup = make_setup(toy_policy, make_source(temperature=0.7), SIGNALS["reward"](), lr=0.1)
     updater = Updater(setup)
     states = supervised_states(setup)
-    updater.apply(states, 0)
-    assert updater.apply(states, 1).sampler_mismatch > 0.1
+    updater.apply(terms_of(setup, states), 0)
+    assert updater.apply(terms_of(setup, states), 0).sampler_mismatch > 0.1
 
 
 @pytest.mark.parametrize("states", ["dataset", "teacher", "base"])
 def test_states_that_the_learner_did_not_write_have_no_mismatch(toy_policy, states):
     source = make_source("dataset") if states == "dataset" else make_source(by=states)
     setup = make_setup(toy_policy, source, SIGNALS["imitate"]())
-    assert Updater(setup).apply(supervised_states(setup), 0).sampler_mismatch is None
+    assert Updater(setup).apply(supervised_terms(setup), 0).sampler_mismatch is None

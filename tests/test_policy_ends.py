@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import PADDED_VOCAB, byte_tokenizer
 from lm_eval.models.huggingface import HFLM
-from test_loop_build import ToyTask, make_source
+from test_loop_build import ToyTask, losses_of, make_source, weighted
 from tokenizers import processors
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -17,8 +17,7 @@ from statewise.config import UpdateSection
 from statewise.errors import UsageError
 from statewise.evals.policy_lm import PolicyLM
 from statewise.locality.adapter import Full
-from statewise.loop.build import Recipe, build, encode_example
-from statewise.loop.score import score_states
+from statewise.loop.build import Material, Recipe, build, encode_example
 from statewise.policy.load import (
     Policy,
     check_same_tokenizer,
@@ -209,8 +208,8 @@ def test_probabilities_sum_to_one_over_the_tokenizers_ids_alone(toy_policy):
 
 @pytest.mark.parametrize("signal", ["forward_kl", "reverse_kl", "jsd"])
 def test_a_teacher_of_the_same_weights_and_another_padding_has_no_divergence(toy_policy, signal):
-    recipe = Recipe(make_source(), SIGNALS[signal](), Full(), UpdateSection(num_updates=1, lr=1e-3), 0)
+    recipe = Recipe(make_source(), weighted(SIGNALS[signal]()), Full(), UpdateSection(num_updates=1, lr=1e-3), 0)
     student, teacher = padded_policy(toy_policy, 264, "learner"), padded_policy(toy_policy, 384, "teacher")
-    setup = build(recipe, student, {"teacher": teacher}, ToyTask())
+    setup = build(recipe, student, {"teacher": teacher}, Material(ToyTask()))
     # The hidden sizes agree, the numbers of logits do not; KL(p || p) = 0.
-    assert score_states(setup, one_row()).losses.abs().max().item() < 1e-5
+    assert losses_of(setup, one_row()).abs().max().item() < 1e-5

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_loop_build import make_setup, make_source, supervised_states
+from test_loop_build import make_setup, make_source, supervised_terms
 
 from statewise.locality.adapter import Lora
 from statewise.loop.update import Updater
@@ -75,7 +75,7 @@ def test_an_update_of_packed_rows_is_that_of_padded_ones(toy_policy, signal, ada
         setup = make_setup(
             toy_policy, make_source(num_prompts=4), SIGNALS[signal](), adapter=adapter, packing=is_packed
         )
-        results.append(Updater(setup).apply(supervised_states(setup), 0))
+        results.append(Updater(setup).apply(supervised_terms(setup), 0))
         gradients.append({name: p.grad for name, p in setup.trainable.items()})
     assert results[0].loss == pytest.approx(results[1].loss, abs=1e-5)
     for name, gradient in gradients[0].items():
@@ -86,4 +86,4 @@ def test_packed_rows_may_be_recomputed(toy_policy):
     setup = make_setup(
         toy_policy, make_source(), SIGNALS["imitate"](), packing=True, activation_checkpointing=True, max_tokens=20
     )
-    assert Updater(setup).apply(supervised_states(setup), 0).num_micro_batches > 1
+    assert Updater(setup).apply(supervised_terms(setup), 0).num_micro_batches > 1

@@ -27,7 +27,7 @@ def supervision(pen, key=0):
     def grade(index, token_ids):
         raise AssertionError("a continuation is not graded")
 
-    return Supervision(pen, grade, key)
+    return Supervision(pen, pen, grade, key)
 
 
 def trajectories(num_rows=1, prompt_length=3, length=11):

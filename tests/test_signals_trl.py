@@ -139,7 +139,7 @@ def test_reward_and_its_gradient_equal_trls_grpo(reduction, loss_type, spread):
     losses = Reward(clip=CLIP).loss(
         SignalInputs(
             policy_logprobs=logprobs[mask],
-            behavior_logprobs=behavior[mask],
+            old_logprobs=behavior[mask],
             advantages=advantages[:, None].expand(mask.shape)[mask],
         )
     )
@@ -150,14 +150,14 @@ def test_reward_and_its_gradient_equal_trls_grpo(reduction, loss_type, spread):
     assert (ours[mask] == 0).any() == (spread > 0)  # some are clipped
 
 
-@pytest.mark.parametrize(("scale", "scale_rewards"), [("std", "group"), ("none", "none")])
-def test_advantages_equal_trls(scale, scale_rewards):
+@pytest.mark.parametrize(("advantage", "scale_rewards"), [("grpo", "group"), ("dr_grpo", "none")])
+def test_advantages_equal_trls(advantage, scale_rewards):
     rewards = np.random.default_rng(0).choice([0.0, 0.3, 1.0], 24).astype(np.float32)
     rewards[:4] = 1.0  # a group without spread
     rewards[5] = rewards[9] = rewards[10] = np.nan  # answers that could not be scored
     rewards[12:16] = np.nan  # a group of which none could
     groups = np.repeat(np.arange(6), 4)
-    ours = Reward(scale=scale).advantages(rewards, groups)
+    ours = Reward(advantage=advantage).advantages(rewards, groups)
     np.testing.assert_allclose(ours, trl_advantages(rewards, 4, scale_rewards), atol=1e-5, rtol=1e-5)
     assert (ours[:4] == 0).all() and (ours[12:16] == 0).all() and ours[5] == 0
 

@@ -80,15 +80,29 @@ class AdapterSection(Strict):
     alpha: Annotated[float, Field(gt=0)] = 32.0
 
 
+class BudgetSection(Strict):
+    """`update.budget`: an arm ends with the update that reaches one of these, at `num_updates` at the latest.
+
+    `states` that the source yielded, `loss_tokens` with a loss on them, model `flops` (forward and backward).
+    """
+
+    unit: Literal["states", "loss_tokens", "flops"]
+    amount: Annotated[float, Field(gt=0)]
+
+
 class UpdateSection(Strict):
     """`update`: how far the policy may move, and how an update is computed.
 
-    `lr` is the peak of AdamW; `reduction` says what one update averages over (`states`: every state weighs the same;
-    `trajectories`: every trajectory does); `max_tokens` bounds a micro-batch, `packing` lays its rows end to
-    end, `activation_checkpointing` trades time for memory: none can change a result but by rounding.
+    `lr` is the peak of AdamW; `num_epochs`: gradient steps on the batch of one update; `reduction` says what one update
+    averages over (`states`: every state weighs the same; `trajectories`: every trajectory does; `constant`: the sum of
+    a trajectory is divided by `constant_tokens`, whatever its length); `max_tokens` bounds a micro-batch, `packing`
+    lays its rows end to end, `activation_checkpointing` trades time for memory: none can change a result but by
+    rounding.
     """
 
     num_updates: Annotated[int, Field(ge=1)]
+    num_epochs: Annotated[int, Field(ge=1)] = 1
+    budget: BudgetSection | None = None
     lr: Annotated[float, Field(gt=0)]
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_updates: Annotated[int, Field(ge=0)] = 0
@@ -96,7 +110,8 @@ class UpdateSection(Strict):
     betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    reduction: Literal["states", "trajectories"] = "states"
+    reduction: Literal["states", "trajectories", "constant"] = "states"
+    constant_tokens: Annotated[int, Field(ge=1)] = 128
     max_tokens: Annotated[int, Field(ge=1)] = 8192
     packing: bool = False
     activation_checkpointing: bool = False
@@ -128,12 +143,13 @@ class SharedSection(Strict):
 
 
 class ArmSection(Strict):
-    """`[arms.<name>]` over the defaults in `[shared]`: one source, one signal, one locality."""
+    """`[arms.<name>]` over the defaults in `[shared]`: one source, a signal or a sum of them, localities."""
 
     label: str = ""
     teacher: str | None = None
     source: Table
-    signal: Table
+    signal: Table | list[Table]
+    locality: Table | list[Table] = []
     adapter: AdapterSection = AdapterSection()
     update: UpdateSection
 
@@ -232,9 +248,22 @@ def component(registry: Mapping[str, type[ComponentType]], table: Table, what: s
         # As JSON, since strict validation takes a dataclass from JSON but not from a dict.
         return TypeAdapter(chosen).validate_json(json.dumps(settings, default=str), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{where}: {what} {kind!r}, key {key!r}: {first['msg']} (got {first['input']!r})") from None
+        found = error.errors()
+        key = str(found[0]["loc"][0]) if found[0]["loc"] else ""
+        # A value of several types has an error for each; of a table the last one, the table's own, says most.
+        first = found[-1] if isinstance(settings.get(key), dict) else found[0]
+        message = first["msg"].removeprefix("Value error, ")
+        told = f", key {key!r}: {message} (got {first['input']!r})" if key else f": {message}"
+        raise UsageError(f"{where}: {what} {kind!r}{told}") from None
+
+
+def describe(part: Any) -> Any:
+    """A source, signal or locality as plain values: its fields, their defaults written out, and its kind."""
+    if dataclasses.is_dataclass(part):
+        kind = getattr(part, "kind", None)
+        named = {} if kind is None else {"kind": kind}
+        return named | {field.name: describe(getattr(part, field.name)) for field in dataclasses.fields(part)}
+    return [describe(one) for one in part] if isinstance(part, tuple | list) else part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,7 +384,7 @@ def _known_keys(loc: list[str | int]) -> list[str]:
     by_name: dict[str, type[BaseModel]] = {
         "study": StudySection, "shared": SharedSection, "evaluation": EvaluationSection,
         "protocol": ProtocolSection, "drift": DriftSection,
-        "adapter": AdapterSection, "update": UpdateSection, "phenomena": PhenomenonSection,
+        "adapter": AdapterSection, "update": UpdateSection, "budget": BudgetSection, "phenomena": PhenomenonSection,
         "reference": ReferenceSection,
     }  # fmt: skip
     if loc and loc[0] == "arms":

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from statewise.report.numbers import duration
+from statewise.study.cells import told_signals, told_source
 from statewise.study.estimate import PlanEstimate
 from statewise.study.executor import NodeEvent
 from statewise.study.memory import CARDS, SPARE, estimate_card_seconds, estimate_memory
@@ -127,11 +128,10 @@ def plan_table(plan: Plan, estimate: PlanEstimate, num_workers: int) -> Group:
     table.add_row(BASE, "not trained", *["–"] * 6)
     for name, arm in plan.config.arms.items():
         cost = estimate.arms[name]
-        writer = f"{arm.source.get('by', 'learner')} " if arm.source["kind"] == "rollout" else ""
         counts = (_thousands(count) for count in (cost.num_states, cost.num_tokens, cost.num_generated))
         table.add_row(
             f"{name}\n  needs {arm.teacher}" if arm.teacher else name,
-            f"{writer}{arm.source['kind']}\n× {arm.signal['kind']}",
+            f"{told_source(plan.sources[name])}\n× {told_signals(plan.signals[name])}",
             str(cost.num_updates),
             f"{arm.update.lr:g}",
             *counts,

@@ -53,12 +53,16 @@ STATE_SCHEMA = pa.schema(
         ("row", pa.int32()),
         ("source", pa.string()),
         ("writer", pa.string()),
+        ("writer_update", pa.int32()),  # updates that the learner had had when it wrote; -1: it did not write
         ("prompt_index", pa.int32()),
         ("prompt_length", pa.int32()),
+        ("num_given", pa.int32()),  # tokens after the prompt that were given to the writer
         ("token_ids", pa.list_(pa.int32())),
         ("action_mask", pa.list_(pa.bool_())),
+        ("label_ids", pa.list_(pa.int32())),  # tokens that the loss looks at; null: the actions themselves
         ("behavior_logprobs", pa.list_(pa.float32())),
-        ("temperature", pa.float32()),
+        ("temperature", pa.float64()),
+        ("top_p", pa.float64()),
         ("is_finished", pa.bool_()),
         ("reward", pa.float32()),
         ("advantage", pa.float32()),

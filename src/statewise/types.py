@@ -6,8 +6,8 @@ Torch enters only where a model does (`policy`, `loop`); sources and signals can
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,9 @@ class Trajectory:
     """One row of training states before it is padded into a batch.
 
     Every token from `first_action` on (None: from `prompt_length` on) is an action; its state is everything before it.
-    `behavior_logprobs` has one value per action (nats), or is None where the writer's law is not known (data).
+    `behavior_logprobs` has one value per action (nats), nan or None where the writer's law is not known (data).
+    `writer_update` counts the updates that the learner had had when it wrote (-1: somebody else wrote); `num_given`
+    the tokens after the prompt that were given to the writer (a prefix). `reward` is nan unless it comes with the text.
     """
 
     token_ids: tuple[int, ...]
@@ -65,6 +67,9 @@ class Trajectory:
     behavior_logprobs: tuple[float, ...] | None = None
     is_finished: bool = True
     first_action: int | None = None
+    writer_update: int = -1
+    num_given: int = 0
+    reward: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,12 @@ class States:
     Shapes: `token_ids` int64 [batch, time], right-padded with 0; `action_mask` bool [batch, time]; `lengths`,
     `prompt_lengths`, `prompt_indices` int64 [batch]; `is_finished` bool [batch]; `behavior_logprobs` float32
     [batch, time], nats, nan where unknown; `rewards`, `advantages` float32 [batch], nan where there is none;
-    `sources`, `writers` one name a row. `temperature` is the sampling temperature (1 for data).
+    `writer_updates`, `num_given` int64 [batch], as in `Trajectory`; `sources`, `writers` one name a row. `temperature`
+    and `top_p` are those of the sampling law (1 for data).
+
+    What a signal may attach: `label_ids` int64 [batch, time], the tokens whose log-probabilities it looks at (None: the
+    actions themselves); `pair_ids` int64 [batch], -1 for none, equal for the two rows of a preference. And the loop,
+    before it takes a batch more than once: `old_logprobs` float32 [batch, time], nats, of the learner as it was then.
     """
 
     token_ids: IntArray
@@ -89,21 +99,83 @@ class States:
     is_finished: BoolArray
     rewards: FloatArray
     advantages: FloatArray
+    writer_updates: IntArray
+    num_given: IntArray
     sources: tuple[str, ...]
     writers: tuple[str, ...]
     temperature: float = 1.0
+    top_p: float = 1.0
+    label_ids: IntArray | None = None
+    pair_ids: IntArray | None = None
+    old_logprobs: FloatArray | None = None
 
     @property
     def num_states(self) -> int:
         """Number of training states, i.e. of trained actions."""
         return int(self.action_mask.sum())
 
+    @property
+    def labels(self) -> IntArray:
+        """The token that the loss looks at in each state, [batch, time]."""
+        return self.token_ids if self.label_ids is None else self.label_ids
+
+    def has_states_of(self, other: States) -> bool:
+        """Whether tokens and mask are the very arrays of `other`, so that one forward pass serves both."""
+        return self.token_ids is other.token_ids and self.action_mask is other.action_mask
+
     def response_ids(self, row: int) -> tuple[int, ...]:
         """The tokens of `row` that follow its prompt."""
         return tuple(int(t) for t in self.token_ids[row, self.prompt_lengths[row] : self.lengths[row]])
 
 
-def collate(trajectories: Sequence[Trajectory], temperature: float = 1.0) -> States:
+def take_rows(states: States, rows: Sequence[int] | IntArray) -> States:
+    """The given rows, in the given order, the time axis cut to the longest of them."""
+    index = np.asarray(rows, dtype=np.int64)
+    time = int(states.lengths[index].max())
+    taken: dict[str, Any] = {}
+    for field in fields(states):
+        value = getattr(states, field.name)
+        if isinstance(value, np.ndarray):
+            taken[field.name] = value[index, :time] if value.ndim > 1 else value[index]
+        elif isinstance(value, tuple):
+            taken[field.name] = tuple(value[row] for row in index)
+    return replace(states, **taken)
+
+
+def join_rows(parts: Sequence[States]) -> States:
+    """The rows of all parts, one part after the other, padded to the longest.
+
+    Raises:
+        UsageError: the parts were sampled at different temperatures or top-p, which a loss could not follow row by row.
+    """
+    for name in ("temperature", "top_p"):
+        if len(found := sorted({getattr(part, name) for part in parts})) > 1:
+            raise UsageError(
+                f"states of {name} {' and '.join(f'{value:g}' for value in found)} cannot share an update, since its "
+                f"loss is taken at one {name}; give every part the same (data count as 1)"
+            )
+    if len(parts) == 1:
+        return parts[0]
+    time = max(part.token_ids.shape[1] for part in parts)
+    joined: dict[str, Any] = {}
+    for field in fields(States):
+        values = [getattr(part, field.name) for part in parts]
+        if isinstance(values[0], np.ndarray):
+            joined[field.name] = np.concatenate([_widened(value, time) for value in values])
+        elif isinstance(values[0], tuple):
+            joined[field.name] = sum(values, ())
+    return replace(parts[0], **joined)
+
+
+def _widened(value: Any, time: int) -> Any:
+    """[batch, any] padded on the right to [batch, time] as `collate` pads; [batch] as it is."""
+    if value.ndim == 1:
+        return value
+    padding = np.nan if value.dtype == np.float32 else 0
+    return np.pad(value, ((0, 0), (0, time - value.shape[1])), constant_values=padding)
+
+
+def collate(trajectories: Sequence[Trajectory], temperature: float = 1.0, top_p: float = 1.0) -> States:
     """Pad trajectories to one batch.
 
     Raises:
@@ -143,31 +215,42 @@ def collate(trajectories: Sequence[Trajectory], temperature: float = 1.0) -> Sta
         action_mask=action_mask,
         behavior_logprobs=behavior,
         is_finished=np.array([t.is_finished for t in trajectories], dtype=np.bool_),
-        rewards=np.full(batch, np.nan, dtype=np.float32),
+        rewards=np.array([t.reward for t in trajectories], dtype=np.float32),
         advantages=np.full(batch, np.nan, dtype=np.float32),
+        writer_updates=np.array([t.writer_update for t in trajectories], dtype=np.int64),
+        num_given=np.array([t.num_given for t in trajectories], dtype=np.int64),
         sources=tuple(t.source for t in trajectories),
         writers=tuple(t.writer for t in trajectories),
         temperature=temperature,
+        top_p=top_p,
     )
 
 
 @dataclass(frozen=True)
 class SignalInputs:
-    """What a signal's loss may look at, for one flat run of training states.
+    """What a loss may look at, for one flat run of training states.
 
-    `[states]` runs over the trained actions of a micro-batch, row by row, so that padding cannot enter a loss. Signals
-    that compare whole laws get logits, in chunks; the others get log-probabilities of the actions. What a signal did
-    not ask for in `needs` is None.
+    `[states]` runs over the trained actions of a micro-batch, row by row, so that padding cannot enter a loss. Losses
+    that compare whole laws get logits, in chunks; the others get log-probabilities of the states' labels. What a signal
+    does not name in its `needs` is None.
 
-    Shapes: `policy_logits`, `teacher_logits` float32 [states, vocab], sampling temperature applied;
-    `policy_logprobs`, `behavior_logprobs`, `advantages` float32 [states]; log-probabilities in nats.
+    Shapes: `policy_logits`, `teacher_logits`, `base_logits` float32 [states, vocab], sampling temperature applied;
+    `policy_logprobs`, `teacher_logprobs`, `base_logprobs`, `old_logprobs` (the learner when it took up this batch),
+    `behavior_logprobs` (nan where unknown), `advantages` float32 [states]; log-probabilities in nats. `rows`, `pairs`
+    int64 [states]: row of the micro-batch, and preference pair, counted from 0.
     """
 
     policy_logprobs: Tensor | None = None
+    old_logprobs: Tensor | None = None
     behavior_logprobs: Tensor | None = None
+    teacher_logprobs: Tensor | None = None
+    base_logprobs: Tensor | None = None
     advantages: Tensor | None = None
+    rows: Tensor | None = None
+    pairs: Tensor | None = None
     policy_logits: Tensor | None = None
     teacher_logits: Tensor | None = None
+    base_logits: Tensor | None = None
 
     def required(self, name: str) -> Tensor:
         """The input `name`; a missing one is the loop's mistake, not the user's.

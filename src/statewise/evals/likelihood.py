@@ -23,9 +23,8 @@ from statewise.policy.score import (
     micro_batches,
     state_hidden,
     states_per_chunk,
-    take_rows,
 )
-from statewise.types import Trajectory, collate
+from statewise.types import Trajectory, collate, take_rows
 
 SCORING_TOKENS = 8192  # padded tokens per forward pass
 

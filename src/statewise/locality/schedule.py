@@ -16,12 +16,16 @@ class Schedule:
     warmup_updates: int = 0
     shape: Literal["constant", "linear", "cosine"] = "constant"
 
-    def lr_at(self, step: int) -> float:
-        """Learning rate of update `step` (from 0), in (0, lr]: the last update of a decay is small, not zero."""
+    def lr_at(self, step: int, share: float | None = None) -> float:
+        """Learning rate of update `step` (from 0), in (0, lr]: the last update of a decay is small, not zero.
+
+        `share`: of the arm's budget that is used before this update, 0..1, where the arm ends by a budget; the decay
+        then follows it in the place of the count of updates.
+        """
         if step < self.warmup_updates:
             return self.lr * (step + 1) / self.warmup_updates
         span = max(1, self.num_updates - self.warmup_updates)
-        done = (step - self.warmup_updates) / span
+        done = (step - self.warmup_updates) / span if share is None else share
         if self.shape == "linear":
             return self.lr * (1 - done)
         if self.shape == "cosine":

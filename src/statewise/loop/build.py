@@ -1,23 +1,31 @@
-"""From an arm's configuration to the objects that train it: policies, documents, source, signal, trainable weights."""
+"""From an arm's configuration to the objects that train it: policies, documents, source, signals, trainable weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
 from statewise.config import UpdateSection
 from statewise.errors import UsageError
+from statewise.locality import Locality
 from statewise.locality.adapter import Adapter
+from statewise.loop.account import Account
+from statewise.loop.history import WeightHistory
+from statewise.policy.act import draw_actions
 from statewise.policy.load import Policy, chat_of, check_chat_end, check_same_tokenizer, decode, encode, encode_prompt
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.samplers import Sampler
 from statewise.seeding import derive_key
-from statewise.signals.signal import Signal, Supervision, WriteRequest
-from statewise.states.source import EncodedExample, RolloutRequest, Source, SourceContext
+from statewise.signals.signal import ActRequest, Supervision, WeightedSignal, WriteRequest
+from statewise.states import EncodedExample, RecordedStates, Source, SourceContext, leaves
+from statewise.states.dataset import Dataset
+from statewise.states.source import RolloutRequest
 from statewise.tasks.task import Task
-from statewise.types import Example, Rollout
+from statewise.types import Example, IntArray, Rollout
 
 
 @dataclass(frozen=True)
@@ -28,38 +36,59 @@ class Recipe:
     """
 
     source: Source
-    signal: Signal
+    signals: tuple[WeightedSignal, ...]
     adapter: Adapter
     update: UpdateSection
     key: int
+    localities: tuple[Locality, ...] = ()
     is_chat: bool = False
     sampler: Sampler = sample
 
 
+@dataclass(frozen=True)
+class Material:
+    """What an arm is trained on: the target `task`, whose training split gives the prompts; the `retention` tasks, for
+    a locality that remembers them; the states that sources `log` replay, by their `record`.
+    """
+
+    task: Task
+    retention: tuple[Task, ...] = ()
+    recorded: Mapping[str, RecordedStates] = field(default_factory=dict)
+
+
 @dataclass
 class Engine:
-    """The policies of an arm by writer's name, and how many tokens each has written so far."""
+    """The policies of an arm by writer's name, the learner's past, and what all of them have used so far."""
 
     policies: dict[str, Policy]
-    num_generated: dict[str, int] = field(default_factory=dict)
+    history: WeightHistory
+    account: Account = field(default_factory=Account)
     sampler: Sampler = sample
 
     def roll_out(self, request: RolloutRequest) -> list[Rollout]:
         """Answer a source."""
         sampling = Sampling(request.temperature, request.top_p, request.max_new_tokens)
-        return self._write(request.writer, request.prompts, request.keys, sampling)
+        with self.history.as_after(request.update):
+            return self._write(request.writer, request.prompts, request.keys, sampling)
 
     def write_on(self, request: WriteRequest) -> list[Rollout]:
         """Answer a signal: the teacher writes."""
         sampling = Sampling(request.temperature, 1.0, request.max_new_tokens)
         return self._write("teacher", request.prompts, request.keys, sampling)
 
+    def act(self, request: ActRequest) -> IntArray:
+        """Answer a signal: one action at every state."""
+        policy = self.policies[request.actor]
+        self.account.score(policy.model, int(request.states.lengths.sum()))
+        return draw_actions(policy, request.states, request.temperature, request.key)
+
     def _write(
         self, writer: str, prompts: Sequence[tuple[int, ...]], keys: Sequence[int], sampling: Sampling
     ) -> list[Rollout]:
-        rollouts = self.sampler(self.policies[writer], prompts, keys, sampling)
+        policy = self.policies[writer]
+        rollouts = self.sampler(policy, prompts, keys, sampling)
         written = sum(len(rollout.token_ids) for rollout in rollouts)
-        self.num_generated[writer] = self.num_generated.get(writer, 0) + written
+        self.account.write(writer, policy.model, sum(map(len, prompts)), written)
         return rollouts
 
 
@@ -69,53 +98,61 @@ class Setup:
 
     recipe: Recipe
     learner: Policy
-    teacher: Policy | None
     engine: Engine
     context: SourceContext
-    task: Task
+    material: Material
     trainable: dict[str, torch.nn.Parameter]
 
-    def supervision(self, step: int) -> Supervision:
-        """What the signal may ask in update `step`."""
-        return Supervision(
-            write=self.engine.write_on, grade=self.grade, key=derive_key(self.recipe.key, "signal", step)
-        )
+    def supervision(self, step: int, place: int = 0) -> Supervision:
+        """What the signal at `place` in the arm's sum may ask in update `step`."""
+        key = derive_key(self.recipe.key, "signal", step, *([place] if place else []))
+        return Supervision(self.engine.write_on, self.engine.act, self.grade, key, step)
 
     def grade(self, prompt_index: int, token_ids: Sequence[int]) -> float:
         """Reward 0..1 of a response by the task's own filter and metric; nan if it cannot be scored."""
-        return self.task.reward(prompt_index, decode(self.learner, token_ids))
+        return self.material.task.reward(prompt_index, decode(self.learner, token_ids))
 
 
-def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], task: Task) -> Setup:
+def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], material: Material) -> Setup:
     """Attach the adapter to `learner` and make the context of the source.
 
     Args:
         recipe: the arm.
         learner: the policy to train; its model is changed in place.
-        others: `teacher` and `base`, where source or signal need them.
-        task: the target task, whose training split gives the prompts.
+        others: `teacher` and `base`, where source, signals or localities need them.
+        material: tasks and recorded states.
 
     Raises:
         UsageError: a teacher is needed and absent, its tokenizer differs, the task has no training document, or one
-            that does not fit the context.
+            that does not fit the context; a file of pairs that cannot be read.
     """
-    teacher = others.get("teacher")
-    if teacher is None and (recipe.source.needs_teacher or recipe.signal.needs_teacher):
-        raise UsageError(f"source {recipe.source.kind!r} with signal {recipe.signal.kind!r} needs a teacher; name one")
+    signals = [one.signal for one in recipe.signals]
+    if "teacher" not in others and (recipe.source.needs_teacher or any(one.needs_teacher for one in signals)):
+        kinds = " + ".join(one.kind for one in signals)
+        raise UsageError(f"source {recipe.source.kind!r} with signal {kinds!r} needs a teacher; name one")
     for other in others.values():
         check_same_tokenizer(learner, other)
     if recipe.is_chat:
         check_chat_end(learner)
-    documents = task.examples("train", chat_of(learner) if recipe.is_chat else None)
+    documents = material.task.examples("train", chat_of(learner) if recipe.is_chat else None)
     examples = tuple(encode_example(learner, document) for document in documents)
     if not examples:
-        raise UsageError(f"task {task.name!r} has no training documents, so there is nothing to train on")
+        raise UsageError(f"task {material.task.name!r} has no training documents, so there is nothing to train on")
+    pairs = {
+        source.pairs: _read_pairs(source.pairs, learner, documents)
+        for source in leaves(recipe.source)
+        if isinstance(source, Dataset) and source.pairs is not None
+    }
     trainable = recipe.adapter.attach(learner.model, derive_key(recipe.key, "adapter"))
     if recipe.update.activation_checkpointing:
         learner.model.activation_checkpointing_enable({"use_reentrant": False})
-    engine = Engine({"learner": learner, **others}, sampler=recipe.sampler)
-    context = SourceContext(examples, engine.roll_out, derive_key(recipe.key, "source"))
-    return Setup(recipe, learner, teacher, engine, context, task, trainable)
+    history = WeightHistory(trainable, recipe.source.max_lag)
+    engine = Engine({"learner": learner, **others}, history, sampler=recipe.sampler)
+    context = SourceContext(
+        examples, engine.roll_out, derive_key(recipe.key, "source"), recipe.update.num_updates,
+        recorded=material.recorded, pairs=pairs,
+    )  # fmt: skip
+    return Setup(recipe, learner, engine, context, material, trainable)
 
 
 def encode_example(policy: Policy, example: Example) -> EncodedExample:
@@ -133,3 +170,33 @@ def encode_example(policy: Policy, example: Example) -> EncodedExample:
             "context"
         )
     return EncodedExample(example.index, prompt_ids, gold_ids)
+
+
+def _read_pairs(path: str, policy: Policy, documents: Sequence[Example]) -> tuple[EncodedExample, ...]:
+    """Given preferences: one JSON object a line with the index of a training document and two answers to it.
+
+    Raises:
+        UsageError: no such file, or a line that is not such an object or names no document.
+    """
+    by_index = {document.index: document for document in documents}
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the pairs ({error.strerror}); give source.pairs a JSONL file") from None
+    read: list[EncodedExample] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            pair = json.loads(line)
+            document, texts = by_index[pair["index"]], (str(pair["chosen"]), str(pair["rejected"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f'{path}:{number}: expected {{"index": a training document, "chosen": text, "rejected": text}} '
+                f"({type(error).__name__}: {error})"
+            ) from None
+        chosen, rejected = (encode_example(policy, Example(document.index, document.prompt, text)) for text in texts)
+        if not chosen.gold_ids or not rejected.gold_ids:
+            raise UsageError(f"{path}:{number}: an answer is empty")
+        read.append(EncodedExample(document.index, chosen.prompt_ids, chosen.gold_ids, rejected.gold_ids))
+    if not read:
+        raise UsageError(f"{path}: holds no pairs")
+    return tuple(read)

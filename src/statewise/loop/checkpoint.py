@@ -1,35 +1,59 @@
-"""Checkpoints of an arm: weights, optimiser moments and the hash of the states so far, in safetensors and JSON.
+"""Checkpoints of an arm: weights, moments, and whatever else the next update depends on, in open formats.
 
-A checkpoint is written to a temporary folder, synced and renamed; its files carry SHA-256, so that half a checkpoint or
-a flipped bit is noticed and the one before it is used instead. There is no generator state: see `seeding`.
+That is: the hash of the states so far, the account, the learner's past weights, the average of its weights, the
+coefficient of a penalty, and replay buffers. A checkpoint is written to a temporary folder, synced and renamed; its
+files carry SHA-256, so that half a checkpoint or a flipped bit is noticed and the one before it is used instead. There
+is no generator state: see `seeding`.
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from statewise import records
+from statewise.loop.tensors import write_tensors
+from statewise.records import STATE_SCHEMA
+from statewise.state_records import state_rows, states_of_rows
+from statewise.states.buffer import ReplayBuffer
 
 KEPT_CHECKPOINTS = 2
+BUFFER_SCHEMA = STATE_SCHEMA.append(pa.field("buffer", pa.string())).append(pa.field("group", pa.int32()))
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a checkpoint stands: updates done, hash of the states trained on, tokens written so far by writer."""
+    """Where a checkpoint stands: updates done, hash of the states visited, what was used (`Account.totals`), and the
+    coefficient of KL to base in the next update.
+    """
 
     step: int
     state_hash: str
-    num_generated: dict[str, int]
+    account: dict[str, Any] = field(default_factory=dict)
+    coefficient: float = 0.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What an arm keeps beside its weights: tensors by kind and name (`history`, `average`), and replay buffers."""
+
+    tensors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    buffers: dict[str, ReplayBuffer] = field(default_factory=dict)
 
 
 def save(
-    folder: Path, progress: Progress, trainable: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+    folder: Path,
+    progress: Progress,
+    trainable: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    memory: Memory | None = None,
 ) -> None:
     """Write checkpoint `progress.step` and drop all but the newest two.
 
@@ -41,13 +65,19 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        weights = {name: p.detach().contiguous() for name, p in trainable.items()}
-        digests = {
-            "weights.safetensors": _write_tensors(temporary / "weights.safetensors", weights),
-            "optimizer.safetensors": _write_tensors(
-                temporary / "optimizer.safetensors", _moments(trainable, optimizer)
-            ),
+        tensors = {
+            "weights": {name: p.detach() for name, p in trainable.items()},
+            "optimizer": _moments(trainable, optimizer),
+            **(memory.tensors if memory else {}),
         }
+        digests = {
+            f"{kind}.safetensors": write_tensors(temporary / f"{kind}.safetensors", named)
+            for kind, named in tensors.items()
+            if named
+        }
+        if memory and memory.buffers:
+            records.write_table(temporary / "buffers.parquet", [*_buffer_rows(memory.buffers)], BUFFER_SCHEMA)
+            digests["buffers.parquet"] = records.digest_file(temporary / "buffers.parquet")
         content = {**asdict(progress), "files": digests}
         records.write_json(temporary / "progress.json", {**content, "sha256": records.digest_json(content)})
         shutil.rmtree(final, ignore_errors=True)
@@ -60,23 +90,31 @@ def save(
         shutil.rmtree(old)
 
 
-def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> str:
-    """Write a safetensors file durably; returns its SHA-256."""
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:  # also what safetensors makes of a full disk
-        raise OSError(f"cannot write {path}: {error}") from error
-    records.sync_folder(path)  # fsync takes any descriptor, a file's as well
-    return records.digest_file(path)
+def _buffer_rows(buffers: dict[str, ReplayBuffer]) -> Iterable[dict[str, Any]]:
+    for name, buffer in buffers.items():
+        for group, (update, states) in enumerate(buffer.groups):
+            yield from ({**row, "buffer": name, "group": group} for row in state_rows(update, states))
+
+
+def _read_buffers(path: Path) -> dict[str, ReplayBuffer]:
+    """The replay buffers of a checkpoint."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in records.read_table(path):
+        groups.setdefault((row["buffer"], row["group"]), []).append(row)
+    buffers: dict[str, ReplayBuffer] = {}
+    for (name, _), rows in groups.items():
+        buffers.setdefault(name, ReplayBuffer()).groups.append((rows[0]["step"], states_of_rows(rows)))
+    return buffers
 
 
 def load_last(
     folder: Path, trainable: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
-) -> tuple[Progress | None, list[str]]:
-    """Restore the newest sound checkpoint.
+) -> tuple[Progress | None, Memory, list[str]]:
+    """Restore weights and moments of the newest sound checkpoint.
 
     Returns:
-        Its progress, or None where there is none, and the names of damaged checkpoints that were passed over.
+        Its progress, or None where there is none; what the arm kept beside its weights; and the names of damaged
+        checkpoints that were passed over.
     """
     damaged = []
     for candidate in reversed(_numbered(folder)):
@@ -84,13 +122,15 @@ def load_last(
         if progress is None:
             damaged.append(candidate.name)
             continue
-        weights = load_file(candidate / "weights.safetensors")
+        tensors = {path.stem: load_file(path) for path in sorted(candidate.glob("*.safetensors"))}
         with torch.no_grad():
             for name, parameter in trainable.items():
-                parameter.copy_(weights[name])
-        _restore_moments(trainable, optimizer, load_file(candidate / "optimizer.safetensors"))
-        return progress, damaged
-    return None, damaged
+                parameter.copy_(tensors["weights"][name])
+        _restore_moments(trainable, optimizer, tensors["optimizer"])
+        others = {kind: named for kind, named in tensors.items() if kind not in ("weights", "optimizer")}
+        buffers = candidate / "buffers.parquet"
+        return progress, Memory(others, _read_buffers(buffers) if buffers.exists() else {}), damaged
+    return None, Memory(), damaged
 
 
 def _numbered(folder: Path) -> list[Path]:

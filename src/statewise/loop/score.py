@@ -1,9 +1,13 @@
-"""What a signal may look at: log-probabilities of the actions, or whole laws in chunks, at the training states only."""
+"""What a loss may look at: log-probabilities of the labels, or whole laws in chunks, at the training states only.
+
+Terms of one update whose tokens and mask are the same share a forward pass of each model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +15,7 @@ from torch import Tensor
 from statewise.loop.build import Setup
 from statewise.policy.load import Policy
 from statewise.policy.score import (
+    StateTensors,
     action_logprobs,
     batch_tensors,
     chunked_over_states,
@@ -18,53 +23,117 @@ from statewise.policy.score import (
     state_hidden,
     states_per_chunk,
 )
-from statewise.types import SignalInputs, States
+from statewise.types import IntArray, SignalInputs, States, take_rows
+
+OTHERS = ("teacher", "base")
+
+
+class Loss(Protocol):
+    """A signal, or a locality's penalty: a loss per state from the inputs that it names (`signals.signal.Signal`)."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    def loss(self, inputs: SignalInputs) -> Tensor: ...
 
 
 @dataclass(frozen=True)
-class ScoredStates:
-    """A micro-batch under its signal; float32 [states], row by row as `action_mask` is set.
+class Term:
+    """One summand of an update's loss: what, with which weight, on which states.
 
-    `losses`: unreduced, with gradient to the learner. `policy_logprobs`: of the actions, nats, without gradient; None
-    where the signal compares whole laws.
+    `skips_zero_advantages`: a trajectory of advantage 0 cannot move the policy through this term.
+    """
+
+    what: Loss
+    weight: float
+    states: States
+    skips_zero_advantages: bool = False
+
+    def rows(self, rows: Sequence[int] | IntArray) -> Term:
+        """The same term on some of its rows."""
+        return replace(self, states=take_rows(self.states, rows))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A term on a micro-batch; float32 [states], row by row as `action_mask` is set.
+
+    `losses`: unreduced, with gradient to the learner. `policy_logprobs`: of the labels, nats, without gradient; None
+    where the term compares whole laws.
     """
 
     losses: Tensor
     policy_logprobs: Tensor | None = None
 
 
-def score_states(setup: Setup, states: States) -> ScoredStates:
-    """The signal's loss at every training state of a micro-batch."""
-    hidden = state_hidden(setup.learner, states, is_packed=setup.recipe.update.packing)
-    if setup.recipe.signal.compares_laws:
-        return ScoredStates(_compare_laws(setup, states, hidden))
-    tensors = batch_tensors(states, device=hidden.device)
+def group_terms(terms: Sequence[Term]) -> list[list[Term]]:
+    """Terms in groups that share tokens and mask, in order."""
+    groups: list[list[Term]] = []
+    for term in terms:
+        group = next((g for g in groups if term.states.has_states_of(g[0].states)), None)
+        if group is None:
+            groups.append([term])
+        else:
+            group.append(term)
+    return groups
+
+
+def score_terms(setup: Setup, terms: Sequence[Term]) -> list[Scored]:
+    """The losses of terms that share tokens and mask, at every training state of a micro-batch."""
+    states, is_packed = terms[0].states, setup.recipe.update.packing
+    hidden = {"policy": state_hidden(setup.learner, states, is_packed=is_packed)}
+    if not states.num_states:
+        return [Scored(hidden["policy"].sum(-1) * 0)] * len(terms)  # nothing to learn from, but a gradient: zero
+    with torch.no_grad():
+        for name in OTHERS:
+            if any(need.startswith(name) for term in terms for need in term.what.needs):
+                hidden[name] = state_hidden(setup.engine.policies[name], states, is_packed=is_packed)
+    return [_score_laws(setup, term, hidden) if _compares_laws(term) else _score(setup, term, hidden) for term in terms]
+
+
+def _compares_laws(term: Term) -> bool:
+    return "policy_logits" in term.what.needs
+
+
+def _score(setup: Setup, term: Term, hidden: dict[str, Tensor]) -> Scored:
+    """A term that looks at one token a state."""
+    tensors = batch_tensors(term.states, device=hidden["policy"].device)
+    logprobs = action_logprobs(setup.learner, hidden["policy"], tensors.labels, term.states.temperature)
     inputs = SignalInputs(
-        policy_logprobs=action_logprobs(setup.learner, hidden, tensors.actions, states.temperature),
+        policy_logprobs=logprobs,
+        old_logprobs=logprobs.detach() if tensors.old_logprobs is None else tensors.old_logprobs,
         behavior_logprobs=tensors.behavior_logprobs,
         advantages=tensors.advantages,
+        rows=tensors.rows,
+        pairs=tensors.pairs,
+        **{f"{name}_logprobs": _others(setup, name, hidden, tensors, term) for name in OTHERS if name in hidden},
     )
-    return ScoredStates(setup.recipe.signal.loss(inputs), inputs.required("policy_logprobs").detach())
+    return Scored(term.what.loss(inputs), logprobs.detach())
 
 
-def _compare_laws(setup: Setup, states: States, hidden: Tensor) -> Tensor:
-    """Loss of a signal that compares laws, never holding more than a chunk of [states, vocab]."""
-    if setup.teacher is None:
-        raise LookupError(f"signal {setup.recipe.signal.kind!r} compares laws but the setup has no teacher")
+def _others(setup: Setup, name: str, hidden: dict[str, Tensor], tensors: StateTensors, term: Term) -> Tensor:
     with torch.no_grad():
-        teacher_hidden = state_hidden(setup.teacher, states, is_packed=setup.recipe.update.packing)
-    score = _law_loss(setup.recipe.signal.loss, setup.learner, setup.teacher, states.temperature)
-    return chunked_over_states(score, hidden, teacher_hidden, chunk_size=states_per_chunk(setup.learner))
+        return action_logprobs(setup.engine.policies[name], hidden[name], tensors.labels, term.states.temperature)
 
 
-def _law_loss(
-    loss: Callable[[SignalInputs], Tensor], learner: Policy, teacher: Policy, temperature: float
-) -> Callable[..., Tensor]:
-    def of_chunk(hidden: Tensor, teacher_hidden: Tensor) -> Tensor:
+def _score_laws(setup: Setup, term: Term, hidden: dict[str, Tensor]) -> Scored:
+    """A term that compares laws, never holding more than a chunk of [states, vocab]."""
+    names = [name for name in OTHERS if f"{name}_logits" in term.what.needs]
+    policies: list[Policy] = [setup.engine.policies[name] for name in names]
+    temperature = term.states.temperature
+
+    def of_chunk(policy_hidden: Tensor, *others: Tensor) -> Tensor:
         with torch.no_grad():
-            teacher_logits = head_logits(teacher, teacher_hidden, temperature)
-        return loss(
-            SignalInputs(policy_logits=head_logits(learner, hidden, temperature), teacher_logits=teacher_logits)
+            laws = {
+                f"{name}_logits": head_logits(policy, part, temperature)
+                for name, policy, part in zip(names, policies, others, strict=True)
+            }
+        return term.what.loss(
+            SignalInputs(policy_logits=head_logits(setup.learner, policy_hidden, temperature), **laws)
         )
 
-    return of_chunk
+    tensors = [hidden["policy"], *(hidden[name] for name in names)]
+    return Scored(chunked_over_states(of_chunk, *tensors, chunk_size=states_per_chunk(setup.learner)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,9 @@ import numpy as np
 from statewise.errors import DivergedError, InterruptedTrainingError
 from statewise.loop import checkpoint
 from statewise.loop.build import Setup
+from statewise.loop.constrain import Constraints
 from statewise.loop.recorder import Recorder
+from statewise.loop.score import Term, group_terms
 from statewise.loop.update import Updater, UpdateResult
 from statewise.types import States
 
@@ -33,80 +35,150 @@ def train(setup: Setup, folder: Path, observer: Observer) -> Recorder:
         DivergedError: a loss or gradient is not finite.
         InterruptedTrainingError: `observer.should_stop()` said so; the last checkpoint stands.
     """
-    recipe, recorder, updater = setup.recipe, Recorder(folder), Updater(setup)
-    start = _resume(setup, recorder, updater, observer)
-    for step in range(start, recipe.update.num_updates):
+    recorder = Recorder(folder)
+    updater = Updater(setup, Constraints(setup, folder))
+    step, num_updates = _resume(setup, recorder, updater, observer), setup.recipe.update.num_updates
+    while step < num_updates and _share_used(setup) < 1:
         if observer.should_stop():
             raise InterruptedTrainingError(f"stopped before update {step}")
-        began = time.perf_counter()
-        visited = recipe.source.sample(setup.context, step)  # where
-        sampled = time.perf_counter()
-        states = recipe.signal.supervise(visited, setup.supervision(step))  # what
-        supervised = time.perf_counter()
-        try:
-            result = updater.apply(states, step)  # how far
-        except DivergedError:
-            recorder.flush(step)  # the arm is a result: the states up to its end are part of it
-            raise
-        seconds = {
-            "states/sample_s": sampled - began,
-            "signals/supervise_s": supervised - sampled,
-            "loop/update_s": time.perf_counter() - supervised,
-        }
-        recorder.step(step, states, {**_metrics(visited, states, result), **_generated(setup)}, seconds)
-        if (step + 1) % recipe.update.checkpoint_every == 0 or step + 1 == recipe.update.num_updates:
-            recorder.flush(step + 1)
-            progress = checkpoint.Progress(step + 1, recorder.state_hash, dict(setup.engine.num_generated))
-            checkpoint.save(folder / "checkpoints", progress, setup.trainable, updater.optimizer)
-        observer.progress(step + 1)
+        _update(setup, recorder, updater, step)
+        step += 1
+        is_last = step == num_updates or _share_used(setup) >= 1
+        if step % setup.recipe.update.checkpoint_every == 0 or is_last:
+            _save(setup, recorder, updater, step)
+        observer.progress(step)
+    updater.constraints.load_average()
     return recorder
+
+
+def _update(setup: Setup, recorder: Recorder, updater: Updater, step: int) -> None:
+    """One update, recorded."""
+    began = time.perf_counter()
+    setup.engine.history.remember(step)
+    visited = setup.recipe.source.sample(setup.context, step)  # where
+    sampled = time.perf_counter()
+    terms = supervise(setup, visited, step)  # what
+    supervised = time.perf_counter()
+    share = _share_used(setup) if setup.recipe.update.budget else None
+    recorder.states(step, visited, [term.states for term in terms])
+    try:
+        result = updater.apply(terms, step, share)  # how far
+    except DivergedError:
+        recorder.flush(step + 1)  # the arm is a result: the states up to its end are part of it
+        raise
+    seconds = {
+        "states/sample_s": sampled - began,
+        "signals/supervise_s": supervised - sampled,
+        "loop/update_s": time.perf_counter() - supervised,
+    }
+    account = setup.engine.account
+    account.num_states += visited.num_states
+    account.num_loss_tokens += sum(group[0].states.num_states for group in group_terms(terms))
+    recorder.step(step, {**_metrics(visited, terms, result), **_used(setup)}, seconds)
+
+
+def supervise(setup: Setup, visited: States, step: int) -> list[Term]:
+    """What the arm's signals make of the states of an update."""
+    return [
+        Term(one.signal, one.weight, one.signal.supervise(visited, setup.supervision(step, place)),
+             one.signal.skips_zero_advantages)
+        for place, one in enumerate(setup.recipe.signals)
+    ]  # fmt: skip
+
+
+def _share_used(setup: Setup) -> float:
+    """Of the arm's budget, 0 where it has none; 1 and more: it is used up."""
+    budget = setup.recipe.update.budget
+    return setup.engine.account.used(budget.unit) / budget.amount if budget else 0.0
+
+
+def _save(setup: Setup, recorder: Recorder, updater: Updater, step: int) -> None:
+    recorder.flush(step)
+    progress = checkpoint.Progress(
+        step, recorder.state_hash, setup.engine.account.totals(), updater.constraints.coefficient
+    )
+    memory = checkpoint.Memory(
+        {"history": setup.engine.history.tensors(), "average": updater.constraints.average}, setup.context.buffers
+    )
+    checkpoint.save(recorder.folder / "checkpoints", progress, setup.trainable, updater.optimizer, memory)
 
 
 def _resume(setup: Setup, recorder: Recorder, updater: Updater, observer: Observer) -> int:
     """Restore the last sound checkpoint, if any; returns the number of updates that are done."""
     fresh_hash = recorder.state_hash
-    progress, damaged = checkpoint.load_last(recorder.folder / "checkpoints", setup.trainable, updater.optimizer)
+    progress, memory, damaged = checkpoint.load_last(
+        recorder.folder / "checkpoints", setup.trainable, updater.optimizer
+    )
     for name in damaged:
         observer.warn(f"checkpoint {name} in {recorder.folder} is damaged and was passed over")
     if progress is None:
         recorder.rewind(0, fresh_hash)
         return 0
     recorder.rewind(progress.step, progress.state_hash)
-    setup.engine.num_generated.update(progress.num_generated)
+    setup.engine.account.restore(progress.account)
+    setup.engine.history.restore(memory.tensors.get("history", {}))
+    setup.context.buffers.update(memory.buffers)
+    updater.constraints.coefficient = progress.coefficient
+    for name, value in memory.tensors.get("average", {}).items():
+        updater.constraints.average[name].copy_(value)
     observer.progress(progress.step)
     return progress.step
 
 
-def _metrics(visited: States, states: States, result: UpdateResult) -> dict[str, float | int | str]:
+def _metrics(visited: States, terms: Sequence[Term], result: UpdateResult) -> dict[str, float | int | str]:
     """One line of metrics; each key is explained in docs/metrics.md.
 
-    Lengths and stops are those of the trajectories that the source `visited`; counts are of the `states` trained on,
-    which a signal such as `continuation` makes from them.
+    Lengths and stops are those of the trajectories that the source `visited`; loss tokens and tokens are those trained
+    on, which a signal such as `continuation` makes from them.
     """
     responses = visited.lengths - visited.prompt_lengths
+    trained = [group[0].states for group in group_terms(terms)]
     metrics: dict[str, float | int | str] = {
         "loop/loss_nats": result.loss,
         "loop/grad_norm": result.grad_norm,
         "loop/lr": result.lr,
         "loop/num_micro_batches": result.num_micro_batches,
         "loop/padding_rate": result.padding_share,
-        "states/num_states": states.num_states,
-        "states/num_trajectories": len(states.lengths),
-        "states/num_tokens": int(states.lengths.sum()),
+        "states/num_states": visited.num_states,
+        "states/num_loss_tokens": sum(states.num_states for states in trained),
+        "states/num_trajectories": len(visited.lengths),
+        "states/num_tokens": sum(int(states.lengths.sum()) for states in trained),
         "states/response_tokens_mean": float(responses.mean()),
         "states/finished_rate": float(visited.is_finished.mean()),
+        **result.constraints,
     }
+    if len(terms) > 1:
+        for place, term in enumerate(terms):
+            metrics[f"signals/loss_nats_{place}_{term.what.kind}"] = result.term_losses[place]
     if result.sampler_mismatch is not None:
         metrics["policy/sampler_mismatch_nats"] = result.sampler_mismatch
-    is_graded = ~np.isnan(states.rewards)
-    if not np.isnan(states.advantages).all():
+    return metrics | _of_writers(visited) | _of_rewards(terms)
+
+
+def _of_writers(visited: States) -> dict[str, float | int | str]:
+    """How many updates ago the learner wrote, on average, where it did."""
+    written = visited.writer_updates[visited.writer_updates >= 0]
+    return {"states/writer_update_mean": float(written.mean())} if len(written) else {}
+
+
+def _of_rewards(terms: Sequence[Term]) -> dict[str, float | int | str]:
+    graded = next((t.states for t in terms if t.skips_zero_advantages or not np.isnan(t.states.rewards).all()), None)
+    if graded is None:
+        return {}
+    metrics: dict[str, float | int | str] = {}
+    is_graded = ~np.isnan(graded.rewards)
+    if not np.isnan(graded.advantages).all():
         metrics["signals/num_unscored"] = int((~is_graded).sum())
-        metrics["signals/advantage_zero_rate"] = float((states.advantages == 0).mean())
+        metrics["signals/advantage_zero_rate"] = float((graded.advantages == 0).mean())
     if is_graded.any():
-        metrics["signals/reward_mean"] = float(states.rewards[is_graded].mean())
+        metrics["signals/reward_mean"] = float(graded.rewards[is_graded].mean())
     return metrics
 
 
-def _generated(setup: Setup) -> dict[str, float | int | str]:
-    """Tokens written since the start of the arm, by writer."""
-    return {f"states/num_generated_{writer}": count for writer, count in sorted(setup.engine.num_generated.items())}
+def _used(setup: Setup) -> dict[str, float | int | str]:
+    """Since the start of the arm: tokens written, by writer, and FLOPs."""
+    account = setup.engine.account
+    written = {f"states/num_generated_{writer}": count for writer, count in sorted(account.num_generated.items())}
+    return {
+        **written, "loop/flops_forward": account.flops_forward, "loop/flops_backward": account.flops_backward,
+    }  # fmt: skip

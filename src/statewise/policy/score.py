@@ -8,7 +8,7 @@ logits of every position, prompts and padding included, and masks them afterward
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from statewise.policy.load import Policy
 from statewise.policy.lora import active
 from statewise.policy.packing import pack
-from statewise.types import IntArray, States
+from statewise.types import IntArray, States, take_rows
 
 CHUNK_LOGITS = 2**24  # logits held at once: 64 MiB of float32
 MAX_PADDING_SHARE = 0.15  # of a micro-batch's padded tokens
@@ -29,55 +29,47 @@ MIN_FILLED_SHARE = 1 / 8  # of `max_tokens`: below it a micro-batch costs more i
 class StateTensors:
     """A micro-batch on the device. `[states]` runs over its training states, row by row.
 
-    Shapes: `token_ids` int64, `action_mask` bool [batch, time]; `actions` int64, `behavior_logprobs`, `advantages`
-    float32 [states], nan where unknown.
+    Shapes: `token_ids` int64, `action_mask` bool [batch, time]; `labels` (the actions, where a signal set no others),
+    `rows`, `pairs` (counted from 0 within the micro-batch) int64, `behavior_logprobs`, `advantages`, `old_logprobs`
+    float32 [states], nan where unknown; `pairs`, `old_logprobs` None where the states have none.
     """
 
     token_ids: Tensor
     action_mask: Tensor
-    actions: Tensor
+    labels: Tensor
+    rows: Tensor
     behavior_logprobs: Tensor
     advantages: Tensor
-
-
-def take_rows(states: States, rows: Sequence[int] | IntArray) -> States:
-    """The given rows, in the given order, the time axis cut to the longest of them."""
-    index = np.asarray(rows, dtype=np.int64)
-    time = int(states.lengths[index].max())
-    return replace(
-        states,
-        token_ids=states.token_ids[index, :time],
-        lengths=states.lengths[index],
-        prompt_lengths=states.prompt_lengths[index],
-        prompt_indices=states.prompt_indices[index],
-        action_mask=states.action_mask[index, :time],
-        behavior_logprobs=states.behavior_logprobs[index, :time],
-        is_finished=states.is_finished[index],
-        rewards=states.rewards[index],
-        advantages=states.advantages[index],
-        sources=tuple(states.sources[row] for row in index),
-        writers=tuple(states.writers[row] for row in index),
-    )
+    pairs: Tensor | None
+    old_logprobs: Tensor | None
 
 
 def micro_batches(states: States, max_tokens: int) -> list[IntArray]:
     """Rows in micro-batches of similar length: every row once, the same for the same lengths.
 
     Longest first; a micro-batch ends where the next row would take it over `max_tokens` padded tokens, or over 15 %
-    padding once it is an eighth full (smaller ones would cost more in overhead than they save in padding).
+    padding once it is an eighth full (smaller ones would cost more in overhead than they save in padding). The two rows
+    of a preference stay together, since its loss looks at both.
 
     Args:
-        states: the batch; only its lengths matter.
-        max_tokens: limit of rows × longest row; a row that is longer by itself gets a micro-batch of its own.
+        states: the batch; only its lengths and pairs matter.
+        max_tokens: limit of rows × longest row; a row (or pair) that is longer by itself gets a micro-batch of its own.
 
     Returns:
         Row indices, int64, one array a micro-batch.
     """
-    order = np.argsort(-states.lengths, kind="stable")
+    if states.pair_ids is not None and (states.pair_ids >= 0).all():
+        units = np.stack([np.flatnonzero(states.pair_ids == pair) for pair in np.unique(states.pair_ids)])
+        return [units[batch].ravel() for batch in _batches(states.lengths[units].max(axis=1), max_tokens // 2)]
+    return _batches(states.lengths, max_tokens)
+
+
+def _batches(lengths: IntArray, max_tokens: int) -> list[IntArray]:
+    order = np.argsort(-lengths, kind="stable")
     batches: list[IntArray] = []
     start = 0
     for end in range(1, len(order) + 1):
-        if end == len(order) or _is_full(states.lengths[order[start : end + 1]], max_tokens):
+        if end == len(order) or _is_full(lengths[order[start : end + 1]], max_tokens):
             batches.append(order[start:end])
             start = end
     return batches
@@ -109,13 +101,23 @@ def batch_tensors(
         states = take_rows(states, rows)
     mask = states.action_mask
     row_of_state = np.nonzero(mask)[0]
+    pairs, old = states.pair_ids, states.old_logprobs
     return StateTensors(
         token_ids=torch.from_numpy(states.token_ids).to(device),
         action_mask=torch.from_numpy(mask).to(device),
-        actions=torch.from_numpy(states.token_ids[mask]).to(device),
+        labels=torch.from_numpy(states.labels[mask]).to(device),
+        rows=torch.from_numpy(row_of_state).to(device),
         behavior_logprobs=torch.from_numpy(states.behavior_logprobs[mask]).to(device),
         advantages=torch.from_numpy(states.advantages[row_of_state]).to(device),
+        pairs=None if pairs is None else torch.from_numpy(_from_zero(pairs[row_of_state])).to(device),
+        old_logprobs=None if old is None else torch.from_numpy(old[mask]).to(device),
     )
+
+
+def _from_zero(ids: IntArray) -> IntArray:
+    """Equal ids as equal numbers 0, 1, …"""
+    numbers: IntArray = np.unique(ids, return_inverse=True)[1].astype(np.int64)
+    return numbers
 
 
 def state_hidden(policy: Policy, states: States, *, is_packed: bool = False) -> Tensor:

@@ -33,7 +33,8 @@ class Continuation:
 
     kind: ClassVar[str] = "continuation"
     needs_teacher: ClassVar[bool] = True
-    compares_laws: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset({"policy_logprobs"})
+    skips_zero_advantages: ClassVar[bool] = False
 
     num_tokens: Annotated[int, Field(ge=1)] = 32
     cut: Literal["uniform", "first"] = "uniform"
@@ -56,6 +57,7 @@ class Continuation:
                     behavior_logprobs=rollout.logprobs,
                     is_finished=rollout.is_finished,
                     first_action=cuts[row],
+                    num_given=cuts[row] - int(states.prompt_lengths[row]),
                 )
                 for row, (prefix, rollout) in enumerate(zip(prefixes, written, strict=True))
             ]

@@ -1,17 +1,29 @@
-"""The teacher's whole next-token law at every state: forward KL, reverse KL and generalized JSD, all exact.
+"""The teacher's next-token law at every state: forward KL, reverse KL and generalized JSD.
 
-Offline KD on dataset states, GKD / token-level OPD on learner states. The loop hands the logits over in chunks of
-states. Difference from GKD: the states come from `states`, not from a coin inside the trainer.
+Offline KD on dataset states, GKD / token-level OPD on learner states. Exact over the vocabulary (the loop hands logits
+over in chunks of states), over the teacher's top k tokens and a tail bucket, or from one action a state (`estimators`).
+Differences from GKD: the states come from `states`, not from a coin inside the trainer; and a sampled estimator is
+unbiased on any states, since an action that its own law did not just draw is drawn anew.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
+from statewise.signals.estimators import (
+    Estimator,
+    cut_to_top,
+    forward_kl_estimate,
+    is_sampled,
+    jsd_estimate,
+    reverse_kl_estimate,
+)
+from statewise.signals.signal import ActRequest
 from statewise.types import SignalInputs, States
 
 if TYPE_CHECKING:
@@ -19,92 +31,152 @@ if TYPE_CHECKING:
 
     from statewise.signals.signal import Supervision
 
+LAWS = frozenset({"policy_logits", "teacher_logits"})
+ACTIONS = frozenset({"policy_logprobs", "teacher_logprobs"})
+TopK = Annotated[int, Field(ge=1)]
+
 
 def kl(from_logprobs: Tensor, to_logprobs: Tensor) -> Tensor:
     """KL(from ‖ to) = Σ_v from(v) (log from(v) - log to(v)), summed over the last axis, nats, >= 0."""
     return (from_logprobs.exp() * (from_logprobs - to_logprobs)).sum(-1)
 
 
-def _laws(inputs: SignalInputs) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (policy, teacher), float32 [states, vocab], nats."""
-    return inputs.required("policy_logits").log_softmax(-1), inputs.required("teacher_logits").log_softmax(-1)
+def _laws(inputs: SignalInputs, estimator: Estimator, top_k: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (policy, teacher), float32 [states, outcomes], nats."""
+    policy = inputs.required("policy_logits").log_softmax(-1)
+    teacher = inputs.required("teacher_logits").log_softmax(-1)
+    return cut_to_top(policy, teacher, top_k) if estimator == "top_k" else (policy, teacher)
+
+
+def _actions(inputs: SignalInputs) -> tuple[Tensor, Tensor]:
+    return inputs.required("policy_logprobs"), inputs.required("teacher_logprobs")
+
+
+def _draw(states: States, supervision: Supervision, actor: Literal["learner", "teacher"], temperature: float) -> States:
+    """The states with an action of `actor`'s law at each as label.
+
+    What it wrote itself, from its whole law (and, of the learner, in this very update), is such a draw already.
+    """
+    is_fresh = (np.array(states.writers) == actor) & (states.top_p == 1)
+    if actor == "learner":
+        is_fresh &= states.writer_updates == supervision.step
+    if is_fresh.all():
+        return states
+    drawn = supervision.act(ActRequest(actor, states, temperature, supervision.key))
+    return replace(states, label_ids=np.where(is_fresh[:, None], states.token_ids, drawn))
 
 
 @dataclass(frozen=True)
 class ForwardKL:
-    """KL(teacher ‖ policy): the policy must cover what the teacher does."""
+    """KL(teacher ‖ policy): the policy must cover what the teacher does.
+
+    Fields: `estimator`: `exact`, `top_k` (with `top_k` tokens and a tail bucket), or `k1`, `k2`, `k3` from one action
+    of the teacher at each state.
+    """
 
     kind: ClassVar[str] = "forward_kl"
     needs_teacher: ClassVar[bool] = True
-    compares_laws: ClassVar[bool] = True
+    skips_zero_advantages: ClassVar[bool] = False
+
+    estimator: Estimator = "exact"
+    top_k: TopK = 64
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return ACTIONS if is_sampled(self.estimator) else LAWS
 
     def supervise(self, states: States, supervision: Supervision) -> States:
-        """The states as they are: z is the teacher's law at each."""
-        return states
+        """The states as they are, z being the teacher's law at each; a sampled estimator gets the teacher's actions."""
+        return _draw(states, supervision, "teacher", states.temperature) if is_sampled(self.estimator) else states
 
     def loss(self, inputs: SignalInputs) -> Tensor:
         """L[s] = Σ_v q(v|s) (log q(v|s) - log p(v|s)), p = policy, q = teacher.
 
         Args:
-            inputs: `policy_logits`, `teacher_logits`, float32 [states, vocab], sampling temperature applied.
+            inputs: `policy_logits`, `teacher_logits`, float32 [states, vocab], sampling temperature applied; sampled:
+                `policy_logprobs`, `teacher_logprobs` of the labels, float32 [states].
 
         Returns:
-            Loss per state in nats, >= 0; not masked, not averaged (see `loop.reduce`).
+            Loss per state in nats, >= 0 but for k1; not masked, not averaged (see `loop.reduce`).
 
         Source:
             Hinton et al., arXiv:1503.02531; Agarwal et al., arXiv:2306.13649 (GKD).
         """
-        policy, teacher = _laws(inputs)
+        if is_sampled(self.estimator):
+            return forward_kl_estimate(self.estimator, *_actions(inputs))
+        policy, teacher = _laws(inputs, self.estimator, self.top_k)
         return kl(teacher, policy)
 
 
 @dataclass(frozen=True)
 class ReverseKL:
-    """KL(policy ‖ teacher): the policy must stay where the teacher has mass."""
+    """KL(policy ‖ teacher): the policy must stay where the teacher has mass.
+
+    Fields: `estimator`: `exact`, `top_k` (with the teacher's `top_k` tokens and a tail bucket), or `k1`, `k2`, `k3`
+    from one action of the learner at each state.
+    """
 
     kind: ClassVar[str] = "reverse_kl"
     needs_teacher: ClassVar[bool] = True
-    compares_laws: ClassVar[bool] = True
+    skips_zero_advantages: ClassVar[bool] = False
+
+    estimator: Estimator = "exact"
+    top_k: TopK = 64
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return ACTIONS if is_sampled(self.estimator) else LAWS
 
     def supervise(self, states: States, supervision: Supervision) -> States:
-        """The states as they are: z is the teacher's law at each."""
-        return states
+        """The states as they are, z being the teacher's law at each; a sampled estimator gets the learner's actions."""
+        return _draw(states, supervision, "learner", states.temperature) if is_sampled(self.estimator) else states
 
     def loss(self, inputs: SignalInputs) -> Tensor:
         """L[s] = Σ_v p(v|s) (log p(v|s) - log q(v|s)), p = policy, q = teacher.
 
         Args:
-            inputs: `policy_logits`, `teacher_logits`, float32 [states, vocab], sampling temperature applied.
+            inputs: as in `ForwardKL.loss`.
 
         Returns:
-            Loss per state in nats, >= 0; not masked, not averaged (see `loop.reduce`).
+            Loss per state in nats, >= 0 but for k1; not masked, not averaged (see `loop.reduce`).
 
         Source:
             Agarwal et al., arXiv:2306.13649 (GKD); Gu et al., arXiv:2306.08543 (MiniLLM).
         """
-        policy, teacher = _laws(inputs)
+        if is_sampled(self.estimator):
+            return reverse_kl_estimate(self.estimator, *_actions(inputs))
+        policy, teacher = _laws(inputs, self.estimator, self.top_k)
         return kl(policy, teacher)
 
 
 @dataclass(frozen=True)
 class JSD:
-    """Generalized Jensen–Shannon divergence; `beta` in (0, 1) is the teacher's share of the mixture."""
+    """Generalized Jensen–Shannon divergence; `beta` in (0, 1) is the teacher's share of the mixture.
+
+    Fields: `beta`; `estimator` and `top_k` as in `reverse_kl` (`k1` and `k3` are the same here).
+    """
 
     kind: ClassVar[str] = "jsd"
     needs_teacher: ClassVar[bool] = True
-    compares_laws: ClassVar[bool] = True
+    skips_zero_advantages: ClassVar[bool] = False
 
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    estimator: Estimator = "exact"
+    top_k: TopK = 64
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return ACTIONS if is_sampled(self.estimator) else LAWS
 
     def supervise(self, states: States, supervision: Supervision) -> States:
-        """The states as they are: z is the teacher's law at each."""
-        return states
+        """The states as they are, z being the teacher's law at each; a sampled estimator gets the learner's actions."""
+        return _draw(states, supervision, "learner", states.temperature) if is_sampled(self.estimator) else states
 
     def loss(self, inputs: SignalInputs) -> Tensor:
         """L[s] = β KL(q ‖ m) + (1-β) KL(p ‖ m), m = β q + (1-β) p, p = policy, q = teacher.
 
         Args:
-            inputs: `policy_logits`, `teacher_logits`, float32 [states, vocab], sampling temperature applied.
+            inputs: as in `ForwardKL.loss`.
 
         Returns:
             Loss per state in nats, 0..ln 2 at β = 1/2; not masked, not averaged (see `loop.reduce`).
@@ -113,6 +185,8 @@ class JSD:
             Agarwal et al., arXiv:2306.13649, eq. 1. Difference from TRL: β = 0 and 1 are the signals `forward_kl` and
             `reverse_kl`; here they are refused, since the divergence itself vanishes there.
         """
-        policy, teacher = _laws(inputs)
+        if is_sampled(self.estimator):
+            return jsd_estimate(self.estimator, *_actions(inputs), self.beta)
+        policy, teacher = _laws(inputs, self.estimator, self.top_k)
         mixture = (teacher + math.log(self.beta)).logaddexp(policy + math.log1p(-self.beta))
         return self.beta * kl(teacher, mixture) + (1 - self.beta) * kl(policy, mixture)

@@ -1,14 +1,14 @@
-"""Fixed states: the trajectories of the training split, s ~ d_data (arXiv:2605.22731, eq. 5)."""
+"""Fixed states: the trajectories of the training split, s ~ d_data (arXiv:2605.22731, eq. 5), or of given pairs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from statewise.errors import UsageError
-from statewise.states.source import SourceContext
+from statewise.states.source import EncodedExample, Source, SourceContext
 from statewise.types import States, Trajectory, collate
 
 
@@ -16,21 +16,20 @@ from statewise.types import States, Trajectory, collate
 class Dataset:
     """Gold trajectories, in epochs of a new order each.
 
-    Fields: `num_trajectories` an update; `num_examples` the first documents of the split that are used (None: all).
+    Fields: `num_trajectories` an update; `num_examples` the first documents of the split that are used (None: all);
+    `pairs` a JSONL file of given preferences, one `{"index", "chosen", "rejected"}` a line (index of a training
+    document; texts with their leading delimiter): its trajectories come in pairs then, the chosen one first.
     """
 
     kind: ClassVar[str] = "dataset"
+    needs_teacher: ClassVar[bool] = False
+    needs_base: ClassVar[bool] = False
+    is_law_known: ClassVar[bool] = False
+    max_lag: ClassVar[int] = 0
 
     num_trajectories: Annotated[int, Field(ge=1)] = 32
     num_examples: Annotated[int, Field(ge=1)] | None = None
-
-    @property
-    def needs_teacher(self) -> bool:
-        return False
-
-    @property
-    def needs_base(self) -> bool:
-        return False
+    pairs: str | None = None
 
     @property
     def trajectories_per_update(self) -> int:
@@ -38,21 +37,33 @@ class Dataset:
 
     @property
     def samples_per_prompt(self) -> int:
-        return 1
+        return 1 if self.pairs is None else 2
+
+    def sized(self, num_trajectories: int) -> Source:
+        return replace(self, num_trajectories=num_trajectories)
 
     def sample(self, context: SourceContext, step: int) -> States:
-        """Every token of the gold text, end-of-text included, is an action.
+        """Every token of the gold text (or of a chosen or rejected one), end-of-text included, is an action.
 
         Raises:
             UsageError: a document without gold text.
         """
-        trajectories = []
-        for example in context.draw_examples(self.num_trajectories, step, self.num_examples):
-            if not example.gold_ids:
-                raise UsageError(
-                    f"document {example.index} of the training split has no gold text, so source 'dataset' has no "
-                    "states for it; use a rollout source or another task"
-                )
-            ids = example.prompt_ids + example.gold_ids
-            trajectories.append(Trajectory(ids, len(example.prompt_ids), example.index, self.kind, "data"))
-        return collate(trajectories)
+        if self.pairs is not None:
+            drawn = context.draw_examples(-(-self.num_trajectories // 2), step, self.num_examples, self.pairs)
+            return collate([one for example in drawn for one in self._pair(example)])
+        examples = context.draw_examples(self.num_trajectories, step, self.num_examples)
+        return collate([self._trajectory(example, example.gold_ids) for example in examples])
+
+    def _pair(self, example: EncodedExample) -> tuple[Trajectory, Trajectory]:
+        return self._trajectory(example, example.gold_ids, 1.0), self._trajectory(example, example.rejected_ids, 0.0)
+
+    def _trajectory(
+        self, example: EncodedExample, text_ids: tuple[int, ...], reward: float = float("nan")
+    ) -> Trajectory:
+        if not text_ids:
+            raise UsageError(
+                f"document {example.index} of the training split has no gold text, so source 'dataset' has no "
+                "states for it; use a rollout source or another task"
+            )
+        prompt = example.prompt_ids
+        return Trajectory(prompt + text_ids, len(prompt), example.index, self.kind, "data", reward=reward)

@@ -6,13 +6,14 @@ model, tokenizer or task; the loop builds the context.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
 from statewise.seeding import derive_key, generator
+from statewise.states.buffer import ReplayBuffer
 from statewise.types import Rollout, States
 
 Writer = Literal["learner", "teacher", "base"]
@@ -20,16 +21,23 @@ Writer = Literal["learner", "teacher", "base"]
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """A training document in tokens. `gold_ids` ends with end-of-text; it is empty where the task has no gold text."""
+    """A training document in tokens. `gold_ids` ends with end-of-text; it is empty where the task has no gold text.
+
+    `rejected_ids`: of a given pair, the text that is not preferred; the gold text is then the chosen one.
+    """
 
     index: int
     prompt_ids: tuple[int, ...]
     gold_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """What a source asks of the rollout engine: one continuation per prompt, each from the stream of its key."""
+    """What a source asks of the rollout engine: one continuation per prompt, each from the stream of its key.
+
+    `update`: the learner as it was after so many updates writes, where that is asked of it; None: as it is.
+    """
 
     writer: Writer
     prompts: Sequence[tuple[int, ...]]
@@ -37,42 +45,81 @@ class RolloutRequest:
     temperature: float
     top_p: float
     max_new_tokens: int
+    update: int | None = None
+
+
+@dataclass(frozen=True)
+class RecordedStates:
+    """The states of another arm's updates, read on demand: `at(update)` for update in 0..num_updates - 1."""
+
+    num_updates: int
+    at: Callable[[int], States]
 
 
 @dataclass(frozen=True)
 class SourceContext:
-    """What a source may use: documents, a rollout engine, and the key that all its randomness derives from."""
+    """What a source may use: documents, a rollout engine, and the key that all its randomness derives from.
+
+    `num_updates`: of the whole arm, for schedules. `stride`: documents that an update moves on by (None: as many as it
+    takes). `recorded`: the states that a source `log` replays, by its `record`; `pairs`: given preferences, by file.
+    `buffers` are the replay buffers, by the part of the source that owns them (`name`): the only thing that a source
+    changes, and so a part of every checkpoint.
+    """
 
     examples: tuple[EncodedExample, ...]
     roll_out: Callable[[RolloutRequest], list[Rollout]]
     key: int
+    num_updates: int = 1
+    stride: int | None = None
+    recorded: Mapping[str, RecordedStates] = field(default_factory=dict)
+    pairs: Mapping[str, tuple[EncodedExample, ...]] = field(default_factory=dict)
+    buffers: dict[str, ReplayBuffer] = field(default_factory=dict)
+    name: str = ""
 
-    def draw_examples(self, count: int, step: int, pool: int | None = None) -> list[EncodedExample]:
+    def draw_examples(
+        self, count: int, step: int, pool: int | None = None, pairs: str | None = None
+    ) -> list[EncodedExample]:
         """The `count` documents of update `step`: epochs in a new order each, without a gap between them.
 
         Args:
             count: number of documents, >= 1.
             step: update, from 0.
             pool: use only the first `pool` documents; None: all.
+            pairs: take them from this file of preferences; None: from the training split.
         """
-        size = min(pool or len(self.examples), len(self.examples))
+        examples = self.examples if pairs is None else self.pairs[pairs]
+        size = min(pool or len(examples), len(examples))
         drawn: list[EncodedExample] = []
-        position = step * count
+        position = step * (self.stride or count)
         while len(drawn) < count:
             epoch, offset = divmod(position, size)
             order = generator(self.key, "order", epoch).permutation(size)
             taken = order[offset : offset + count - len(drawn)]
-            drawn.extend(self.examples[i] for i in np.asarray(taken).tolist())
+            drawn.extend(examples[i] for i in np.asarray(taken).tolist())
             position += len(taken)
         return drawn
 
-    def row_key(self, step: int, row: int) -> int:
+    def row_key(self, step: int, row: int, purpose: str = "row") -> int:
         """The key of the random stream of one row of one update."""
-        return derive_key(self.key, "row", step, row)
+        return derive_key(self.key, purpose, step, row)
+
+    @property
+    def buffer(self) -> ReplayBuffer:
+        """The replay buffer of this source or part of one."""
+        return self.buffers.setdefault(self.name, ReplayBuffer())
+
+    def part(self, index: int, stride: int) -> SourceContext:
+        """The context of one part of a mixture: documents, randomness and buffer of its own."""
+        return replace(
+            self, key=derive_key(self.key, "part", index), stride=stride, name=f"{self.name}/{index}".lstrip("/")
+        )
 
 
 class Source(Protocol):
-    """A state source: yields the training states of one update."""
+    """A state source: yields the training states of one update.
+
+    `trajectories_per_update` is 0, and `samples_per_prompt` 0, where only the record that is read knows.
+    """
 
     kind: ClassVar[str]
 
@@ -87,11 +134,25 @@ class Source(Protocol):
         ...
 
     @property
+    def is_law_known(self) -> bool:
+        """Whether every state comes with the log-probabilities that its action was sampled with."""
+        ...
+
+    @property
+    def max_lag(self) -> int:
+        """How many updates old the learner may be that writes."""
+        ...
+
+    @property
     def trajectories_per_update(self) -> int: ...
 
     @property
     def samples_per_prompt(self) -> int:
         """Rows that share a prompt in one update: the size of a group."""
+        ...
+
+    def sized(self, num_trajectories: int) -> Source:
+        """The same source with at least so many trajectories an update, and no more than fill its last group."""
         ...
 
     def sample(self, context: SourceContext, step: int) -> States:

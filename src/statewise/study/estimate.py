@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from statewise.config import ArmSection
+from statewise.signals.continuation import Continuation
+from statewise.states import Source
+from statewise.states.log import Log
+from statewise.states.mixture import Mixture
+from statewise.states.prefix import Prefix
+from statewise.states.rollout import ModelRollout
 from statewise.study.catalog import task_folder
 from statewise.study.plan import Node, Plan
 
@@ -23,18 +28,36 @@ WORKER_START_S = 12.0
 DOCUMENTS_READ = 200
 # Of the allowed new tokens, the share that a rollout of the base model uses before it ends by itself.
 ROLLOUT_FILL = 0.5
+GUESSED_TRAJECTORIES = 32.0  # an update of a record that another study made
 
 
 @dataclass(frozen=True)
 class ArmEstimate:
-    """One arm and seed, before it runs. `num_tokens` pass the learner with gradient; counts are totals."""
+    """One arm and seed, before it runs; counts are totals, named as in the realised budget.
+
+    `num_states` that the source yields, `num_loss_tokens` with a loss, `num_tokens` through the learner with gradient,
+    `generated` tokens by writer; `flops_forward`, `flops_backward` of the method (`loop.account`).
+    """
 
     num_updates: int
     num_trajectories: int
     num_states: int
+    num_loss_tokens: int
     num_tokens: int
-    num_generated: int
+    generated: dict[str, int]
+    flops_forward: float
+    flops_backward: float
     train_s: float
+
+    @property
+    def num_generated(self) -> int:
+        return sum(self.generated.values())
+
+    @property
+    def budget(self) -> dict[str, float]:
+        """Under the keys of a realised budget (docs/metrics.md)."""
+        named = {key: float(value) for key, value in asdict(self).items() if key != "generated"}
+        return named | {f"num_generated_{writer}": float(count) for writer, count in self.generated.items()}
 
 
 @dataclass(frozen=True)
@@ -75,23 +98,76 @@ def _longest_chain(nodes: tuple[Node, ...], seconds: dict[str, float]) -> float:
     return max(ends.values())
 
 
+@dataclass(frozen=True)
+class _Visit:
+    """What a source yields in one update: trajectories, tokens of a response, and tokens written, by writer."""
+
+    trajectories: float
+    response: float
+    written: dict[str, float]
+
+
+def _visit(plan: Plan, source: Source, lengths: _Lengths) -> _Visit:
+    """The mean over an arm's updates of what `source` yields in one."""
+    count = float(source.trajectories_per_update)
+    if isinstance(source, Log):
+        recorded = plan.sources.get(source.arm or "")
+        visit = _visit(plan, recorded, lengths) if recorded else _Visit(GUESSED_TRAJECTORIES, lengths.gold, {})
+        return _Visit(visit.trajectories, visit.response, {})
+    if isinstance(source, ModelRollout):
+        response = source.max_new_tokens * ROLLOUT_FILL
+        return _Visit(count, response, {source.by: count * response})
+    if isinstance(source, Prefix):
+        rest = source.max_new_tokens * ROLLOUT_FILL / 2
+        whole = lengths.gold if source.of == "dataset" else source.max_new_tokens * ROLLOUT_FILL
+        by_teacher = {"teacher": count * whole} if source.of == "teacher" else {}
+        return _Visit(count, whole / 2 + rest, {"learner": count * rest, **by_teacher})
+    if isinstance(source, Mixture):
+        return _visit_mixture(plan, source, lengths)
+    return _Visit(count, lengths.gold, {})
+
+
+def _visit_mixture(plan: Plan, source: Mixture, lengths: _Lengths) -> _Visit:
+    """The mean of the parts by their mean weights; drawn by state, every part writes as many trajectories."""
+    parts = [_visit(plan, part.source.sized(source.num_trajectories), lengths) for part in source.parts]
+    halves = (source.weights_at(0, 2), source.weights_at(1, 2))
+    weights = [(first + last) / 2 for first, last in zip(*halves, strict=True)]
+    written: dict[str, float] = {}
+    for part, weight in zip(parts, weights, strict=True):
+        for writer, tokens in part.written.items():
+            written[writer] = written.get(writer, 0.0) + tokens * (1.0 if source.per == "state" else weight)
+    response = sum(weight * part.response for part, weight in zip(parts, weights, strict=True))
+    return _Visit(source.num_trajectories, response, written)
+
+
 def _estimate_arm(plan: Plan, name: str, lengths: _Lengths, scale: float) -> ArmEstimate:
-    arm: ArmSection = plan.config.arms[name]
-    trajectories = plan.sources[name].trajectories_per_update * arm.update.num_updates
-    is_rollout = arm.source["kind"] == "rollout"
-    response = arm.source.get("max_new_tokens", 96) * ROLLOUT_FILL if is_rollout else lengths.gold
-    written = response if is_rollout else 0.0
-    trained, passed = response, lengths.prompt + response
-    if arm.signal["kind"] == "continuation":
-        trained = min(arm.signal.get("num_tokens", 32), response)
-        passed = lengths.prompt + response / 2 + trained
-        written += trained
-    num_tokens, num_generated = int(trajectories * passed), int(trajectories * written)
-    # A teacher whose whole law is compared makes a forward pass of its own, a third of a training pass.
-    passes = 1.33 if plan.signals[name].compares_laws else 1.0
-    train_s = scale * (num_tokens * passes / TRAIN_RATE + num_generated / GENERATE_RATE)
+    arm, signals = plan.config.arms[name], [one.signal for one in plan.signals[name]]
+    visit = _visit(plan, plan.sources[name], lengths)
+    updates, epochs = arm.update.num_updates, arm.update.num_epochs
+    trained, passed, written = visit.response, lengths.prompt + visit.response, dict(visit.written)
+    if continued := [signal for signal in signals if isinstance(signal, Continuation)]:
+        trained = min(continued[0].num_tokens, visit.response)
+        passed = lengths.prompt + visit.response / 2 + trained
+        written["teacher"] = written.get("teacher", 0.0) + visit.trajectories * trained
+    wants = {need.partition("_")[0] for signal in signals for need in signal.needs}
+    wants |= {"base" for one in plan.localities[name] if one.needs_base}
+    num_tokens = updates * epochs * visit.trajectories * passed
+    generated = {writer: int(updates * tokens) for writer, tokens in written.items()}
+    size = plan.num_parameters or RATE_PARAMETERS
+    read = sum(generated.values()) + updates * visit.trajectories * lengths.prompt * len(generated)
+    # Each other model that is scored makes a forward pass of its own, a third of a training pass.
+    others = len(wants & {"teacher", "base"})
+    train_s = scale * (num_tokens * (1 + others / 3) / TRAIN_RATE + sum(generated.values()) / GENERATE_RATE)
     return ArmEstimate(
-        arm.update.num_updates, trajectories, int(trajectories * trained), num_tokens, num_generated, train_s
+        num_updates=updates,
+        num_trajectories=int(updates * visit.trajectories),
+        num_states=int(updates * visit.trajectories * visit.response),
+        num_loss_tokens=int(updates * visit.trajectories * trained),
+        num_tokens=int(num_tokens),
+        generated=generated,
+        flops_forward=2 * size * (num_tokens * (1 + others) + read),
+        flops_backward=(4 if arm.adapter.kind == "full" else 2) * size * num_tokens,
+        train_s=train_s,
     )
 
 

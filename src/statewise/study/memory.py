@@ -10,6 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from statewise.config import ArmSection
+from statewise.signals.continuation import Continuation
+from statewise.states import leaves
+from statewise.states.prefix import Prefix
+from statewise.states.rollout import ModelRollout
 from statewise.study.estimate import ArmEstimate, PlanEstimate
 from statewise.study.plan import BASE, Plan
 from statewise.study.shape import Shape
@@ -57,10 +61,11 @@ class MemoryEstimate:
 def estimate_memory(plan: Plan) -> dict[str, MemoryEstimate]:
     """Peak memory of every arm of `plan`, by name."""
     shape = Shape.of(plan.model)
-    return {name: _estimate_arm(shape, plan, arm) for name, arm in plan.config.arms.items()}
+    return {name: _estimate_arm(shape, plan, name) for name in plan.config.arms}
 
 
-def _estimate_arm(shape: Shape, plan: Plan, arm: ArmSection) -> MemoryEstimate:
+def _estimate_arm(shape: Shape, plan: Plan, name: str) -> MemoryEstimate:
+    arm = plan.config.arms[name]
     is_adapter = arm.adapter.kind == "lora"
     trained = shape.num_adapter_parameters(arm.adapter.rank) if is_adapter else shape.num_parameters
     weights = shape.num_parameters * (HALF if is_adapter else FULL)
@@ -68,14 +73,24 @@ def _estimate_arm(shape: Shape, plan: Plan, arm: ArmSection) -> MemoryEstimate:
         teacher = plan.config.arms.get(arm.teacher)
         is_shared = is_adapter and (arm.teacher == BASE or (teacher is not None and teacher.adapter.kind == "lora"))
         weights += 0 if is_shared else shape.num_parameters * HALF
+    if plan.needs_base(name) and not is_adapter:
+        weights += shape.num_parameters * HALF
     # An adapter's own weights in float32 (a model's are counted above), the gradient, two moments.
-    optimiser = trained * FULL * (4 if is_adapter else 3)
+    optimiser = trained * FULL * ((4 if is_adapter else 3) + _copies(plan, name))
     chunk = CHUNK_BYTES * CHUNK_COPIES
     activations = _activation_bytes(shape, arm, is_adapter)
     fixed = weights + RUNTIME_BYTES
-    new_tokens = max(arm.source.get("max_new_tokens", 0), plan.config.shared.evaluation.max_new_tokens)
+    written = [leaf.max_new_tokens for leaf in leaves(plan.sources[name]) if isinstance(leaf, ModelRollout | Prefix)]
+    new_tokens = max([*written, plan.config.shared.evaluation.max_new_tokens])
     cache = min(CACHE_BYTES, SAMPLED_ROWS * (new_tokens + 256) * shape.num_layers * 2 * shape.kv_width * HALF)
     return MemoryEstimate(fixed + optimiser + activations + chunk, fixed + optimiser + cache + chunk)
+
+
+def _copies(plan: Plan, name: str) -> int:
+    """Copies of the trained weights that a stale writer and the localities keep."""
+    num_memories = len(plan.config.shared.retention)
+    of_kind = {"ema": 1, "ewc": 2, "gem": num_memories + 2, "a_gem": num_memories + 2}
+    return plan.sources[name].max_lag + sum(of_kind.get(one.kind, 0) for one in plan.localities[name])
 
 
 def _activation_bytes(shape: Shape, arm: ArmSection, is_adapter: bool) -> float:
@@ -97,14 +112,10 @@ def estimate_card_seconds(plan: Plan, estimate: PlanEstimate, card: Card) -> dic
 
 
 def _card_seconds(shape: Shape, plan: Plan, name: str, cost: ArmEstimate, card: Card) -> float:
-    passes = 8 if plan.signals[name].compares_laws else 6  # a teacher's forward pass is another 2 N
-    training = passes * shape.num_parameters * cost.num_tokens / (card.peak_tflops * 1e12 * TRAINING_SHARE)
-    source = plan.config.arms[name].source
-    if source["kind"] != "rollout":
-        return training
+    written = 2 * shape.num_parameters * cost.num_generated  # bound by memory, not by arithmetic: counted in steps
+    training = (cost.flops_forward + cost.flops_backward - written) / (card.peak_tflops * 1e12 * TRAINING_SHARE)
     step_s = max(STEP_OVERHEAD_S, shape.num_parameters * HALF / (card.bandwidth_tb_s * 1e12))
-    batches = -(-plan.sources[name].trajectories_per_update // SAMPLED_ROWS)
-    steps = cost.num_updates * batches * float(source.get("max_new_tokens", 128))
-    if plan.config.arms[name].signal["kind"] == "continuation":
-        steps += cost.num_updates * batches * float(plan.config.arms[name].signal.get("num_tokens", 32))
-    return training + steps * step_s
+    rows = cost.num_trajectories / cost.num_updates
+    longest = [leaf.max_new_tokens for leaf in leaves(plan.sources[name]) if isinstance(leaf, ModelRollout | Prefix)]
+    longest += [one.signal.num_tokens for one in plan.signals[name] if isinstance(one.signal, Continuation)]
+    return training + cost.num_updates * -(-rows // SAMPLED_ROWS) * sum(longest) * step_s

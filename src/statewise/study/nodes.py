@@ -20,7 +20,9 @@ from statewise.drift.rollout_records import rollouts_to_rows, rows_to_rollouts
 from statewise.errors import DivergedError, InterruptedTrainingError
 from statewise.evals.evaluate import EvalProtocol, evaluate
 from statewise.locality.adapter import ADAPTERS, Adapter
-from statewise.loop.build import Recipe, build
+from statewise.locality.ewc import EWC
+from statewise.locality.gem import AGEM, GEM
+from statewise.loop.build import Material, Recipe, build
 from statewise.loop.train import Observer, train
 from statewise.policy.device import choose_device, choose_dtype
 from statewise.policy.load import NO_ADAPTER, Policy, chat_of, encode_prompt, load_policy
@@ -28,9 +30,12 @@ from statewise.policy.lora import load_adapter, num_parameters
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.samplers import SAMPLERS
 from statewise.seeding import derive_key
+from statewise.states import leaves
+from statewise.states.log import Log
 from statewise.study.benchmarks import build_task
-from statewise.study.plan import BASE, Node, Plan
+from statewise.study.plan import BASE, Node, Plan, recorded_arms
 from statewise.study.protocol import describe_device, describe_protocol, digest_items
+from statewise.study.recorded import folder_of, open_record
 from statewise.study.store import Store
 from statewise.tasks.task import Task
 from statewise.types import Rollout
@@ -70,22 +75,18 @@ def run_node(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]
 def _train(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
     arm, folder = place.plan.config.arms[node.arm], place.store.arm_folder(node.arm, node.seed)
     _start_afresh_if_changed(place, node)
-    source, adapter = place.plan.sources[node.arm], adapter_of(arm.adapter)
+    adapter = adapter_of(arm.adapter)
     learner = _load(place, BASE, node.seed, "learner")
     shared = learner if adapter.keeps_base else None
     others: dict[str, Policy] = {}
+    for other in [arm.teacher, *recorded_arms(place.plan.sources[node.arm])]:
+        if other not in (None, BASE) and not _is_trained(place, str(other), node.seed):
+            return {"status": SKIPPED, "reason": f"{other}, which it needs, diverged"}
     if arm.teacher is not None:
-        if arm.teacher != BASE and not _is_trained(place, arm.teacher, node.seed):
-            return {"status": SKIPPED, "reason": f"its teacher {arm.teacher} diverged"}
         others["teacher"] = _load(place, arm.teacher, node.seed, "teacher", shared)
-    if source.needs_base:
+    if place.plan.needs_base(node.arm):
         others["base"] = _load(place, BASE, node.seed, "base", shared)
-    options = place.plan.config.shared
-    recipe = Recipe(
-        source, place.plan.signals[node.arm], adapter, arm.update, place.key(node, "train"),
-        options.chat, SAMPLERS[options.sampler],
-    )  # fmt: skip
-    setup = build(recipe, learner, others, place.task(place.plan.config.shared.target))
+    setup = build(_recipe(place, node, adapter), learner, others, _material(place, node, learner))
     try:
         recorder = train(setup, folder, observer)
     except DivergedError as error:
@@ -99,7 +100,41 @@ def _train(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
         "state_hash": recorder.state_hash,
         "weights_sha256": records.digest_file(weights),
         "budget": _budget(folder / "metrics.jsonl"),
+        **_notes(place, node),
     }
+
+
+def _recipe(place: Workplace, node: Node, adapter: Adapter) -> Recipe:
+    plan, options = place.plan, place.plan.config.shared
+    return Recipe(
+        plan.sources[node.arm], plan.signals[node.arm], adapter, plan.config.arms[node.arm].update,
+        place.key(node, "train"), plan.localities[node.arm], options.chat, SAMPLERS[options.sampler],
+    )  # fmt: skip
+
+
+def _material(place: Workplace, node: Node, learner: Policy) -> Material:
+    """Target, remembered tasks, and the records that are replayed."""
+    plan, shared = place.plan, place.plan.config.shared
+    is_remembering = any(one.needs_memory for one in plan.localities[node.arm])
+    recorded = {}
+    for leaf in leaves(plan.sources[node.arm]):
+        if isinstance(leaf, Log):
+            folder = folder_of(leaf.path, node.seed) if leaf.path else place.store.arm_folder(leaf.record, node.seed)
+            recorded[leaf.record] = open_record(folder, learner.vocab_size)
+    retention = tuple(place.task(name) for name in shared.retention) if is_remembering else ()
+    return Material(place.task(shared.target), retention, recorded)
+
+
+def _notes(place: Workplace, node: Node) -> dict[str, list[str]]:
+    """What a reader must know of a trained arm: prompts that it remembered and is evaluated on."""
+    notes, limit = [], place.plan.config.shared.evaluation.limit
+    for one in place.plan.localities[node.arm]:
+        if isinstance(one, EWC | GEM | AGEM):
+            tasks = [place.task(name) for name in place.plan.config.shared.retention]
+            shared = sum(task.num_remembered(one.num_prompts, limit) for task in tasks)
+            if shared:
+                notes.append(f"{one.kind} remembers the prompts, not the answers, of {shared} evaluated items")
+    return {"notes": notes} if notes else {}
 
 
 def _start_afresh_if_changed(place: Workplace, node: Node) -> None:
@@ -152,14 +187,11 @@ def _load_folder(place: Workplace, folder: Path, name: str) -> Policy:
 def _budget(metrics: Any) -> dict[str, float]:
     """Totals over the updates of an arm."""
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
-    totals = {
-        "num_updates": float(len(lines)),
-        "num_trajectories": float(sum(line["states/num_trajectories"] for line in lines)),
-        "num_states": float(sum(line["states/num_states"] for line in lines)),
-        "num_tokens": float(sum(line["states/num_tokens"] for line in lines)),
-    }
+    totals = {"num_updates": float(len(lines))}
+    for name in ("num_trajectories", "num_states", "num_loss_tokens", "num_tokens"):
+        totals[name] = float(sum(line[f"states/{name}"] for line in lines))
     if lines:
-        totals |= {k.removeprefix("states/"): float(v) for k, v in lines[-1].items() if "num_generated" in k}
+        totals |= {k.partition("/")[2]: float(v) for k, v in lines[-1].items() if "num_generated" in k or "/flops" in k}
     return totals
 
 

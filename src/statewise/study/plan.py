@@ -6,24 +6,27 @@ model's `evaluate`, whose rollouts are what drift is measured against. The arm `
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from statewise import records
-from statewise.config import ArmSection, StudyConfig, component
-from statewise.errors import UsageError
+from statewise.config import ArmSection, StudyConfig, component, describe
+from statewise.errors import UsageError, unknown
+from statewise.locality import LOCALITIES, Locality
 from statewise.policy.find import count_parameters
-from statewise.signals import SIGNALS
-from statewise.signals.signal import Signal
-from statewise.states import SOURCES
-from statewise.states.source import Source
+from statewise.signals import WeightedSignal, read_signals
+from statewise.states import Source, leaves, read_source
+from statewise.states.dataset import Dataset
+from statewise.states.log import Log
+from statewise.study.cells import check_cell, resolve
 from statewise.study.contract import check_factors, check_measures
 from statewise.study.digest import digest_data, digest_model
+from statewise.study.recorded import digest_record
 
 BASE = "base"
 # Raised when the meaning of a record or the arithmetic of the loop changes: finished nodes are then done again.
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked study: its arms' sources and signals, and its nodes in an order in which they can run.
+    """A checked study: its arms' sources, signals and localities, and its nodes in an order in which they can run.
 
     `is_dry`: to be shown only, since the weights were not read; `download_bytes` of them are not on this machine.
     """
@@ -51,7 +54,8 @@ class Plan:
     config: StudyConfig
     model: Path
     sources: dict[str, Source]
-    signals: dict[str, Signal]
+    signals: dict[str, tuple[WeightedSignal, ...]]
+    localities: dict[str, tuple[Locality, ...]]
     nodes: tuple[Node, ...]
     fingerprint: str
     is_dry: bool = False
@@ -61,6 +65,15 @@ class Plan:
     def num_parameters(self) -> float:
         """Of the base model; of weights that are not here yet, at two bytes each, as most are published; 0: unknown."""
         return sum(count_parameters(self.model).values()) or self.download_bytes / 2
+
+    def needs_base(self, arm: str) -> bool:
+        """Whether the base model writes for an arm, or its law is compared with."""
+        wants = {need for one in self.signals[arm] for need in one.signal.needs}
+        return (
+            self.sources[arm].needs_base
+            or any(one.needs_base for one in self.localities[arm])
+            or any(need.startswith("base_") for need in wants)
+        )
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -81,14 +94,19 @@ def make_plan(config: StudyConfig, model: Path, where: str, *, is_dry: bool = Fa
         UsageError: an unknown or misconfigured source or signal, a teacher missing, unused or circular, arms that
             differ outside the declared factors, or a claim about what is not measured.
     """
-    sources, signals = {}, {}
+    sources, signals, localities = {}, {}, {}
     for name, arm in config.arms.items():
         place = f"{where}: [arms.{name}]"
-        source: Source = component(SOURCES, arm.source, "source", place)
-        signal: Signal = component(SIGNALS, arm.signal, "signal", place)
-        sources[name], signals[name] = source, signal
-        _check_arm(arm, source, signal, place)
-    arms = {name: _resolve(config.arms[name], sources[name], signals[name]) for name in _teachers_first(config, where)}
+        sources[name], signals[name] = read_source(arm.source, place), read_signals(arm.signal, place)
+        localities[name] = _read_localities(arm, place)
+    for name, arm in config.arms.items():
+        place = f"{where}: [arms.{name}]"
+        _check_records(name, sources, place)
+        check_cell(resolve(sources[name], sources), signals[name], place)
+        _check_teacher(arm, sources[name], signals[name], place)
+        _check_memory(config, localities[name], place)
+    order = _in_order(config, sources, where)
+    arms = {name: _resolve(config.arms[name], sources[name], signals[name], localities[name]) for name in order}
     check_factors(arms, config.study.factors, where)
     check_measures(config, where)
     inputs: dict[str, Any] = {
@@ -99,59 +117,97 @@ def make_plan(config: StudyConfig, model: Path, where: str, *, is_dry: bool = Fa
     }
     nodes: list[Node] = []
     for seed in config.study.seeds:
-        nodes.extend(_nodes_of_seed(arms, seed, inputs))
+        nodes.extend(_nodes_of_seed(arms, sources, seed, inputs))
     fingerprint = records.digest_json({**inputs, "arms": arms})
-    return Plan(config, model, sources, signals, tuple(nodes), fingerprint, is_dry)
+    return Plan(config, model, sources, signals, localities, tuple(nodes), fingerprint, is_dry)
 
 
-def _resolve(arm: ArmSection, source: Source, signal: Signal) -> dict[str, Any]:
-    """All of an arm that can change a number, with the defaults of source and signal written out."""
+def _read_localities(arm: ArmSection, place: str) -> tuple[Locality, ...]:
+    """The localities of an arm, at most one of a kind.
+
+    Raises:
+        UsageError: an unknown or misconfigured one, or the same kind twice.
+    """
+    tables = arm.locality if isinstance(arm.locality, list) else [arm.locality]
+    read = tuple(component(LOCALITIES, table, "locality", place) for table in tables)
+    kinds = [one.kind for one in read]
+    if twice := [kind for index, kind in enumerate(kinds) if kind in kinds[:index]]:
+        raise UsageError(f"{place}: locality {twice[0]!r} is given twice; give it once")
+    return read
+
+
+def _resolve(
+    arm: ArmSection, source: Source, signals: tuple[WeightedSignal, ...], localities: tuple[Locality, ...]
+) -> dict[str, Any]:
+    """All of an arm that can change a number, with the defaults of its parts written out."""
+    weighted = [{**describe(one.signal), "weight": one.weight} for one in signals]
     return {
         **arm.model_dump(mode="json", exclude={"label"}),
-        "source": {"kind": source.kind, **asdict(source)},  # type: ignore[call-overload]
-        "signal": {"kind": signal.kind, **asdict(signal)},  # type: ignore[call-overload]
+        "source": describe(source),
+        "signal": describe(signals[0].signal) if _is_plain(signals) else {"sum": weighted},
+        "locality": {one.kind: describe(one) for one in localities},
     }
 
 
-def _check_arm(arm: ArmSection, source: Source, signal: Signal, place: str) -> None:
+def _is_plain(signals: tuple[WeightedSignal, ...]) -> bool:
+    return len(signals) == 1 and signals[0].weight == 1
+
+
+def _check_teacher(arm: ArmSection, source: Source, signals: tuple[WeightedSignal, ...], place: str) -> None:
     """An arm has a teacher exactly where its cell uses one."""
-    uses_teacher = source.needs_teacher or signal.needs_teacher
+    kinds = " + ".join(one.signal.kind for one in signals)
+    uses_teacher = source.needs_teacher or any(one.signal.needs_teacher for one in signals)
     if uses_teacher and arm.teacher is None:
         raise UsageError(
-            f'{place}: source {source.kind!r} with signal {signal.kind!r} needs a teacher; add teacher = "<arm>"'
+            f'{place}: source {source.kind!r} with signal {kinds!r} needs a teacher; add teacher = "<arm>"'
         )
     if arm.teacher is not None and not uses_teacher:
         raise UsageError(
-            f"{place}: teacher {arm.teacher!r} is never asked by source {source.kind!r} with signal {signal.kind!r}; "
+            f"{place}: teacher {arm.teacher!r} is never asked by source {source.kind!r} with signal {kinds!r}; "
             "remove it, or use a signal such as 'continuation' or 'reverse_kl'"
         )
-    if signal.kind == "reward" and arm.source.get("top_p", 1.0) < 1:
-        raise UsageError(
-            f"{place}: signal 'reward' weighs actions by the policy's whole law, but top_p < 1 samples from a cut one; "
-            "remove top_p from the source"
-        )
-    if signal.kind == "reward" and source.samples_per_prompt < 2:
-        raise UsageError(
-            f"{place}: signal 'reward' compares the answers to one prompt, so it needs samples_per_prompt >= 2; "
-            "set it in the rollout source"
-        )
 
 
-def _teachers_first(config: StudyConfig, where: str) -> list[str]:
+def _check_memory(config: StudyConfig, localities: tuple[Locality, ...], place: str) -> None:
+    for one in localities:
+        if one.needs_memory and not config.shared.retention:
+            raise UsageError(
+                f"{place}: locality {one.kind!r} remembers the retention tasks, and the study has none; name some in "
+                "shared.retention, or use 'kl_to_base'"
+            )
+
+
+def recorded_arms(source: Source) -> list[str]:
+    """Arms of the same study whose states `source` replays."""
+    return [leaf.arm for leaf in leaves(source) if isinstance(leaf, Log) and leaf.arm is not None]
+
+
+def _check_records(name: str, sources: dict[str, Source], place: str) -> None:
+    for arm in recorded_arms(sources[name]):
+        if arm not in sources or arm == name:
+            raise unknown("arm to replay", arm, [other for other in sources if other != name], place)
+
+
+def _in_order(config: StudyConfig, sources: dict[str, Source], where: str) -> list[str]:
+    """Arms with their teachers, and the arms whose states they replay, before them."""
+    needs = {name: {*recorded_arms(sources[name])} for name in config.arms}
+    for name, arm in config.arms.items():
+        if arm.teacher is not None and arm.teacher != BASE:
+            needs[name].add(arm.teacher)
     order: list[str] = []
-    waiting = dict(config.arms)
-    while waiting:
-        ready = [name for name, arm in waiting.items() if arm.teacher in (None, BASE) or arm.teacher in order]
+    while len(order) < len(needs):
+        ready = [name for name in needs if name not in order and needs[name] <= set(order)]
         if not ready:
-            raise UsageError(f"{where}: arms {', '.join(waiting)} are each other's teachers; break the circle")
+            waiting = ", ".join(name for name in needs if name not in order)
+            raise UsageError(f"{where}: arms {waiting} wait for each other (teachers, replays); break the circle")
         order.extend(ready)
-        for name in ready:
-            del waiting[name]
     return order
 
 
-def _nodes_of_seed(arms: dict[str, dict[str, Any]], seed: int, inputs: dict[str, Any]) -> list[Node]:
-    """The nodes of one seed; `arms` are resolved, teachers first."""
+def _nodes_of_seed(
+    arms: dict[str, dict[str, Any]], sources: dict[str, Source], seed: int, inputs: dict[str, Any]
+) -> list[Node]:
+    """The nodes of one seed; `arms` are resolved, those that others need first."""
     base_fingerprint = records.digest_json({**inputs, "node": "evaluate", "arm": BASE, "seed": seed})
     base = Node("evaluate", BASE, seed, (), base_fingerprint)
     nodes, trained = [base], dict[str, str]()
@@ -163,6 +219,7 @@ def _nodes_of_seed(arms: dict[str, dict[str, Any]], seed: int, inputs: dict[str,
     for name, arm in arms.items():
         teacher = arm["teacher"]
         is_taught = teacher not in (None, BASE)
+        replayed = recorded_arms(sources[name])
         trained[name] = records.digest_json(
             {
                 "version": inputs["version"],
@@ -174,10 +231,29 @@ def _nodes_of_seed(arms: dict[str, dict[str, Any]], seed: int, inputs: dict[str,
                 "name": name,
                 "teacher": trained[teacher] if is_taught else teacher,
                 "seed": seed,
+                **_outside(arm, sources[name], {other: trained[other] for other in replayed}, seed, shared),
             }
         )
-        needs = (f"train:{teacher}:{seed}",) if is_taught else ()
+        needs = tuple(
+            f"train:{other}:{seed}" for other in dict.fromkeys([*([teacher] if is_taught else []), *replayed])
+        )
         nodes.append(Node("train", name, seed, needs, trained[name]))
         evaluated = records.digest_json({"train": trained[name], "base": base_fingerprint})
         nodes.append(Node("evaluate", name, seed, (f"train:{name}:{seed}", base.id), evaluated))
     return nodes
+
+
+def _outside(
+    arm: dict[str, Any], source: Source, replayed: dict[str, str], seed: int, shared: dict[str, Any]
+) -> dict[str, Any]:
+    """What an arm's training depends on beside its own table: only where it does, so that others keep their print."""
+    logs = [leaf.path for leaf in leaves(source) if isinstance(leaf, Log) and leaf.path is not None]
+    pairs = [leaf.pairs for leaf in leaves(source) if isinstance(leaf, Dataset) and leaf.pairs is not None]
+    remembers = {kind for kind in arm["locality"] if LOCALITIES[kind].needs_memory}
+    outside: dict[str, Any] = {
+        "replayed": replayed,
+        "records": {path: digest_record(path, seed, shared["target"]) for path in logs},
+        "pairs": {path: records.digest_file(Path(path)) for path in pairs if Path(path).is_file()},
+        "retention": {task: shared["protocol"].get(task) for task in shared["retention"]} if remembers else {},
+    }
+    return {key: value for key, value in outside.items() if value}

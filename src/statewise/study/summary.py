@@ -14,6 +14,7 @@ import numpy as np
 from statewise import records
 from statewise.config import PhenomenonSection, StudyConfig
 from statewise.records import DriftEstimate, Estimate, PhenomenonSummary, RunSummary, StudySummary
+from statewise.study.cells import told_signals, told_source
 from statewise.study.plan import BASE, Node, Plan
 from statewise.study.statistics import (
     Matrix,
@@ -203,11 +204,15 @@ def _recipe(plan: Plan, name: str) -> str:
     teacher = f" of {arm.teacher}" if arm.teacher else ""
     adapter = "full weights" if arm.adapter.kind == "full" else f"LoRA rank {arm.adapter.rank}"
     update = arm.update
-    per_update = plan.sources[name].trajectories_per_update
-    return (
-        f"{arm.signal['kind']}{teacher} on {arm.source.get('by', '')} {arm.source['kind']} states · "
-        f"{update.num_updates} updates of {per_update} · lr {update.lr:g} {update.schedule} · {adapter}"
-    ).replace("on  ", "on ")
+    each = plan.sources[name].trajectories_per_update
+    parts = [
+        f"{told_signals(plan.signals[name])}{teacher} on {told_source(plan.sources[name])} states",
+        f"{update.num_updates} updates" + (f" of {each}" if each else ""),
+        f"lr {update.lr:g} {update.schedule}",
+        adapter,
+        *(one.kind for one in plan.localities[name]),
+    ]
+    return " · ".join(parts)
 
 
 def _drift(store: Store, name: str, seeds: list[int]) -> dict[str, DriftEstimate]:
@@ -223,15 +228,12 @@ def _drift(store: Store, name: str, seeds: list[int]) -> dict[str, DriftEstimate
 
 
 def _mean_budget(results: list[dict[str, object]]) -> dict[str, float]:
-    """What an arm used, mean over its seeds; FLOPs by 6 N per trained and 2 N per generated token (N parameters)."""
+    """What an arm used, mean over its seeds."""
     budgets = [dict(r["budget"], train_s=r["node_s"]) for r in results if "budget" in r]  # type: ignore[call-overload]
     if not budgets:
         return {}
     keys = sorted({key for budget in budgets for key in budget})
-    mean = {key: float(np.mean([budget.get(key, 0.0) for budget in budgets])) for key in keys}
-    generated = sum(value for key, value in mean.items() if key.startswith("num_generated"))
-    parameters = max(float(str(r.get("num_parameters", 0))) for r in results)
-    return {**mean, "flops": parameters * (6 * mean["num_tokens"] + 2 * generated)}
+    return {key: float(np.mean([budget.get(key, 0.0) for budget in budgets])) for key in keys}
 
 
 def _judge(measured: Measured, phenomenon: PhenomenonSection) -> PhenomenonSummary:
@@ -286,6 +288,7 @@ def _problems(plan: Plan, store: Store, measured: Measured) -> list[str]:
         result = store.result(node) or {}
         if result.get("status") in ("diverged", "skipped"):
             problems.append(f"{node.id} {result['status']}: {result['reason']}")
+        problems += [f"{node.id}: {note}" for note in result.get("notes", [])]
     for (arm, seed), scores in measured.scores.items():
         for column in measured.columns:
             unscored = int(np.isnan(scores[column.key]).sum())

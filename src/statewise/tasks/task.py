@@ -270,6 +270,32 @@ class Task:
                 asked.append(made if isinstance(made, list) else [made])
         return asked
 
+    def memory_prompts(self, count: int, chat: Chat | None = None) -> tuple[str, ...]:
+        """Prompts by which a policy may be held to what it says in this task: never an answer, never a score.
+
+        Args:
+            count: how many, of a group its members' in turn; fewer where there are no more.
+            chat: the chat template that prompts are put into; None: plain text.
+
+        Returns:
+            The first prompts of the training split; of a task without one, the last of the evaluated documents.
+        """
+        prompts: list[str] = []
+        for member, share in zip(self.members, self._shares(count), strict=True):
+            has_split = member.has_training_docs()
+            docs = list(member.training_docs() if has_split else member.eval_docs)
+            docs = docs[:share] if has_split else docs[len(docs) - share :]
+            prompts += self._contexts(member, docs, chat, are_training_docs=has_split)
+        return tuple(prompts)
+
+    def num_remembered(self, count: int, limit: int | None) -> int:
+        """How many of `memory_prompts(count)` belong to documents that are evaluated with `limit`."""
+        shared = 0
+        for member, share, evaluated in zip(self.members, self._shares(count), self._shares(limit), strict=True):
+            if not member.has_training_docs():
+                shared += max(0, evaluated + share - len(member.eval_docs))
+        return shared
+
     def _shares(self, limit: int | None) -> list[int]:
         """How many documents of each member are evaluated."""
         sizes = [len(member.eval_docs) for member in self.members]

@@ -1,0 +1,73 @@
+"""One action of a policy at every training state: what it would do there, whoever wrote the trajectory."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from statewise.policy.load import Policy, eval_mode
+from statewise.policy.score import action_logprobs, batch_tensors, head_logits, micro_batches, state_hidden
+from statewise.policy.score import states_per_chunk as logits_at_once
+from statewise.seeding import generator
+from statewise.types import FloatArray, IntArray, States, take_rows
+
+FORWARD_TOKENS = 8192  # padded tokens of a forward pass without gradient
+
+
+def draw_actions(policy: Policy, states: States, temperature: float, key: int) -> IntArray:
+    """One action at every training state, by inverse transform from one uniform a position of a row's own stream.
+
+    Args:
+        policy: who acts.
+        states: where.
+        temperature: of the law that is drawn from; 0: the arg-max.
+        key: of the randomness.
+
+    Returns:
+        int64 [batch, time]; 0 outside the action mask.
+    """
+    actions = np.zeros_like(states.token_ids)
+    uniforms = np.stack([generator(key, "act", row).random(actions.shape[1]) for row in range(len(actions))])
+    with torch.no_grad(), eval_mode(policy):
+        for rows in micro_batches(states, FORWARD_TOKENS):
+            micro = take_rows(states, rows)
+            hidden = state_hidden(policy, micro)
+            drawn = uniforms[rows, : micro.token_ids.shape[1]][micro.action_mask]
+            chosen = np.zeros_like(micro.token_ids)
+            chosen[micro.action_mask] = _draw(policy, hidden, torch.from_numpy(drawn).to(hidden.device), temperature)
+            actions[rows, : micro.token_ids.shape[1]] = chosen
+    return actions
+
+
+def _draw(policy: Policy, hidden: Tensor, uniforms: Tensor, temperature: float) -> IntArray:
+    """[states] int64."""
+    drawn = []
+    size = logits_at_once(policy)
+    for part, uniform in zip(torch.split(hidden, size), torch.split(uniforms, size), strict=True):
+        if temperature == 0:
+            drawn.append(head_logits(policy, part, 1.0).argmax(-1))
+            continue
+        cumulative = head_logits(policy, part, temperature).double().softmax(-1).cumsum(-1)
+        target = uniform[:, None] * cumulative[:, -1:]
+        drawn.append(torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=policy.vocab_size - 1))
+    actions: IntArray = torch.cat(drawn).numpy(force=True)
+    return actions
+
+
+def label_logprobs(policy: Policy, states: States, max_tokens: int) -> FloatArray:
+    """Log-probability of every state's label under `policy` as it is, without gradient.
+
+    Returns:
+        float32 [batch, time], nats; nan outside the action mask.
+    """
+    found = np.full(states.token_ids.shape, np.nan, dtype=np.float32)
+    with torch.no_grad():
+        for rows in micro_batches(states, max_tokens):
+            micro = take_rows(states, rows)
+            labels = batch_tensors(micro, device=policy.device).labels
+            logprobs = action_logprobs(policy, state_hidden(policy, micro), labels, states.temperature)
+            part = np.full(micro.token_ids.shape, np.nan, dtype=np.float32)
+            part[micro.action_mask] = logprobs.numpy(force=True)
+            found[rows, : micro.token_ids.shape[1]] = part
+    return found

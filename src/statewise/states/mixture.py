@@ -1,0 +1,118 @@
+"""States of several sources at once, mixed by trajectory or by state: hybrid loops between fixed and on-policy states.
+
+Departs from GKD (arXiv:2306.13649), whose λ is one coin for a whole batch: here every trajectory, or every single
+state, is drawn with the weights, so that each update holds the mixture. Every row keeps the name of its own source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, InstanceOf
+
+from statewise.seeding import generator
+from statewise.states.ramp import Ramp, Share, value_at
+from statewise.states.source import Source, SourceContext
+from statewise.types import States, join_rows, take_rows
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source and its weight in the mixture: a number, or a ramp over the updates; weights are made to sum to 1."""
+
+    source: Source
+    weight: Share | Ramp
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Trajectories or states drawn from several sources.
+
+    Fields: `parts`, each a source with a `weight`; `per`: what is drawn, a `trajectory` or a `state` (each part then
+    yields `num_trajectories`, and states are drawn from them until one part has none left); `num_trajectories`.
+    """
+
+    kind: ClassVar[str] = "mixture"
+
+    parts: tuple[InstanceOf[Part], ...] = ()  # two or more, read by `states.read_source`
+    per: Literal["trajectory", "state"] = "trajectory"
+    num_trajectories: Annotated[int, Field(ge=1)] = 32
+
+    @property
+    def needs_teacher(self) -> bool:
+        return any(part.source.needs_teacher for part in self.parts)
+
+    @property
+    def needs_base(self) -> bool:
+        return any(part.source.needs_base for part in self.parts)
+
+    @property
+    def is_law_known(self) -> bool:
+        return all(part.source.is_law_known for part in self.parts)
+
+    @property
+    def max_lag(self) -> int:
+        return max(part.source.max_lag for part in self.parts)
+
+    @property
+    def trajectories_per_update(self) -> int:
+        return self.num_trajectories
+
+    @property
+    def samples_per_prompt(self) -> int:
+        return min(part.source.samples_per_prompt for part in self.parts)
+
+    def sized(self, num_trajectories: int) -> Source:
+        return replace(self, num_trajectories=num_trajectories)
+
+    def weights_at(self, step: int, num_updates: int) -> list[float]:
+        """The weights in update `step`, summing to 1; equal ones where all are 0."""
+        weights = [value_at(part.weight, step, num_updates) for part in self.parts]
+        total = sum(weights)
+        return [weight / total if total else 1 / len(weights) for weight in weights]
+
+    def sample(self, context: SourceContext, step: int) -> States:
+        """Rows of the parts in turn; a part of weight 0 is not asked, and a row without a state is left out."""
+        weights = self.weights_at(step, context.num_updates)
+        rng = generator(context.key, "mixture", step)
+        if self.per == "state":
+            return _thinned(
+                self._parts(context, step, [self.num_trajectories * (w > 0) for w in weights]), weights, rng
+            )
+        counts = rng.multinomial(self.num_trajectories, weights)
+        return join_rows([part for part in self._parts(context, step, counts.tolist()) if part is not None])
+
+    def _parts(self, context: SourceContext, step: int, counts: list[int]) -> list[States | None]:
+        """So many trajectories of each part; None for none."""
+        drawn: list[States | None] = []
+        for index, (part, count) in enumerate(zip(self.parts, counts, strict=True)):
+            if not count:
+                drawn.append(None)
+                continue
+            states = part.source.sized(count).sample(context.part(index, self.num_trajectories), step)
+            drawn.append(take_rows(states, range(min(count, len(states.lengths)))))
+        return drawn
+
+
+def _thinned(parts: list[States | None], weights: list[float], rng: np.random.Generator) -> States:
+    """States drawn one by one, each from part k with probability w_k, until the part that is drawn has none left."""
+    available = [0 if part is None else part.num_states for part in parts]
+    draws = rng.choice(len(parts), size=sum(available), p=weights)
+    taken = np.cumsum(draws[:, None] == np.arange(len(parts)), axis=0)
+    is_over = (taken > np.array(available)).any(axis=1)
+    end = int(is_over.argmax()) if is_over.any() else len(draws)
+    counts = np.bincount(draws[:end], minlength=len(parts)).tolist()
+    return join_rows([_keep(part, n, rng) for part, n in zip(parts, counts, strict=True) if part is not None and n])
+
+
+def _keep(states: States, count: int, rng: np.random.Generator) -> States:
+    """`count` of the states, each equally likely; rows that are left without one are dropped."""
+    rows, columns = np.nonzero(states.action_mask)
+    chosen = rng.permutation(len(rows))[:count]
+    mask = np.zeros_like(states.action_mask)
+    mask[rows[chosen], columns[chosen]] = True
+    behavior = np.where(mask, states.behavior_logprobs, np.float32(np.nan))
+    thinned = replace(states, action_mask=mask, behavior_logprobs=behavior)
+    return take_rows(thinned, np.flatnonzero(mask.any(axis=1)))

@@ -1,0 +1,122 @@
+"""States of a learner that starts from somebody else's beginning: scheduled sampling and DAgger's β, by trajectory.
+
+The first share of a gold text or of a teacher's rollout is given, the learner writes on. Differences: scheduled
+sampling (Bengio et al., arXiv:1506.03099) and DAgger (Ross et al., arXiv:1011.0686) draw a coin for every token or
+episode; here a trajectory is handed over once, so that every state of the learner's part was reached by its own tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from statewise.errors import UsageError
+from statewise.seeding import generator
+from statewise.states.ramp import Ramp, Share, value_at
+from statewise.states.source import EncodedExample, RolloutRequest, Source, SourceContext
+from statewise.types import Rollout, States, Trajectory, collate
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The first `share` of a trajectory `of` the dataset or the teacher, then the learner.
+
+    Fields: `share` in 0..1: a number, `uniform` (drawn anew for each trajectory), or a ramp `{start, end, over, shape}`
+    over the updates; `trains_on`: `all` states, or the `rest` after the prefix (a whole given trajectory keeps its last
+    state); the others as in source `rollout`, of the learner and, where it begins, the teacher.
+    """
+
+    kind: ClassVar[str] = "prefix"
+    needs_base: ClassVar[bool] = False
+    max_lag: ClassVar[int] = 0
+
+    of: Literal["dataset", "teacher"] = "dataset"
+    share: Share | Literal["uniform"] | Ramp = 0.5
+    trains_on: Literal["all", "rest"] = "all"
+    num_prompts: Annotated[int, Field(ge=1)] = 32
+    samples_per_prompt: Annotated[int, Field(ge=1)] = 1
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    num_examples: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.of == "teacher"
+
+    @property
+    def is_law_known(self) -> bool:
+        return self.of == "teacher" or self.trains_on == "rest"
+
+    @property
+    def trajectories_per_update(self) -> int:
+        return self.num_prompts * self.samples_per_prompt
+
+    def sized(self, num_trajectories: int) -> Source:
+        return replace(self, num_prompts=-(-num_trajectories // self.samples_per_prompt))
+
+    def sample(self, context: SourceContext, step: int) -> States:
+        """Rows of one prompt follow each other, each cut for itself.
+
+        Raises:
+            UsageError: a document without gold text, where the dataset begins.
+        """
+        drawn = context.draw_examples(self.num_prompts, step, self.num_examples)
+        examples = [example for example in drawn for _ in range(self.samples_per_prompt)]
+        begun = [self._cut(whole, context, step, row) for row, whole in enumerate(self._whole(examples, context, step))]
+        open_rows = [row for row, start in enumerate(begun) if not start.is_finished]
+        keys = {row: context.row_key(step, row) for row in open_rows}
+        prompts = {row: begun[row].prompt_ids + begun[row].token_ids for row in open_rows}
+        request = RolloutRequest(
+            "learner", [*prompts.values()], [*keys.values()], self.temperature, self.top_p, self.max_new_tokens
+        )
+        written = dict(zip(open_rows, context.roll_out(request) if open_rows else [], strict=True))
+        trajectories = [
+            self._trajectory(example, begun[row], written.get(row), step) for row, example in enumerate(examples)
+        ]
+        return collate(trajectories, self.temperature, self.top_p)
+
+    def _whole(self, examples: list[EncodedExample], context: SourceContext, step: int) -> list[Rollout]:
+        """The trajectories that beginnings are cut out of."""
+        prompts = [example.prompt_ids for example in examples]
+        if self.of == "teacher":
+            keys = [context.row_key(step, row, "prefix") for row in range(len(examples))]
+            return context.roll_out(
+                RolloutRequest("teacher", prompts, keys, self.temperature, self.top_p, self.max_new_tokens)
+            )
+        if without := [example.index for example in examples if not example.gold_ids]:
+            raise UsageError(f"document {without[0]} has no gold text to take a prefix of; use prefix of = 'teacher'")
+        unknown = float("nan")
+        return [Rollout(e.prompt_ids, e.gold_ids, (unknown,) * len(e.gold_ids), True) for e in examples]
+
+    def _cut(self, whole: Rollout, context: SourceContext, step: int, row: int) -> Rollout:
+        """The given part; finished only where the whole is given and was finished."""
+        share = self.share
+        if share == "uniform":
+            share = float(generator(context.key, "share", step, row).random())
+        share = value_at(share, step, context.num_updates)
+        count = int(share * len(whole.token_ids) + 0.5)
+        is_finished = whole.is_finished and count == len(whole.token_ids)
+        return Rollout(whole.prompt_ids, whole.token_ids[:count], whole.logprobs[:count], is_finished)
+
+    def _trajectory(self, example: EncodedExample, begun: Rollout, rest: Rollout | None, step: int) -> Trajectory:
+        first = "teacher" if self.of == "teacher" else "data"
+        prompt, given = len(begun.prompt_ids), len(begun.token_ids)
+        tokens = begun.token_ids + (rest.token_ids if rest else ())
+        logprobs = begun.logprobs + (rest.logprobs if rest else ())
+        skipped = min(given, len(tokens) - 1) if self.trains_on == "rest" else 0
+        writer = first if rest is None else "learner" if given == 0 else f"{first}+learner"
+        return Trajectory(
+            token_ids=begun.prompt_ids + tokens,
+            prompt_length=prompt,
+            prompt_index=example.index,
+            source=self.kind,
+            writer=writer,
+            behavior_logprobs=logprobs[skipped:],
+            is_finished=rest.is_finished if rest else begun.is_finished,
+            first_action=prompt + skipped,
+            writer_update=step if rest else -1,
+            num_given=given,
+        )

@@ -1,0 +1,96 @@
+"""The states that an arm recorded, found, checked and read for a source that replays them."""
+
+from __future__ import annotations
+
+import tomllib
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from statewise import records
+from statewise.errors import UsageError
+from statewise.state_records import FIRST_HASH, chain_hash, states_of_rows
+from statewise.states import RecordedStates
+from statewise.types import States
+
+
+def folder_of(path: str, seed: int) -> Path:
+    """The folder of one arm and seed that a log's `path` names; `{seed}` in it stands for the seed."""
+    return Path(path.replace("{seed}", str(seed)))
+
+
+def digest_record(path: str, seed: int, target: str) -> str:
+    """The hash of the states that an arm of another run recorded.
+
+    Raises:
+        UsageError: no such arm, one that was not trained to its end, or one of another target task, whose documents
+            the prompts' indices would then not mean.
+    """
+    folder = folder_of(path, seed)
+    result = folder / "train.json"
+    if not result.is_file() or "state_hash" not in records.read_json(result):
+        raise UsageError(
+            f"source 'log': {folder} holds no trained arm (no train.json with a state_hash); give the folder of an arm "
+            "and seed that has ended, e.g. runs/pocket/arms/rl/{seed}"
+        )
+    study = folder.parent.parent.parent / "study.toml"
+    if study.is_file():
+        theirs = tomllib.loads(study.read_text(encoding="utf-8"))["shared"]["target"]
+        if theirs != target:
+            raise UsageError(
+                f"source 'log': {folder} was trained on task {theirs!r}, this study's target is {target!r}"
+            )
+    return str(records.read_json(result)["state_hash"])
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The Parquet parts of a record by the number of updates they end with."""
+
+    folder: Path
+
+    @cached_property
+    def ends(self) -> list[int]:
+        return sorted(int(path.stem) for path in (self.folder / "states").glob("*.parquet"))
+
+    @cached_property
+    def _held(self) -> dict[int, dict[int, list[dict[str, Any]]]]:
+        return {}
+
+    def at(self, update: int) -> States:
+        """The states of one update; the part that was read last is kept."""
+        end = self.ends[bisect_right(self.ends, update)]
+        if end not in self._held:
+            self._held.clear()
+            by_step: dict[int, list[dict[str, Any]]] = {}
+            for row in records.read_table(self.folder / "states" / f"{end:06d}.parquet"):
+                if "num_given" not in row:
+                    raise UsageError(f"source 'log': {self.folder} was recorded by an older version; train it again")
+                by_step.setdefault(row["step"], []).append(row)
+            self._held[end] = by_step
+        return states_of_rows(self._held[end][update])
+
+
+def open_record(folder: Path, vocab_size: int) -> RecordedStates:
+    """The states that the arm in `folder` recorded, checked against the hash in its train.json.
+
+    Raises:
+        UsageError: the record is missing, is not what was trained on, or holds tokens that the learner has not.
+    """
+    parts = _Parts(folder)
+    if not parts.ends:
+        raise UsageError(f"source 'log': {folder / 'states'} holds no states; was the record deleted?")
+    expected, found = str(records.read_json(folder / "train.json")["state_hash"]), FIRST_HASH
+    for update in range(parts.ends[-1]):
+        states = parts.at(update)
+        found = chain_hash(found, states)
+        if int(states.token_ids.max()) >= vocab_size:
+            raise UsageError(f"source 'log': {folder} was recorded with another tokenizer; replay it on its own model")
+    if found != expected:
+        raise UsageError(
+            f"source 'log': the states in {folder / 'states'} have hash {found[:12]}, but {expected[:12]} were trained "
+            "on; the record was changed, so train its arm again"
+        )
+    return RecordedStates(parts.ends[-1], parts.at)
