@@ -159,8 +159,8 @@ class SignalInputs:
     that compare whole laws get logits, in chunks; the others get log-probabilities of the actions. What a signal did
     not ask for in `needs` is None.
 
-    Shapes: `policy_logits`, `teacher_logits` float32 [states, vocab], sampling temperature applied;
-    `policy_logprobs`, `behavior_logprobs`, `advantages` float32 [states]; log-probabilities in nats.
+    Shapes: `policy_logits`, `teacher_logits`, `base_logits` float32 [states, vocab], sampling temperature applied;
+    `policy_logprobs`, `behavior_logprobs`, `base_logprobs`, `advantages` float32 [states]; log-probabilities in nats.
     """
 
     policy_logprobs: Tensor | None = None
@@ -168,6 +168,8 @@ class SignalInputs:
     advantages: Tensor | None = None
     policy_logits: Tensor | None = None
     teacher_logits: Tensor | None = None
+    base_logprobs: Tensor | None = None
+    base_logits: Tensor | None = None
 
     def required(self, name: str) -> Tensor:
         """The input `name`; a missing one is the loop's mistake, not the user's.

@@ -1,0 +1,63 @@
+"""An exponential moving average of the trained weights: what is evaluated and saved; training itself does not see it.
+
+Differences from a mean teacher: the average supervises nothing. It starts at the first weights instead of at zero, so
+that no correction for a missing past is needed and early averages lie near base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
+
+
+@dataclass(frozen=True)
+class EMA:
+    """`decay` is the share of the old average kept at every update: it spans about 1 / (1 - decay) updates."""
+
+    kind: ClassVar[str] = "ema"
+    needs_base: ClassVar[bool] = False
+    needs_memory: ClassVar[bool] = False
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
+
+
+def update_average(average: Mapping[str, Tensor], parameters: Mapping[str, Parameter], decay: float) -> None:
+    """Take the new weights into the average, in place, after an update: a ← d a + (1 - d) θ.
+
+    Args:
+        average: a, float32, by name; its own memory, at first a copy of the parameters.
+        parameters: θ, same names and shapes.
+        decay: d, in (0, 1).
+
+    Source:
+        Tarvainen & Valpola, arXiv:1703.01780, section 2. Polyak & Juditsky (SIAM J. Control Optim. 30, 1992) average
+        all weights equally; here old ones fade.
+    """
+    for name, parameter in parameters.items():
+        average[name].lerp_(parameter.detach(), 1 - decay)
+
+
+@contextmanager
+def loaded(parameters: Mapping[str, Parameter], average: Mapping[str, Tensor]) -> Iterator[None]:
+    """The parameters hold the average inside, and afterwards, also after an error, exactly the bytes they held before.
+
+    Args:
+        parameters: what is trained; written in place, so that every view of the weights sees the average.
+        average: same names and shapes; not changed.
+    """
+    kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.detach().copy_(average[name])
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.detach().copy_(kept[name])
