@@ -13,7 +13,8 @@ from pydantic import Field
 from study_fixture import PHENOMENON, STUDY, write_study
 
 from statewise.assets import STUDIES
-from statewise.config import component, read_study, to_toml
+from statewise.component import component
+from statewise.config import read_study, to_toml
 from statewise.errors import UsageError
 
 

@@ -5,7 +5,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from statewise.config import component
+from statewise.component import component
 from statewise.errors import UsageError
 from statewise.locality.adapter import ADAPTERS, Full, Lora
 from statewise.policy.load import Policy, copy_policy, load_policy, save_weights

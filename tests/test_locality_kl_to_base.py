@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Categorical, kl_divergence
 
-from statewise.config import component
+from statewise.component import component
 from statewise.errors import UsageError
 from statewise.locality import LOCALITIES
 from statewise.locality.kl_to_base import KLToBase

@@ -148,7 +148,7 @@ def test_cells_are_refused_only_where_their_loss_is_not_defined():
     no_groups = {"dataset", "mixture", "state-mixture"}
     grouped = {"grpo", "rloo-token", "dr_grpo-sequence", "dpo", "ipo"}
     weighted_by_law = {"rloo-token", "dr_grpo-sequence"}
-    expected = {pair for pair in itertools.product(no_groups, grouped)}
+    expected = set(itertools.product(no_groups, grouped))
     expected |= set(itertools.product({"prefix"}, weighted_by_law))  # the law of data is not known
     expected |= set(itertools.product({"base"}, weighted_by_law))  # top_p < 1
     assert {pair for pair in itertools.product(SOURCE_VARIANTS, SIGNAL_VARIANTS) if refused(*pair)} == expected

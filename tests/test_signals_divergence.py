@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from statewise.config import component
+from statewise.component import component
 from statewise.errors import UsageError
 from statewise.signals import JSD, SIGNALS, ForwardKL, ReverseKL
 from statewise.types import SignalInputs

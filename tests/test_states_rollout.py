@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from statewise.config import component
+from statewise.component import component
 from statewise.errors import UsageError
 from statewise.policy.sampler import Sampling, sample
 from statewise.states import SOURCES, EncodedExample, SourceContext

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from statewise.config import component
+from statewise.component import component
 from statewise.errors import UsageError
 from statewise.signals.continuation import Continuation
 from statewise.signals.divergence import JSD, ForwardKL, ReverseKL

@@ -52,15 +52,13 @@ class Reward:
     def supervise(self, states: States, supervision: Supervision) -> States:
         """The states with rewards and advantages.
 
-        A response that cannot be scored has reward nan and advantage 0, and is left out of its group's mean.
-
-        Raises:
-            UsageError: importance weights are asked for and a writer's law is not known.
+        An answer that cannot be scored has reward nan and advantage 0, and leaves its group's mean. Raises UsageError
+        where importance weights are asked for and a writer's law is not known.
         """
         if self.importance != "none" and np.isnan(states.behavior_logprobs[states.action_mask]).any():
             raise UsageError(
-                f"signal 'reward' with importance = {self.importance!r} needs the log-probabilities that actions were "
-                f"sampled with, but states of writer {_without_law(states)!r} have none; use importance = 'none'"
+                f"signal 'reward': importance = {self.importance!r} needs the log-probabilities that actions were sampled "
+                f"with, but states of writer {_without_law(states)!r} have none; use importance = 'none'"
             )
         rewards = supervision.rewards(states)
         return replace(states, rewards=rewards, advantages=self.advantages(rewards, states.prompt_indices))
@@ -79,8 +77,7 @@ class Reward:
             Advantages float32 [batch]; 0 for a nan reward and, but for reinforce, for a group of one.
 
         Source:
-            Shao et al., arXiv:2402.03300 (GRPO; sample standard deviation, as TRL); Liu et al., arXiv:2503.20783 (Dr.
-            GRPO); Ahmadian et al., arXiv:2402.14740 (RLOO); Williams (1992).
+            arXiv:2402.03300 (GRPO; sample deviation, as TRL), 2503.20783 (Dr. GRPO), 2402.14740 (RLOO); Williams (1992).
         """
         advantages = np.zeros_like(rewards)
         is_graded = ~np.isnan(rewards)
@@ -93,17 +90,15 @@ class Reward:
             count = len(members)
             if count < 2:
                 continue
-            centred = rewards[members] - rewards[members].mean()
             spread = {"grpo": rewards[members].std(ddof=1) + STD_FLOOR, "dr_grpo": 1.0, "rloo": (count - 1) / count}
-            advantages[members] = centred / spread[self.advantage]
+            advantages[members] = (rewards[members] - rewards[members].mean()) / spread[self.advantage]
         return advantages
 
     def loss(self, inputs: SignalInputs) -> Tensor:
         """L[s] = -w min(ρ A, clip(ρ, 1-ε, 1+ε) A), ρ = π(a|s) / π_old(a|s), w = min(cap, π_old / μ).
 
-        π_old is the learner when it took up this batch, μ the behavior policy that wrote the state. Clip and importance
-        are thus kept apart (decoupled PPO): a state that another policy wrote is not clipped for that. w is of one
-        action, or the product over its trajectory.
+        π_old is the learner when it took up this batch, μ the policy that wrote the state. Clip and importance are thus
+        kept apart: a state that another policy wrote is not clipped for that. w: of one action, or over its trajectory.
 
         Args:
             inputs: `policy_logprobs`, `old_logprobs`, `behavior_logprobs` (with importance), `advantages`, float32
@@ -113,8 +108,7 @@ class Reward:
             Loss per state, any sign; its gradient at ρ = 1 is -w A ∇ log π(a|s). Not masked, not averaged.
 
         Source:
-            Schulman et al., arXiv:1707.06347 (PPO), eq. 7; Hilton et al., arXiv:2110.00641 (decoupled objective);
-            truncation: Espeholt et al., arXiv:1802.01561 (V-trace).
+            arXiv:1707.06347 (PPO), eq. 7; 2110.00641 (decoupled objective); truncation: 1802.01561 (V-trace).
         """
         policy, old = inputs.required("policy_logprobs"), inputs.required("old_logprobs")
         advantages = inputs.required("advantages")

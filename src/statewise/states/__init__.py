@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from statewise.config import component
+from statewise.component import component
 from statewise.errors import UsageError
 from statewise.states.dataset import Dataset
 from statewise.states.log import Log

@@ -88,14 +88,11 @@ class Prefix:
             )
         if without := [example.index for example in examples if not example.gold_ids]:
             raise UsageError(f"document {without[0]} has no gold text to take a prefix of; use prefix of = 'teacher'")
-        unknown = float("nan")
-        return [Rollout(e.prompt_ids, e.gold_ids, (unknown,) * len(e.gold_ids), True) for e in examples]
+        return [Rollout(e.prompt_ids, e.gold_ids, (float("nan"),) * len(e.gold_ids), True) for e in examples]
 
     def _cut(self, whole: Rollout, context: SourceContext, step: int, row: int) -> Rollout:
         """The given part; finished only where the whole is given and was finished."""
-        share = self.share
-        if share == "uniform":
-            share = float(generator(context.key, "share", step, row).random())
+        share = float(generator(context.key, "share", step, row).random()) if self.share == "uniform" else self.share
         share = value_at(share, step, context.num_updates)
         count = int(share * len(whole.token_ids) + 0.5)
         is_finished = whole.is_finished and count == len(whole.token_ids)

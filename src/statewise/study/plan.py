@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from statewise import records
-from statewise.config import ArmSection, StudyConfig, component, describe
+from statewise.component import component, describe
+from statewise.config import ArmSection, StudyConfig
 from statewise.errors import UsageError, unknown
 from statewise.locality import LOCALITIES, Locality
 from statewise.policy.find import count_parameters
