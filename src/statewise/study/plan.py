@@ -107,7 +107,7 @@ def make_plan(config: StudyConfig, model: Path, where: str, *, is_dry: bool = Fa
 def _resolve(arm: ArmSection, source: Source, signal: Signal) -> dict[str, Any]:
     """All of an arm that can change a number, with the defaults of source and signal written out."""
     return {
-        **arm.model_dump(mode="json", exclude={"label"}),
+        **arm.model_dump(mode="json", exclude={"label", "levels"}),
         "source": {"kind": source.kind, **asdict(source)},  # type: ignore[call-overload]
         "signal": {"kind": signal.kind, **asdict(signal)},  # type: ignore[call-overload]
     }
