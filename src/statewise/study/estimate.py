@@ -48,10 +48,11 @@ class PlanEstimate:
 
 @dataclass(frozen=True)
 class _Lengths:
-    """Mean tokens of a prompt and of a gold text of the target's training split."""
+    """Mean tokens of a prompt and of a gold text of the target's training split; measured, or a guess."""
 
     prompt: float
     gold: float
+    is_measured: bool = False
 
 
 def estimate_plan(plan: Plan, num_workers: int) -> PlanEstimate:
@@ -66,6 +67,21 @@ def estimate_plan(plan: Plan, num_workers: int) -> PlanEstimate:
     }
     wall = max(sum(seconds.values()) / num_workers, _longest_chain(plan.nodes, seconds))
     return PlanEstimate(arms, seconds, WORKER_START_S + wall)
+
+
+def plan_budgets(plan: Plan) -> dict[str, dict[str, float]]:
+    """What every arm is planned to use per seed, by the keys of its realised budget.
+
+    Updates and trajectories are exact. States and tokens are estimates, and are left out where the lengths of texts are
+    not known before the run: without the training documents, and for sources other than `dataset` and `rollout`.
+    """
+    lengths, budgets = _measure_lengths(plan), {}
+    for name, arm in plan.config.arms.items():
+        estimate = _estimate_arm(plan, name, lengths, 1.0)
+        budgets[name] = {"num_updates": estimate.num_updates, "num_trajectories": estimate.num_trajectories}
+        if lengths.is_measured and arm.source["kind"] in ("dataset", "rollout"):
+            budgets[name] |= {"num_loss_tokens": estimate.num_states, "num_tokens": estimate.num_tokens}
+    return {name: {key: float(value) for key, value in budget.items()} for name, budget in budgets.items()}
 
 
 def _longest_chain(nodes: tuple[Node, ...], seconds: dict[str, float]) -> float:
@@ -118,4 +134,4 @@ def _measure_lengths(plan: Plan) -> _Lengths:
         documents = [json.loads(line) for line in itertools.islice(stream, DOCUMENTS_READ)]
     prompts = sum(len(tokenizer.encode(d["question"]).ids) for d in documents)
     golds = sum(len(tokenizer.encode(d["answer"]).ids) for d in documents)
-    return _Lengths(prompts / len(documents), golds / len(documents))
+    return _Lengths(prompts / len(documents), golds / len(documents), is_measured=True)
