@@ -6,9 +6,12 @@ import json
 
 import pytest
 from study_fixture import STUDY, small_plan
+from tokenizers import Tokenizer
 
 from statewise import records
+from statewise.assets import POCKET_MODEL
 from statewise.report.summary_json import summary_from_json
+from statewise.study.estimate import plan_budgets
 from statewise.study.store import Store
 from statewise.study.summary import summarise, write_summary
 
@@ -345,3 +348,87 @@ def test_evaluations_of_different_kinds_in_one_folder_are_a_problem(tmp_path, mo
     problems = summarise(folder.plan, folder.store, {}).problems
     assert sum(words in problem for problem in problems) == 1
     assert sum("evaluated" in problem for problem in problems) == 1
+
+
+DESIGN = """\
+[study]
+name = "small"
+seeds = [0, 1]
+factors = ["source", "update"]
+
+[shared]
+signal = { kind = "imitate" }
+[shared.update]
+num_updates = 4
+lr = 3e-4
+
+[arms.other]
+source = { kind = "dataset", num_trajectories = 8 }
+
+[grid.axes.source]
+data = { source = { kind = "dataset", num_trajectories = 8 } }
+own = { source = { kind = "rollout", num_prompts = 8 } }
+[grid.axes.lr]
+low = { update = { lr = 1e-4 } }
+high = { update = { lr = 1e-3 } }
+"""
+
+
+def test_a_design_is_summarised_with_levels_hashes_and_effects(tmp_path):
+    folder = Folder(tmp_path, DESIGN)
+    folder.everything(**{"data.high": 0.7, "own.low": 0.6, "own.high": 0.8})
+    folder.trained("own.low", 1, state_hash="ab" * 32)
+    summary = folder.summarise()
+    assert run_of(summary, "own.low").levels == {"source": "own", "lr": "low"}
+    assert run_of(summary, "own.low").state_hashes == {"1": "ab" * 32}
+    assert (run_of(summary, "other").levels, run_of(summary, "base").levels) == ({}, {})
+    gain, forgetting = summary.effects
+    # Gains 0 .2 / .1 .3, equal in both seeds: source ± .05, lr ± .1, so SS are as 1 to 4.
+    assert {effect.name: round(effect.eta_squared, 6) for effect in gain.effects} == {
+        "source": 0.2, "lr": 0.8, "source × lr": 0.0, "between seeds": 0.0,
+    }  # fmt: skip
+    assert (gain.response, gain.num_cells, gain.num_seeds) == ("gain", 4, 2)
+    assert (forgetting.response, forgetting.effects, forgetting.note) == (
+        "forgetting", (), "all cells have the same value",
+    )  # fmt: skip
+
+
+def test_a_diverged_cell_is_left_out_of_the_effects_with_a_note(tmp_path):
+    folder = Folder(tmp_path, DESIGN.replace("low = {", "mid = { update = { lr = 2e-4 } }\nlow = {"))
+    for seed in (0, 1):
+        folder.evaluated("base", seed, first_right(0.5))
+        for arm in folder.plan.config.arms:
+            if arm != "own.high":
+                folder.trained(arm, seed)
+                folder.evaluated(arm, seed, first_right(0.6 + 0.1 * (arm.startswith("own") + seed)))
+    gain, _ = folder.summarise().effects
+    assert gain.factors == {"source": ("data", "own"), "lr": ("mid", "low")}
+    assert gain.note == "left out, since cells of them are missing: lr high"
+
+
+def test_a_study_without_a_design_has_no_effects(tmp_path):
+    folder = Folder(tmp_path)
+    folder.everything()
+    assert folder.summarise().effects == ()
+
+
+def test_the_plan_stands_beside_what_was_used(tmp_path):
+    folder = Folder(tmp_path)
+    folder.everything()
+    # 4 updates of 8 rows; the fake model's folder has no training documents, so no length is known.
+    assert run_of(folder.summarise(), "sft").planned == {"num_updates": 4.0, "num_trajectories": 32.0}
+    assert run_of(folder.summarise(), "base").planned == {}
+
+
+def test_tokens_are_planned_where_the_lengths_of_texts_are_known(tmp_path):
+    folder = Folder(tmp_path)
+    (folder.plan.model / "tokenizer.json").write_bytes((POCKET_MODEL / "tokenizer.json").read_bytes())
+    documents = '{"question": "1 + 1", "answer": "2"}\n'
+    (folder.plan.model / "tasks" / "pocket_math_train.jsonl").write_text(documents)
+    tokenizer = Tokenizer.from_file(str(POCKET_MODEL / "tokenizer.json"))
+    prompt, gold = len(tokenizer.encode("1 + 1").ids), len(tokenizer.encode("2").ids)
+    planned = plan_budgets(folder.plan)
+    assert planned["sft"] == {
+        "num_updates": 4.0, "num_trajectories": 32.0,
+        "num_loss_tokens": 32.0 * gold, "num_tokens": 32.0 * (prompt + gold),
+    }  # fmt: skip

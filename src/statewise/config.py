@@ -1,8 +1,9 @@
 """Study files: strict schema, overrides, errors that name file and line, and the resolved study.
 
 A study file is TOML (YAML reads `1e-4` as a string and keeps duplicate keys silently). `[shared]` holds what all arms
-have in common, `[arms.<name>]` what makes each arm; `study.factors` lists the keys in which arms may differ. What a
-source or signal accepts is known by its own dataclass, so those tables stay open here and are closed by `component`s.
+have in common, `[arms.<name>]` what makes each arm, `[grid]` what makes many at once (`grid`); `study.factors` lists
+the keys in which arms may differ. What a source or signal accepts is known by its own dataclass, so those tables stay
+open here and are closed by `component`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from statewise.errors import UsageError, unknown
+from statewise.grid import NAME_PATTERN, check_levels, expand_grid, origin
+from statewise.overrides import apply_override, split_key
 
-NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 Table = dict[str, Any]
 
 
@@ -140,9 +142,13 @@ class SharedSection(Strict):
 
 
 class ArmSection(Strict):
-    """`[arms.<name>]` over the defaults in `[shared]`: one source, a signal or a sum of them, localities."""
+    """`[arms.<name>]` over the defaults in `[shared]`: one source, a signal or a sum of them, localities.
+
+    `levels`: axis → level of the cell of a factorial design that the arm stands for; changes nothing that is computed.
+    """
 
     label: str = ""
+    levels: dict[str, str] = {}
     teacher: str | None = None
     source: Table
     signal: Table | list[Table]
@@ -191,7 +197,7 @@ def read_study(path: Path, overrides: Iterable[str] = (), *, is_quick: bool = Fa
 
     Args:
         path: the file.
-        overrides: `arm.key=value`, `shared.key=value` or `study.key=value`, values in TOML syntax or bare text.
+        overrides: `arm.key=value`, `shared.key=value`, … (`overrides`), values in TOML syntax or bare text.
         is_quick: apply the study's own `quick` overrides first.
 
     Raises:
@@ -210,9 +216,9 @@ def read_study(path: Path, overrides: Iterable[str] = (), *, is_quick: bool = Fa
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
     for override in [*(_quick_of(raw, path) if is_quick else []), *overrides]:
-        _apply_override(raw, override)
-    place = _Place(path, text)
-    config = _validate(_with_defaults(raw, place), place)
+        apply_override(raw, override)
+    place = _Place(path, text, raw)
+    config = _validate(_with_defaults(expand_grid(raw, place.of), place), place)
     _check_names(config, place)
     return config
 
@@ -228,15 +234,19 @@ class _Place:
 
     path: Path
     text: str
+    raw: Table
 
     def of(self, keys: Iterable[str | int]) -> str:
         """`file:line` of the deepest key of the dotted path `keys` that the text holds; `file` alone if none.
 
-        A key of an arm may stand in `[shared]`, whose line is the answer where it holds more of the path.
+        A key of an arm may stand in `[shared]`, whose line is the answer where it holds more of the path; one of an arm
+        of the grid may stand in a level.
         """
         wanted = [str(key) for key in keys]
         depth, line = self._deepest(wanted)
         if wanted[:1] == ["arms"]:
+            if level := origin(self.raw, wanted):
+                depth, line = 2 + level.depth, self._deepest(level.keys)[1]
             # `arms.<name>.` and `shared.` are two keys and one.
             shared_depth, shared_line = self._deepest(["shared", *wanted[2:]])
             if shared_depth > 1 and shared_depth - 1 > depth - 2:
@@ -248,10 +258,10 @@ class _Place:
         best_depth, best_line, section = 0, 0, list[str]()
         for number, line in enumerate(self.text.splitlines(), start=1):
             if header := re.match(r"\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(#.*)?$", line):
-                section = [part.strip().strip("\"'") for part in header[1].split(".")]
+                section = split_key(header[1])
                 here = section
             elif key := re.match(r"\s*([A-Za-z0-9_.\"'-]+)\s*=", line):
-                here = section + [part.strip("\"'") for part in key[1].split(".")]
+                here = section + split_key(key[1])
             else:
                 continue
             # An inline table holds the keys below `here` on the same line.
@@ -267,30 +277,6 @@ def _quick_of(raw: Table, path: Path) -> list[str]:
     if not isinstance(quick, list) or not quick:
         raise UsageError(f"{path}: has no quick size; give study.quick a list of overrides, or use --set and --limit")
     return [str(override) for override in quick]
-
-
-def _apply_override(raw: Table, override: str) -> None:
-    path, separator, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not separator or len(keys) < 2 or not all(keys):
-        raise UsageError(f"--set {override}: expected arm.key=value, shared.key=value or study.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    if keys[0] not in ("study", "shared"):
-        arms = raw.get("arms", {})
-        if not isinstance(arms, dict):
-            raise UsageError(f"--set {override}: 'arms' of the study file is a value, not a table")
-        if keys[0] not in arms:
-            raise unknown("arm", keys[0], [*arms, "shared", "study"], f"--set {override}")
-        keys = ["arms", *keys]
-    table = raw
-    for key in keys[:-1]:
-        table = table.setdefault(key, {})
-        if not isinstance(table, dict):
-            raise UsageError(f"--set {override}: {key!r} is a value, not a table")
-    table[keys[-1]] = value
 
 
 def _with_defaults(raw: Table, place: _Place) -> Table:
@@ -368,6 +354,7 @@ def _check_names(config: StudyConfig, place: _Place) -> None:
         ):
             known = [other for other in config.arms if other != name]
             raise unknown("teacher", arm.teacher, [*known, "base"], place.of(["arms", name, "teacher"]))
+    check_levels({name: arm.levels for name, arm in config.arms.items() if arm.levels}, place.of)
     for phenomenon in config.phenomena:
         for arm_name in [*phenomenon.arms, phenomenon.than]:
             if arm_name not in config.arms and arm_name != "base":

@@ -199,7 +199,11 @@ class DriftEstimate:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One row of a study's table. Columns are keys of `StudySummary.columns`."""
+    """One row of a study's table. Columns are keys of `StudySummary.columns`.
+
+    `planned`: the budget as planned, with the keys of `budget` that can be planned. `levels`: axis → level of the cell
+    of a factorial design that the arm stands for. `state_hashes`: seed → running SHA-256 over all training states.
+    """
 
     arm: str
     label: str
@@ -214,6 +218,40 @@ class RunSummary:
     retention_ratio: Estimate | None = None
     drift: dict[str, DriftEstimate] = field(default_factory=dict)
     budget: dict[str, float] = field(default_factory=dict)
+    planned: dict[str, float] = field(default_factory=dict)
+    levels: dict[str, str] = field(default_factory=dict)
+    state_hashes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One row of an analysis of variance: the share of the total sum of squares, with its 95 % interval over seeds.
+
+    `omega_squared`: partial ω²; None for the seeds themselves, and with one seed. `low`/`high`: None with one seed.
+    """
+
+    name: str
+    eta_squared: float
+    low: float | None
+    high: float | None
+    omega_squared: float | None
+
+
+@dataclass(frozen=True)
+class EffectTable:
+    """How much of the variance of `response` over cells and seeds each factor explains.
+
+    `factors`: axis → its levels that enter. `effects` is empty where no complete design is left; `note` says why, or
+    which levels were left out.
+    """
+
+    response: str
+    factors: dict[str, tuple[str, ...]]
+    num_cells: int
+    num_seeds: int
+    effects: tuple[Effect, ...]
+    method: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -239,6 +277,7 @@ class StudySummary:
     `target` and `retention` are the columns that gain and forgetting are computed from; further columns are other
     decodings or metrics of the target.
     `protocols` says per task how it was evaluated; `reference` is another source's table (headings, rows), labelled.
+    `effects`: of a factorial design, one table a response.
     """
 
     name: str
@@ -254,6 +293,7 @@ class StudySummary:
     reference_headings: tuple[str, ...] = ()
     reference_rows: tuple[tuple[str, ...], ...] = ()
     problems: tuple[str, ...] = ()
+    effects: tuple[EffectTable, ...] = ()
 
 
 @dataclass(frozen=True)

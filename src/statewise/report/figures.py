@@ -1,11 +1,13 @@
 """The figures of a report: gain against forgetting, drift against its noise floor, paired differences.
 
 Labels stand beside what they name; a filled marker is a resolved difference, a hollow one is not, so that nothing hangs
-on colour. A figure without data is None, and the page leaves it out.
+on colour. Of many runs only gain and forgetting are drawn, without names. A figure without data is None, and the page
+leaves it out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from matplotlib.axes import Axes
@@ -13,13 +15,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from statewise.records import Estimate, RunSummary, StudySummary
-from statewise.report import numbers, tables
+from statewise.report import design, numbers, tables
 from statewise.report.placement import Anchor, Box, place_labels
 from statewise.report.svg import FONT_SIZE, GRID, INK, PANEL, SERIES, SMALL_FONT_SIZE, SOFT, new_figure, to_svg
 from statewise.report.text import clean
 
 ROW_HEIGHT = 25.0
 MARKER_SIZE = 7.0
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+OTHER_RUNS = "other runs"
+LEGEND_LINE = 15.0
 LONGEST_LABEL = 26
 # Mean width of a character of a sans-serif font, as a share of its size; only label placement depends on it.
 CHARACTER_WIDTH = 0.57
@@ -35,19 +40,27 @@ def gain_figure(summary: StudySummary) -> str | None:
     ]
     if not points:
         return None
-    figure, axes = new_figure(height=320, left=44, top=30, bottom=46)
+    is_crowded = len(points) > tables.MOST_LABELS
+    styles = _styles(summary, [run for run, _, _ in points], is_crowded=is_crowded)
+    legend = [*dict.fromkeys(styles.values()), (INK, "s", "base")] if is_crowded else []
+    below = LEGEND_LINE * math.ceil(len(legend) / 2)
+    figure, axes = new_figure(height=320 + below, left=44, top=30, bottom=46 + below)
     axes.set_xlim(*_limits([gain for _, gain, _ in points], share=0.12))
     axes.set_ylim(*_limits([loss for _, _, loss in points], share=0.12))
     axes.axhline(0, color=SOFT, linewidth=0.8)
     axes.axvline(0, color=SOFT, linewidth=0.8)
     axes.grid(color=GRID, linewidth=0.6)
     for run, gain, loss in points:
-        color = _color(summary, run)
-        axes.plot(_bounds(gain), [loss.value] * 2, color=color, linewidth=1.4, alpha=0.75)
-        axes.plot([gain.value] * 2, _bounds(loss), color=color, linewidth=1.4, alpha=0.75)
+        color, shape, _ = styles[run.arm]
+        faint = 0.25 if is_crowded else 0.75
+        axes.plot(_bounds(gain), [loss.value] * 2, color=color, linewidth=1.4, alpha=faint)
+        axes.plot([gain.value] * 2, _bounds(loss), color=color, linewidth=1.4, alpha=faint)
         is_resolved = numbers.is_resolved(gain) and numbers.is_resolved(loss)
-        _mark(axes, gain.value, loss.value, color, is_resolved=is_resolved)
-    _label_points(axes, summary, points)
+        _mark(axes, gain.value, loss.value, color, is_resolved=is_resolved, shape=shape)
+    if is_crowded:
+        _add_legend(axes, legend)
+    else:
+        _label_points(axes, summary, points)
     _style_ticks(axes)
     axes.text(0, 1.04, "Mean forgetting F (up: forgot more)", transform=axes.transAxes, color=INK, parse_math=False)
     heading = clean(summary.columns[target])
@@ -56,10 +69,43 @@ def gain_figure(summary: StudySummary) -> str | None:
     return to_svg(figure, "gain", f"Gain on {heading} against mean forgetting. {told}.")
 
 
+def _styles(summary: StudySummary, runs: list[RunSummary], *, is_crowded: bool) -> dict[str, tuple[str, str, str]]:
+    """Colour, marker and name of every run's point, by arm: a run's own, or where they are many, of its first level."""
+    if not is_crowded:
+        return {run.arm: (_color(summary, run), MARKERS[0], run.label) for run in runs}
+    axis, levels = next(iter(design.axes_of(summary).items()), ("", ()))
+    # Colours and markers repeat after different counts, so that their pairs do not.
+    style = {
+        level: (SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)], f"{axis} {level}")
+        for index, level in enumerate(levels)
+    }
+    return {run.arm: style.get(run.levels.get(axis, ""), (SOFT, MARKERS[0], OTHER_RUNS)) for run in runs}
+
+
+def _add_legend(axes: Axes, styles: list[tuple[str, str, str]]) -> None:
+    """Name the styles below the axes, in two columns; base is the square at the origin."""
+    axes.plot([0], [0], marker="s", markersize=MARKER_SIZE - 1, color=INK, zorder=5)
+    per_column = math.ceil(len(styles) / 2)
+    for index, (color, shape, name) in enumerate(styles):
+        column, line = divmod(index, per_column)
+        place = (0.5 * column, -36 - LEGEND_LINE * (line + 1))
+        axes.annotate(
+            _short(name), place, (10, 0), xycoords=("axes fraction", "axes points"), textcoords="offset points",
+            color=INK, fontsize=SMALL_FONT_SIZE, va="center", parse_math=False, annotation_clip=False,
+        )  # fmt: skip
+        marker_transform = axes.get_xaxis_transform()
+        height = axes.get_window_extent().height * 72 / axes.figure.dpi
+        left, right = axes.get_xlim()
+        axes.plot(
+            [left + place[0] * (right - left)], [place[1] / height], marker=shape, color=color, linestyle="none",
+            markersize=MARKER_SIZE - 1, transform=marker_transform, clip_on=False,
+        )  # fmt: skip
+
+
 def drift_figure(summary: StudySummary) -> str | None:
     """The first measured distance of every run from base, smallest to largest seed, with the noise floor."""
     distances = tables.drift_distances(summary)
-    if not distances:
+    if not distances or len(tables.trained_runs(summary)) > tables.MOST_ROWS:
         return None
     distance = "mmd" if "mmd" in distances else distances[0]
     rows = [(run, run.drift[distance]) for run in tables.trained_runs(summary) if distance in run.drift]
@@ -98,7 +144,7 @@ def forest_figure(summary: StudySummary) -> str | None:
             rows.append((heading, None, None))
             rows += [(run.label, run, run.against_base[column]) for run in members]
     estimates = [estimate for _, _, estimate in rows if estimate is not None]
-    if not estimates:
+    if not estimates or len(tables.trained_runs(summary)) > tables.MOST_ROWS:
         return None
     figure, axes = _row_axes([label if run else "" for label, run, _ in rows])
     axes.axvline(0, color=SOFT, linewidth=0.8)
@@ -138,9 +184,9 @@ def _row_text(axes: Axes, y: float, label: str, *, is_heading: bool = False) -> 
     )  # fmt: skip
 
 
-def _mark(axes: Axes, x: float, y: float, color: str, *, is_resolved: bool) -> None:
+def _mark(axes: Axes, x: float, y: float, color: str, *, is_resolved: bool, shape: str = "o") -> None:
     axes.plot(
-        [x], [y], marker="o", markersize=MARKER_SIZE, color=color, markerfacecolor=color if is_resolved else PANEL,
+        [x], [y], marker=shape, markersize=MARKER_SIZE, color=color, markerfacecolor=color if is_resolved else PANEL,
         markeredgewidth=1.8, zorder=4,
     )  # fmt: skip
 

@@ -75,6 +75,11 @@ def span(values: Iterable[int]) -> str:
     return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}–{counts[-1]:,}"
 
 
+def seeds(count: int) -> str:
+    """1 seed, 3 seeds."""
+    return f"{count:,} seed{'s' * (count != 1)}"
+
+
 def is_resolved(estimate: Estimate, null: float = 0.0) -> bool:
     """Whether the interval leaves out `null`; an estimate without an interval resolves nothing."""
     if estimate.low is None or estimate.high is None:

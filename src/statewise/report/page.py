@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from statewise.records import Estimate, StudySummary, write_bytes
-from statewise.report import figures, sentences, tables
+from statewise.report import design, figures, heatmap, sentences, tables
 from statewise.report.text import clean, keep_together
 
 TEMPLATE = "report.html.jinja"
@@ -41,6 +41,12 @@ def render_page(summary: StudySummary) -> str:
         seeds_note=sentences.seeds_note(summary),
         legend=sentences.UNRESOLVED_LEGEND,
         claims=[_claim(summary, index) for index in range(len(summary.phenomena))],
+        cells=_cells(summary),
+        effects=tables.effect_table(summary),
+        missing_effects=sentences.missing_effects(summary),
+        states=tables.hash_table(summary),
+        identical_states=sentences.identical_states(summary),
+        left_out=sentences.left_out(summary, "the figures of drift and of paired differences are left out"),
         scores=tables.score_table(summary),
         differences=[table for table in (tables.base_table(summary), tables.teacher_table(summary)) if table],
         drift=tables.drift_table(summary),
@@ -97,10 +103,24 @@ def _contrast(name: str, estimate: Estimate, margin: float) -> dict[str, Any]:
     }
 
 
+def _cells(summary: StudySummary) -> dict[str, str] | None:
+    """The heat map of a factorial design, with title and caption."""
+    svg = heatmap.design_figure(summary)
+    if svg is None:
+        return None
+    return {"title": " × ".join(design.axes_of(summary)), "svg": svg, "caption": heatmap.caption(summary)}
+
+
+def _gain_caption(summary: StudySummary) -> str:
+    axis = next(iter(design.axes_of(summary)), "")
+    is_named = len(tables.trained_runs(summary)) <= tables.MOST_LABELS or not axis
+    return GAIN_CAPTION if is_named else f"{GAIN_CAPTION} Colour and shape: {axis}."
+
+
 def _figures(summary: StudySummary) -> list[tuple[str, str]]:
     """Every figure that has data, with its caption."""
     drawn = [
-        (figures.gain_figure(summary), GAIN_CAPTION),
+        (figures.gain_figure(summary), _gain_caption(summary)),
         (figures.drift_figure(summary), DRIFT_CAPTION),
         (figures.forest_figure(summary), FOREST_CAPTION),
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from statewise.records import Estimate, PhenomenonSummary, RunSummary, StudySummary
-from statewise.report import numbers, tables
+from statewise.report import design, numbers, tables
 
 VERDICTS = ("holds", "does not hold", "not resolved")
 VERDICT_MARKS = {"holds": "●", "does not hold": "○", "not resolved": "◐"}
@@ -81,6 +81,36 @@ def missing_data(estimate: Estimate, margin: float = 0.0) -> str:
     return (
         f"The interval covers {null}; a difference of this size would need at least {numbers.factor(factor)} the data."
     )
+
+
+def identical_states(summary: StudySummary) -> str:
+    """Which groups of runs trained on the same states; empty where the hashes are not shown."""
+    if not design.shows_states(summary):
+        return ""
+    groups = design.state_groups(summary)
+    named = [_group(summary, group) for group in groups]
+    told = f"Trained on identical states: {'; '.join(named)}." if named else "No two runs trained on identical states."
+    if design.has_partial_overlap(summary, groups):
+        told += " Further runs share the states of some seeds but not of all."
+    return told
+
+
+def _group(summary: StudySummary, group: list[RunSummary]) -> str:
+    if level := design.shared_level(summary, group):
+        return f"all {len(group)} runs with {level[0]} {level[1]}"
+    return ", ".join(f"“{run.label}”" for run in group)
+
+
+def missing_effects(summary: StudySummary) -> str:
+    """Why a response of a design has no effect sizes; empty where all have."""
+    missing = [table for table in summary.effects if not table.effects]
+    return " ".join(f"No effect sizes of {table.response}: {table.note}." for table in missing)
+
+
+def left_out(summary: StudySummary, what: str) -> str:
+    """Why a report of many runs is shorter; empty for few."""
+    count = len(tables.trained_runs(summary))
+    return f"{plural(count, 'run')}, so {what}." if count > tables.MOST_ROWS else ""
 
 
 def methods(summary: StudySummary) -> dict[str, list[str]]:

@@ -9,11 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from statewise.records import DriftEstimate, Estimate, RunSummary, StudySummary
-from statewise.report import numbers
+from statewise.records import DriftEstimate, Effect, Estimate, RunSummary, StudySummary
+from statewise.report import design, numbers
 
 BASE = "base"
 SIGNIFICANCE = 0.05
+# More runs than this are not named in a scatter plot; with more than that, one line a run is too many for a figure.
+MOST_LABELS, MOST_ROWS = 12, 20
+BUDGETS = (
+    "num_updates", "num_trajectories", "num_states", "num_loss_tokens", "num_tokens", "num_generated_learner",
+    "num_generated_teacher", "num_generated_base", "flops", "flops_forward", "flops_backward", "train_s",
+)  # fmt: skip
 DISTANCE_HEADINGS = {
     "mmd": "MMD²",
     "centroid": "centroid distance",
@@ -110,17 +116,98 @@ def drift_table(summary: StudySummary) -> Table | None:
     )
 
 
+def cross_tables(summary: StudySummary) -> list[Table]:
+    """Gain and forgetting of a factorial design: rows and columns are its first two axes, a table a panel."""
+    row_axis, column_axis = [*design.axes_of(summary), "", ""][:2]
+    tables = []
+    for response in design.responses_of(summary):
+        for panel in design.panels_of(summary):
+            rows = tuple(
+                Row(
+                    level,
+                    tuple(cross_cell(summary, panel.runs.get((level, other)), response) for other in panel.columns),
+                )
+                for level in panel.rows
+            )
+            title = f"{response}, {panel.title}" if panel.title else response
+            caption = f"Rows: {row_axis}; columns: {column_axis}. {numbers.NOTHING}: not in the study."
+            tables.append(Table(title, caption, panel.columns, rows, row_axis))
+    return tables
+
+
+def cross_cell(summary: StudySummary, run: RunSummary | None, response: str) -> Cell:
+    """A cell of the design without its interval; it says so where the run has no number."""
+    if run is None:
+        return EMPTY
+    estimate = design.response_of(summary, run, response)
+    if estimate is None:
+        return Cell(divergence(run) or "no score")
+    cell = delta_cell(estimate)
+    return Cell(cell.text, mark=cell.mark, detail=f"{run.num_diverged} diverged" if run.num_diverged else "")
+
+
+def effect_table(summary: StudySummary) -> Table | None:
+    """η² and partial ω² per effect, two columns a response; None where no design could be decomposed."""
+    shown = [table for table in summary.effects if table.effects]
+    names = dict.fromkeys(effect.name for table in shown for effect in table.effects)
+    if not names:
+        return None
+    by_name = [{effect.name: effect for effect in table.effects} for table in shown]
+    rows = tuple(Row(name, tuple(cell for one in by_name for cell in _effect_cells(one.get(name)))) for name in names)
+    used = [f"{table.response}: {table.num_cells} cells × {numbers.seeds(table.num_seeds)}" for table in shown]
+    notes = [f"{table.response}: {table.note}" for table in shown if table.note]
+    caption = (
+        f"η²: share of the variance over cells and seeds that an effect explains; ω²: partial ω², without what the "
+        f"spread between seeds alone would give. {'; '.join(used)}. "
+        f"{'. '.join(dict.fromkeys([*(table.method for table in shown), *notes]))}."
+    )
+    headings = tuple(f"{table.response} {sign}" for table in shown for sign in ("η²", "ω²"))
+    return Table("Effect sizes", caption, headings, rows, "effect")
+
+
+def hash_table(summary: StudySummary) -> Table | None:
+    """The hash over all training states of every run and seed; None where it says nothing."""
+    if not design.shows_states(summary):
+        return None
+    letters = design.letters_of(summary)
+    seeds = sorted({seed for run in summary.runs for seed in run.state_hashes}, key=lambda seed: (len(seed), seed))
+    rows = tuple(
+        Row(run.label, tuple(_hash_cell(seed, run.state_hashes.get(seed), letters) for seed in seeds))
+        for run in trained_runs(summary)
+        if run.state_hashes
+    )
+    caption = (
+        f"First {design.SHOWN_DIGITS} digits of the hash over all states that a run trained on, in order. Runs with "
+        "the same letter in a column trained on identical states."
+    )
+    return Table("Training states", caption, tuple(f"seed {seed}" for seed in seeds), rows)
+
+
 def budget_table(summary: StudySummary) -> Table | None:
-    """What every run realised, one column a budget; None if none was recorded."""
-    keys = list(dict.fromkeys(key for run in summary.runs for key in run.budget))
+    """What every run was planned to use and used, one column a budget; None if none was recorded.
+
+    With many runs, budgets that are the same for all of them are told in the caption.
+    """
+    runs = [run for run in summary.runs if run.budget]
+    found = dict.fromkeys(key for run in runs for key in run.budget)
+    keys = sorted(found, key=lambda key: BUDGETS.index(key) if key in BUDGETS else len(BUDGETS))
     if not keys:
         return None
-    rows = tuple(
-        Row(run.label, tuple(_budget_cell(key, run.budget.get(key)) for key in keys))
-        for run in summary.runs
-        if run.budget
-    )
-    return Table("Realised budgets", "Mean over seeds.", tuple(_budget_heading(key) for key in keys), rows)
+    cells = {key: [_budget_cell(key, run.budget.get(key), run.planned.get(key)) for run in runs] for key in keys}
+    same = [key for key in keys if len(runs) > MOST_LABELS and len(set(cells[key])) == 1]
+    caption = "Mean over seeds."
+    if any(run.planned for run in runs):
+        caption = (
+            "Planned / realised, mean over seeds; realised alone where nothing was planned. Updates and trajectories "
+            "are planned exactly, tokens are estimates made before the run."
+        )
+    if same:
+        told = ", ".join(f"{_budget_heading(key)} {cells[key][0].text}" for key in same)
+        caption += f" The same for every run: {told}."
+    shown = [key for key in keys if key not in same]
+    rows = tuple(Row(run.label, tuple(cells[key][index] for key in shown)) for index, run in enumerate(runs))
+    title = "Budgets, planned and realised" if any(run.planned for run in runs) else "Realised budgets"
+    return Table(title, caption, tuple(_budget_heading(key) for key in shown), rows)
 
 
 def delta_cell(estimate: Estimate | None, null: float = 0.0) -> Cell:
@@ -218,16 +305,31 @@ def _floor_cell(summary: StudySummary, distance: str) -> Cell:
     return Cell(texts[0]) if len(texts) == 1 else Cell(" to ".join(texts))
 
 
+def _effect_cells(effect: Effect | None) -> tuple[Cell, Cell]:
+    if effect is None:
+        return EMPTY, EMPTY
+    share = Cell(numbers.score(effect.eta_squared), numbers.interval(effect.low, effect.high))
+    return share, EMPTY if effect.omega_squared is None else Cell(numbers.score(effect.omega_squared))
+
+
+def _hash_cell(seed: str, state_hash: str | None, letters: Mapping[tuple[str, str], str]) -> Cell:
+    if state_hash is None:
+        return EMPTY
+    letter = letters.get((seed, state_hash))
+    return Cell(state_hash[: design.SHOWN_DIGITS] + (f" {letter}" if letter else ""))
+
+
 def _budget_heading(key: str) -> str:
-    if key == "flops":
-        return "FLOPs"
+    if key.startswith("flops"):
+        return key.replace("flops", "FLOPs").replace("_", " ")
     return key.removeprefix("num_").removesuffix("_s").replace("_", " ")
 
 
-def _budget_cell(key: str, value: float | None) -> Cell:
+def _budget_cell(key: str, value: float | None, planned: float | None) -> Cell:
     if value is None:
         return EMPTY
-    return Cell(numbers.duration(value) if key.endswith("_s") else numbers.quantity(value))
+    show = numbers.duration if key.endswith("_s") else numbers.quantity
+    return Cell(show(value) if planned is None else f"{show(planned)} / {show(value)}")
 
 
 def _table_unless_empty(title: str, caption: str, summary: StudySummary, rows: tuple[Row, ...]) -> Table | None:

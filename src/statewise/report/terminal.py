@@ -27,13 +27,27 @@ def render_terminal(summary: StudySummary, console: Console) -> None:
     if summary.description:
         print_line(console, summary.description)
     print_line(console, f"{sentences.scope(summary)} {sentences.outcome(summary)}")
-    print_table(console, tables.score_table(summary))
-    for table in (tables.base_table(summary), tables.teacher_table(summary), tables.drift_table(summary)):
-        if table is not None:
-            print_table(console, table)
+    for table in _tables(summary):
+        print_table(console, table)
+    for line in (sentences.missing_effects(summary), sentences.identical_states(summary)):
+        if line:
+            print_line(console, line)
+    if shorter := sentences.left_out(summary, "differences, drift, states and budgets are left out; the page has them"):
+        print_line(console, shorter, "dim")
     _print_verdicts(console, summary)
     _print_problems(console, summary)
     _print_legend(console, summary)
+
+
+def _tables(summary: StudySummary) -> list[tables.Table]:
+    """All tables of few runs; of many, a design cell by cell, and the scores."""
+    found = [*tables.cross_tables(summary), tables.effect_table(summary), tables.score_table(summary)]
+    if len(tables.trained_runs(summary)) <= tables.MOST_ROWS:
+        found += [
+            tables.base_table(summary), tables.teacher_table(summary), tables.drift_table(summary),
+            tables.hash_table(summary), tables.budget_table(summary),
+        ]  # fmt: skip
+    return [table for table in found if table is not None]
 
 
 @dataclass(frozen=True)

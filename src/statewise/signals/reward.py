@@ -14,16 +14,13 @@ import numpy as np
 from pydantic import Field
 
 from statewise.errors import UsageError
+from statewise.signals.advantage import Advantage, Baseline, advantages_of
 from statewise.types import FloatArray, IntArray, SignalInputs, States
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from statewise.signals.signal import Supervision
-
-# TRL's and DeepSeekMath's guard against a group without spread.
-STD_FLOOR = 1e-4
-OF_GROUPS = ("grpo", "dr_grpo", "rloo")
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,8 @@ class Reward:
     )
     skips_zero_advantages: ClassVar[bool] = True
 
-    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce"] = "grpo"
-    baseline: Literal["none", "batch"] = "none"
+    advantage: Advantage = "grpo"
+    baseline: Baseline = "none"
     clip: Annotated[float, Field(ge=0)] = 0.2
     importance: Literal["none", "token", "sequence"] = "none"
     importance_cap: Annotated[float, Field(gt=0)] = 2.0
@@ -57,42 +54,15 @@ class Reward:
         """
         if self.importance != "none" and np.isnan(states.behavior_logprobs[states.action_mask]).any():
             raise UsageError(
-                f"signal 'reward': importance = {self.importance!r} needs the log-probabilities that actions were sampled "
-                f"with, but states of writer {_without_law(states)!r} have none; use importance = 'none'"
+                f"signal 'reward': importance = {self.importance!r} needs the log-probabilities that actions were "
+                f"sampled with, but states of writer {_without_law(states)!r} have none; use importance = 'none'"
             )
         rewards = supervision.rewards(states)
         return replace(states, rewards=rewards, advantages=self.advantages(rewards, states.prompt_indices))
 
     def advantages(self, rewards: FloatArray, groups: IntArray) -> FloatArray:
-        """A_i of every trajectory, by `advantage`; n = answers to the same prompt that could be scored.
-
-        grpo: (r_i - mean) / (std + 1e-4) · dr_grpo: r_i - mean · rloo: n / (n-1) (r_i - mean), which is r_i less the
-        mean of the others · reinforce: r_i, less the mean of the batch for `baseline = "batch"`.
-
-        Args:
-            rewards: float32 [batch], nan where a response could not be scored.
-            groups: int64 [batch]; equal values form a group.
-
-        Returns:
-            Advantages float32 [batch]; 0 for a nan reward and, but for reinforce, for a group of one.
-
-        Source:
-            arXiv:2402.03300 (GRPO; sample deviation, as TRL), 2503.20783 (Dr. GRPO), 2402.14740 (RLOO); Williams (1992).
-        """
-        advantages = np.zeros_like(rewards)
-        is_graded = ~np.isnan(rewards)
-        if self.advantage == "reinforce":
-            baseline = rewards[is_graded].mean() if self.baseline == "batch" and is_graded.any() else 0.0
-            advantages[is_graded] = rewards[is_graded] - baseline
-            return advantages
-        for group in np.unique(groups):
-            members = np.flatnonzero((groups == group) & is_graded)
-            count = len(members)
-            if count < 2:
-                continue
-            spread = {"grpo": rewards[members].std(ddof=1) + STD_FLOOR, "dr_grpo": 1.0, "rloo": (count - 1) / count}
-            advantages[members] = (rewards[members] - rewards[members].mean()) / spread[self.advantage]
-        return advantages
+        """The advantage of every trajectory, float32 [batch] (`advantage.advantages_of`)."""
+        return advantages_of(rewards, groups, self.advantage, self.baseline)
 
     def loss(self, inputs: SignalInputs) -> Tensor:
         """L[s] = -w min(ρ A, clip(ρ, 1-ε, 1+ε) A), ρ = π(a|s) / π_old(a|s), w = min(cap, π_old / μ).

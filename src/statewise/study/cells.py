@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from statewise.errors import UsageError
 from statewise.signals import WeightedSignal
+from statewise.signals.advantage import OF_GROUPS
 from statewise.signals.preference import Preference
-from statewise.signals.reward import OF_GROUPS, Reward
+from statewise.signals.reward import Reward
 from statewise.states import Source, leaves
 from statewise.states.log import Log
 from statewise.states.prefix import Prefix

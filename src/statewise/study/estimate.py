@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from statewise.signals.continuation import Continuation
-from statewise.states import Source
+from statewise.states import Source, leaves
 from statewise.states.log import Log
 from statewise.states.mixture import Mixture
 from statewise.states.prefix import Prefix
@@ -71,10 +71,11 @@ class PlanEstimate:
 
 @dataclass(frozen=True)
 class _Lengths:
-    """Mean tokens of a prompt and of a gold text of the target's training split."""
+    """Mean tokens of a prompt and of a gold text of the target's training split; measured, or a guess."""
 
     prompt: float
     gold: float
+    is_measured: bool = False
 
 
 def estimate_plan(plan: Plan, num_workers: int) -> PlanEstimate:
@@ -89,6 +90,23 @@ def estimate_plan(plan: Plan, num_workers: int) -> PlanEstimate:
     }
     wall = max(sum(seconds.values()) / num_workers, _longest_chain(plan.nodes, seconds))
     return PlanEstimate(arms, seconds, WORKER_START_S + wall)
+
+
+def plan_budgets(plan: Plan) -> dict[str, dict[str, float]]:
+    """What every arm is planned to use per seed, by the keys of its realised budget.
+
+    Updates are exact. All else is left out where the lengths of texts are not known before the run: without the
+    training documents, and for states that another study recorded.
+    """
+    lengths, budgets = _measure_lengths(plan), {}
+    scale = (plan.num_parameters or RATE_PARAMETERS) / RATE_PARAMETERS
+    for name, arm in plan.config.arms.items():
+        budget = _estimate_arm(plan, name, lengths, scale).budget
+        is_known = lengths.is_measured and not any(
+            isinstance(leaf, Log) and leaf.path for leaf in leaves(plan.sources[name])
+        )
+        budgets[name] = budget if is_known else {"num_updates": float(arm.update.num_updates)}
+    return budgets
 
 
 def _longest_chain(nodes: tuple[Node, ...], seconds: dict[str, float]) -> float:
@@ -194,4 +212,4 @@ def _measure_lengths(plan: Plan) -> _Lengths:
         documents = [json.loads(line) for line in itertools.islice(stream, DOCUMENTS_READ)]
     prompts = sum(len(tokenizer.encode(d["question"]).ids) for d in documents)
     golds = sum(len(tokenizer.encode(d["answer"]).ids) for d in documents)
-    return _Lengths(prompts / len(documents), golds / len(documents))
+    return _Lengths(prompts / len(documents), golds / len(documents), is_measured=True)

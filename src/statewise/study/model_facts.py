@@ -78,7 +78,7 @@ def read_facts(run: RunFolder, arm: str, seed: int, name: str) -> ModelFacts:
 
 def _settings(section: ArmSection) -> dict[str, Any]:
     """The arm's table of the study file; without the rank and alpha of an adapter that is none."""
-    settings = section.model_dump(mode="json", exclude={"label"}, exclude_none=True)
+    settings = section.model_dump(mode="json", exclude={"label", "levels"}, exclude_none=True)
     return settings if section.adapter.kind == "lora" else {**settings, "adapter": {"kind": section.adapter.kind}}
 
 

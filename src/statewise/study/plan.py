@@ -143,7 +143,7 @@ def _resolve(
     """All of an arm that can change a number, with the defaults of its parts written out."""
     weighted = [{**describe(one.signal), "weight": one.weight} for one in signals]
     return {
-        **arm.model_dump(mode="json", exclude={"label"}),
+        **arm.model_dump(mode="json", exclude={"label", "levels"}),
         "source": describe(source),
         "signal": describe(signals[0].signal) if _is_plain(signals) else {"sum": weighted},
         "locality": {one.kind: describe(one) for one in localities},

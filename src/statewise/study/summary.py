@@ -7,14 +7,16 @@ the report.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from statewise import records
 from statewise.config import PhenomenonSection, StudyConfig
-from statewise.records import DriftEstimate, Estimate, PhenomenonSummary, RunSummary, StudySummary
+from statewise.records import DriftEstimate, EffectTable, Estimate, PhenomenonSummary, RunSummary, StudySummary
+from statewise.study.anova import Cell, estimate_effects
 from statewise.study.cells import told_signals, told_source
+from statewise.study.estimate import plan_budgets
 from statewise.study.plan import BASE, Node, Plan
 from statewise.study.statistics import (
     Matrix,
@@ -25,7 +27,7 @@ from statewise.study.statistics import (
 )
 from statewise.study.store import Store
 
-FORGETTING = "forgetting"
+GAIN, FORGETTING = "gain", "forgetting"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def summarise(plan: Plan, store: Store, environment: dict[str, str]) -> StudySum
     config = plan.config
     measured = _measure(plan, store)
     names = [BASE, *config.arms]
-    runs = tuple(_summarise_run(plan, store, measured, name) for name in names)
+    planned = plan_budgets(plan)
+    runs = tuple(replace(_summarise_run(plan, store, measured, name), planned=planned.get(name, {})) for name in names)
     missing = [node.id for node in plan.nodes if store.result(node) is None]
     problems = [f"not done yet: {', '.join(missing)}"] if missing else []
     problems += [*_mixed(plan, store), *_problems(plan, store, measured)]
@@ -100,6 +103,7 @@ def summarise(plan: Plan, store: Store, environment: dict[str, str]) -> StudySum
         reference_headings=tuple(reference.headings) if reference else (),
         reference_rows=tuple(tuple(row) for row in reference.rows) if reference else (),
         problems=tuple(problems),
+        effects=_effects(measured),
     )
 
 
@@ -165,7 +169,8 @@ def _heading(column: Column, others: list[Column]) -> str:
 def _summarise_run(plan: Plan, store: Store, measured: Measured, name: str) -> RunSummary:
     config = plan.config
     arm = config.arms.get(name)
-    trained = [store.result(node) or {} for node in plan.nodes if node.action == "train" and node.arm == name]
+    nodes = [node for node in plan.nodes if node.action == "train" and node.arm == name]
+    trained = [store.result(node) or {} for node in nodes]
     seeds, paired = measured.seeds_of(name), measured.seeds_of(name, BASE)
     columns = measured.columns
     teacher = arm.teacher if arm else None
@@ -189,11 +194,37 @@ def _summarise_run(plan: Plan, store: Store, measured: Measured, name: str) -> R
         retention_ratio=estimate_retention_ratio(base, post) if base else None,
         drift=_drift(store, name, seeds),
         budget=_mean_budget(trained),
+        levels=dict(arm.levels) if arm else {},
+        state_hashes={
+            str(node.seed): str(result["state_hash"])
+            for node, result in zip(nodes, trained, strict=True)
+            if "state_hash" in result
+        },
     )
 
 
 def _difference(measured: Measured, column: Column, arm: str, than: str, seeds: list[int]) -> Estimate:
     return estimate_sum([measured.matrix(arm, column, seeds) - measured.matrix(than, column, seeds)])
+
+
+def _effects(measured: Measured) -> tuple[EffectTable, ...]:
+    """The analysis of variance of gain and forgetting over the cells of a factorial design, if the study is one."""
+    arms = {name: arm.levels for name, arm in measured.config.arms.items() if arm.levels}
+    if not measured.columns or not arms:
+        return ()
+
+    def mean(column: Column, arm: str, than: str, seed: int) -> float:
+        return float((measured.matrix(arm, column, [seed]) - measured.matrix(than, column, [seed])).mean())
+
+    gains: list[Cell] = []
+    losses: list[Cell] = []
+    for name, levels in arms.items():
+        seeds = measured.seeds_of(name, BASE)
+        gains.append((levels, {seed: mean(measured.columns[0], name, BASE, seed) for seed in seeds}))
+        lost = {seed: [mean(column, BASE, name, seed) for column in measured.retention] for seed in seeds}
+        losses.append((levels, {seed: float(np.mean(values)) for seed, values in lost.items() if values}))
+    tables = [estimate_effects(GAIN, gains), estimate_effects(FORGETTING, losses) if measured.retention else None]
+    return tuple(table for table in tables if table is not None)
 
 
 def _recipe(plan: Plan, name: str) -> str:

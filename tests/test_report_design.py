@@ -1,0 +1,345 @@
+"""A factorial design in the report: heat map, effect sizes, training states, budgets; and a report of many runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from xml.etree import ElementTree
+
+import pytest
+from report_fixture import RATES, SIGNALS, SOURCES, diverged, fake_design, fake_study, replace_run, run_named
+from rich.console import Console
+from test_report_page import Page
+
+from statewise.records import EffectTable, Estimate
+from statewise.report import design, figures, heatmap, sentences, tables
+from statewise.report.page import render_page
+from statewise.report.summary_json import summary_from_json, summary_to_json
+from statewise.report.terminal import render_terminal
+
+SMALL = {"sources": SOURCES[:3], "signals": SIGNALS[:3], "rates": RATES[:1]}
+
+
+def texts(svg):
+    return [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")]
+
+
+def without(summary, *arms):
+    return dataclasses.replace(summary, runs=tuple(run for run in summary.runs if run.arm not in arms))
+
+
+def diverged_cell(run):
+    return dataclasses.replace(diverged(run), levels=run.levels)
+
+
+def printed(summary, width=100):
+    stream = io.StringIO()
+    render_terminal(summary, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+def flat(text):
+    return " ".join(text.split())
+
+
+def test_the_heat_map_prints_every_value_and_is_the_same_every_time():
+    summary = fake_design()
+    svg = heatmap.design_figure(summary)
+    assert svg == heatmap.design_figure(fake_design())
+    shown = texts(svg)
+    # Two responses, each with a panel per learning rate; the levels of the rows stand once a line.
+    assert shown.count("lr 1e-4") == shown.count("lr 1e-3") == 2
+    assert shown.count("imitate") == 4
+    assert shown.count("own") == 2
+    assert {"Gain on Pocket Math", "Mean forgetting F"} <= set(shown)
+    assert len([text for text in shown if re.fullmatch(r"[+−]?\.\d{3}", text)]) == 2 * 5 * 5 * 2
+    assert "+.120" in shown  # own, reward, 1e-4: .03 · 2 + .02 · 3
+    assert "var(--series-1)" in svg
+    assert "var(--series-2)" in svg
+    assert not re.search(r"#0[1-5]0", svg)
+    root = ElementTree.fromstring(svg)
+    assert root.get("role") == "img"
+    assert "reward on own, lr 1e-4 +.120;" in root.get("aria-label")
+
+
+def test_a_cell_that_is_not_resolved_is_hollow_and_says_so():
+    summary = fake_design(SOURCES[:2], SIGNALS[:2], RATES[:1])
+    clear = {"pocket_math": Estimate(0.1, 0.05, 0.15, 100, 3, "m")}
+    for run in tables.trained_runs(summary):
+        run = dataclasses.replace(run, against_base=clear, forgetting=clear["pocket_math"])
+        summary = replace_run(summary, run.arm, run)
+    svg = heatmap.design_figure(summary)
+    assert "n.r." not in texts(svg)
+    hollow = svg.count("fill: var(--panel)")
+    unclear = {"pocket_math": Estimate(0.1, -0.05, 0.25, 100, 3, "m")}
+    run = dataclasses.replace(run_named(summary, "dataset.imitate.1e-4"), against_base=unclear)
+    svg = heatmap.design_figure(replace_run(summary, run.arm, run))
+    assert texts(svg).count("n.r.") == 1
+    assert svg.count("fill: var(--panel)") == hollow + 1
+
+
+def test_a_cell_without_a_number_says_why():
+    summary = fake_design(**SMALL)
+    summary = replace_run(summary, "teacher.expert.1e-4", diverged_cell(run_named(summary, "teacher.expert.1e-4")))
+    partly = dataclasses.replace(run_named(summary, "teacher.imitate.1e-4"), num_diverged=1)
+    waiting = dataclasses.replace(run_named(summary, "dataset.expert.1e-4"), against_base={}, forgetting=None)
+    for run in (partly, waiting):
+        summary = replace_run(summary, run.arm, run)
+    shown = texts(heatmap.design_figure(without(summary, "dataset.imitate.1e-4")))
+    for text in ("diverged", "1 diverged", "no score", "–"):
+        assert shown.count(text) == 2, text
+
+
+def test_colour_is_centred_at_zero_and_its_strength_is_the_share_of_the_largest():
+    svg = heatmap.design_figure(fake_design())
+    strengths = [float(value) for value in re.findall(r"fill: var\(--series-[12]\); opacity: ([0-9.]+)", svg)]
+    assert max(strengths) == pytest.approx(heatmap.STRONGEST)
+    assert min(strengths) >= heatmap.FAINTEST
+
+
+def test_many_panels_are_broken_into_lines():
+    rates = ("1e-6", "1e-5", "1e-4", "1e-3", "1e-2")
+    root = ElementTree.fromstring(heatmap.design_figure(fake_design(SOURCES[:3], SIGNALS, rates)))
+    width, height = (float(part) for part in root.get("viewBox").split()[2:])
+    assert width < 800
+    # Two panels a line, so three lines of two responses.
+    one = ElementTree.fromstring(heatmap.design_figure(fake_design(SOURCES[:3], SIGNALS, rates[:1])))
+    assert height > 3 * float(one.get("viewBox").split()[3])
+
+
+def test_long_levels_are_slanted_or_cut():
+    long = ("a-level-with-a-name-that-is-too-long", "b")
+    svg = heatmap.design_figure(fake_design(long, long, RATES))
+    assert "a-level-with-a-name…" in texts(svg)
+    assert "rotate(-35 " in svg
+    assert "rotate(-35 " not in heatmap.design_figure(fake_design(long, ("a", "b"), RATES))
+
+
+def test_the_caption_names_the_axes():
+    assert heatmap.caption(fake_design()).startswith("Rows: source, columns: signal, panels: lr. ")
+    assert heatmap.caption(fake_design(**SMALL)).startswith("Rows: source, columns: signal. ")
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        fake_study(),
+        fake_design(SOURCES, SIGNALS[:1], RATES[:1]),
+        dataclasses.replace(
+            fake_design(**SMALL), runs=tuple(diverged_cell(run) for run in fake_design(**SMALL).runs), effects=()
+        ),
+    ],
+    ids=["no levels", "one axis", "no numbers"],
+)
+def test_without_two_axes_or_numbers_there_is_no_heat_map(summary):
+    assert heatmap.design_figure(summary) is None
+    assert tables.cross_tables(summary) == []
+    assert 'class="wide"' not in render_page(summary)
+
+
+def test_axes_with_one_level_are_no_axes():
+    assert list(design.axes_of(fake_design(**SMALL))) == ["source", "signal"]
+
+
+def test_the_page_of_a_design_has_its_section_and_is_well_formed():
+    page = Page(render_page(fake_design()))
+    assert "source × signal × lr" in page.text
+    assert ("a", "href", "#cells") in page.attributes
+    assert ("figure", "class", "wide") in page.attributes
+    ids = [value for _, key, value in page.attributes if key == "id"]
+    assert len(ids) == len(set(ids))
+    assert "cells" not in {value for _, key, value in Page(render_page(fake_study())).attributes if key == "id"}
+    assert render_page(fake_design()) == render_page(fake_design())
+
+
+def test_levels_are_escaped_and_cleaned():
+    evil = "<script>x</script>\x1b[31m\u202e\"'&"
+    text = render_page(fake_design((evil, "b"), (evil, "$\\frac{1}$"), (evil, "d")))
+    assert "script" not in Page(text).tags
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "\x1b" not in printed(fake_design((evil, "b"), (evil, "c"), (evil, "d")))
+
+
+def test_effect_sizes_are_shown_with_intervals_method_and_what_is_left_out():
+    table = tables.effect_table(fake_design())
+    assert table.headings == ("gain η²", "gain ω²", "forgetting η²", "forgetting ω²")
+    first, *_, last = table.rows
+    assert (first.label, first.cells[0].text, first.cells[0].interval) == ("source", ".410", "[.390, .440]")
+    assert first.cells[1].text == ".891"  # .41 / .46
+    assert (last.label, last.cells[1]) == ("between seeds", tables.EMPTY)
+    assert "gain: 50 cells × 3 seeds; forgetting: 50 cells × 3 seeds. " in table.caption
+    assert table.caption.count("over all 27 bootstrap resamples of the 3 seeds") == 1
+    assert table.caption.endswith("forgetting: left out, since cells of them are missing: signal reward.")
+    assert "Effect sizes" in printed(fake_design())
+    assert tables.effect_table(fake_study()) is None
+
+
+def test_without_effect_sizes_the_reason_is_told():
+    none = EffectTable("gain", {}, 0, 3, (), "", "all cells have the same value")
+    summary = dataclasses.replace(fake_design(**SMALL), effects=(none,))
+    assert tables.effect_table(summary) is None
+    told = "No effect sizes of gain: all cells have the same value."
+    assert told in printed(summary)
+    assert told in Page(render_page(summary)).text
+    assert sentences.missing_effects(fake_design()) == ""
+
+
+def test_equal_hashes_have_the_same_letter_within_a_column():
+    table = tables.hash_table(fake_design(**SMALL))
+    assert table.headings == ("seed 0", "seed 1", "seed 2")
+    by_label = {row.label: [cell.text for cell in row.cells] for row in table.rows}
+    for one, other in zip(by_label["imitate on dataset, lr 1e-4"], by_label["expert on dataset, lr 1e-4"], strict=True):
+        assert one == other
+        assert re.fullmatch(r"[0-9a-f]{12} A", one)
+    assert all(text.endswith(" B") for text in by_label["imitate on rl-states, lr 1e-4"])
+    assert all(re.fullmatch(r"[0-9a-f]{12}", text) for text in by_label["imitate on teacher, lr 1e-4"])
+    assert "SFT teacher" not in by_label  # it has no hashes
+
+
+def test_groups_of_identical_states_are_named_by_their_level_or_their_runs():
+    summary = fake_design(**SMALL)
+    told = sentences.identical_states(summary)
+    assert told == "Trained on identical states: all 3 runs with source dataset; all 3 runs with source rl-states."
+    assert told in flat(printed(summary))
+    assert told in Page(render_page(summary)).text
+    run = run_named(summary, "dataset.expert.1e-4")
+    other = dataclasses.replace(run, state_hashes={**run.state_hashes, "2": "ff" * 32})
+    assert sentences.identical_states(replace_run(summary, run.arm, other)) == (
+        "Trained on identical states: “imitate on dataset, lr 1e-4”, “continuation on dataset, lr 1e-4”; all 3 runs "
+        "with source rl-states. Further runs share the states of some seeds but not of all."
+    )
+    # A seed that diverged has no hash; what is left agrees.
+    shorter = dataclasses.replace(run, state_hashes={"0": run.state_hashes["0"]})
+    assert "all 3 runs with source dataset" in sentences.identical_states(replace_run(summary, run.arm, shorter))
+
+
+def test_states_are_shown_for_a_design_and_for_runs_that_share_a_hash():
+    def study(levels, *hashes):
+        base, first, second, *_ = fake_study().runs
+        runs = [
+            dataclasses.replace(run, levels=levels, state_hashes={"0": value * 32})
+            for run, value in zip((first, second), hashes, strict=True)
+        ]
+        return dataclasses.replace(fake_study(), runs=(base, *runs))
+
+    assert tables.hash_table(fake_study()) is None
+    assert tables.hash_table(study({}, "ab", "cd")) is None
+    assert "Training states" not in render_page(study({}, "ab", "cd"))
+    assert sentences.identical_states(study({}, "ab", "cd")) == ""
+    assert tables.hash_table(study({}, "ab", "ab")) is not None
+    assert sentences.identical_states(study({}, "ab", "ab")) == "Trained on identical states: “mild SFT”, “stress SFT”."
+    assert sentences.identical_states(study({"a": "x"}, "ab", "cd")) == "No two runs trained on identical states."
+
+
+def test_letters_go_on_after_the_alphabet():
+    runs = [
+        dataclasses.replace(fake_study().runs[1], arm=str(index), state_hashes={"0": f"{index // 2:064x}"})
+        for index in range(2 * 28)
+    ]
+    letters = list(design.letters_of(dataclasses.replace(fake_study(), runs=tuple(runs))).values())
+    assert letters[:2] + letters[25:] == ["A", "B", "Z", "AA", "AB"]
+
+
+def test_budgets_stand_as_planned_and_realised():
+    table = tables.budget_table(fake_design(**SMALL))
+    assert table.title == "Budgets, planned and realised"
+    assert table.headings[:5] == ("updates", "trajectories", "states", "loss tokens", "tokens")
+    row = next(row for row in table.rows if row.label == "imitate on dataset, lr 1e-4")
+    assert [cell.text for cell in row.cells[:5]] == [
+        "120 / 120", "1,920 / 1,920", "184,320", "184,320", "398,000 / 401,311",
+    ]  # fmt: skip
+    assert table.rows[0].cells[0].text == "120"  # nothing planned
+    assert tables.budget_table(fake_study()).title == "Realised budgets"
+
+
+def test_budgets_that_are_the_same_for_many_runs_go_into_the_caption():
+    summary = without(fake_design(), "sft", "rl")
+    table = tables.budget_table(summary)
+    assert table.headings == ("tokens",)
+    assert "The same for every run: updates 120 / 120, trajectories 1,920 / 1,920, states 184,320," in table.caption
+    assert len(table.rows) == 50
+
+
+def test_flops_and_generated_tokens_are_named():
+    run = dataclasses.replace(fake_study().runs[1], budget={"flops_forward": 1e12, "num_generated_base": 3.0})
+    table = tables.budget_table(dataclasses.replace(fake_study(), runs=(run,)))
+    assert table.headings == ("generated base", "FLOPs forward")
+
+
+def test_the_points_of_many_runs_have_a_legend_and_no_names():
+    svg = figures.gain_figure(fake_design())
+    assert svg == figures.gain_figure(fake_design())
+    shown = texts(svg)
+    assert {"base", "other runs", "source dataset", "source own"} <= set(shown)
+    assert "imitate on own, lr 1e-4" not in shown
+    assert "Colour and shape: source." in render_page(fake_design())
+    assert "imitate on teacher, lr 1e…" in texts(figures.gain_figure(fake_design(**SMALL)))
+
+
+def test_many_runs_without_levels_are_drawn_alike():
+    runs = tuple(dataclasses.replace(run, levels={}) for run in fake_design().runs)
+    shown = texts(figures.gain_figure(dataclasses.replace(fake_design(), runs=runs)))
+    assert {"base", "other runs"} <= set(shown)
+    assert not [text for text in shown if text.startswith("source")]
+
+
+def test_more_runs_than_a_figure_has_room_for_are_left_to_the_tables():
+    summary = fake_design()
+    assert figures.forest_figure(summary) is figures.drift_figure(summary) is None
+    text = render_page(summary)
+    assert "52 runs, so the figures of drift and of paired differences are left out." in Page(text).text
+    assert 'class="scroll tall"' in text
+    small = render_page(fake_design(**SMALL))
+    assert 'class="scroll tall"' not in small
+    assert "left out" not in Page(small).text.replace("left out, since cells", "")
+
+
+def test_a_terminal_shows_many_runs_cell_by_cell():
+    text = printed(fake_design())
+    for title in (
+        "Gain on Pocket Math, lr 1e-4",
+        "Mean forgetting F, lr 1e-3",
+        "Effect sizes",
+        "Scores and forgetting",
+    ):
+        assert title in text
+    assert "Paired differences from base" not in text
+    assert "52 runs, so differences, drift, states and budgets are left out; the page has them." in flat(text)
+    small = printed(fake_design(**SMALL))
+    for title in ("Paired differences from base", "Training states", "Budgets, planned and realised"):
+        assert title in small
+
+
+def test_an_ascii_terminal_gets_effect_sizes_and_groups_in_ascii():
+    binary = io.BytesIO()
+    stream = io.TextIOWrapper(binary, encoding="ascii")
+    summary = fake_design(**SMALL)
+    run = dataclasses.replace(run_named(summary, "dataset.expert.1e-4"), state_hashes={})
+    render_terminal(
+        replace_run(summary, run.arm, dataclasses.replace(run, state_hashes={"0": "00" * 32})),
+        Console(file=stream, width=120),
+    )
+    stream.flush()
+    text = binary.getvalue().decode("ascii")
+    assert "omega^2: partial omega^2" in text
+    assert '"imitate on dataset, lr 1e-4", "continuation on dataset, lr 1e-4"' in flat(text)
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_no_number_of_a_design_is_cut_off_at_any_width(width):
+    text = printed(fake_design(), width)
+    assert max(map(len, text.splitlines())) <= width
+    for number in ("+.120", "−.110", ".891"):
+        assert number in text
+
+
+def test_a_summary_from_before_designs_is_read_with_defaults():
+    value = summary_to_json(fake_study())
+    del value["effects"]
+    for run in value["runs"]:
+        del run["levels"], run["planned"], run["state_hashes"]
+    assert summary_from_json(value) == fake_study()
+    full = fake_design()
+    assert summary_from_json(summary_to_json(full)) == full
