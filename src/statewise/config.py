@@ -94,7 +94,8 @@ class UpdateSection(Strict):
 
     `lr` is the peak of AdamW; `num_epochs`: gradient steps on the batch of one update; `reduction` says what one update
     averages over (`states`: every state weighs the same; `trajectories`: every trajectory does; `constant`: the sum of
-    a trajectory is divided by `constant_tokens`, whatever its length); `max_tokens` bounds a micro-batch, `packing`
+    a trajectory is divided by `constant_tokens`, whatever its length); without `trains_end_of_text` the action that ends
+    a text is no training state; `max_tokens` bounds a micro-batch, `packing`
     lays its rows end to end, `activation_checkpointing` trades time for memory: none can change a result but by
     rounding.
     """
@@ -111,6 +112,7 @@ class UpdateSection(Strict):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     reduction: Literal["states", "trajectories", "constant"] = "states"
     constant_tokens: Annotated[int, Field(ge=1)] = 128
+    trains_end_of_text: bool = True
     max_tokens: Annotated[int, Field(ge=1)] = 8192
     packing: bool = False
     activation_checkpointing: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,11 +79,18 @@ def _update(setup: Setup, recorder: Recorder, updater: Updater, step: int) -> No
 
 def supervise(setup: Setup, visited: States, step: int) -> list[Term]:
     """What the arm's signals make of the states of an update."""
-    return [
-        Term(one.signal, one.weight, one.signal.supervise(visited, setup.supervision(step, place)),
-             one.signal.skips_zero_advantages)
-        for place, one in enumerate(setup.recipe.signals)
-    ]  # fmt: skip
+    terms = []
+    for place, one in enumerate(setup.recipe.signals):
+        states = one.signal.supervise(visited, setup.supervision(step, place))
+        if not setup.recipe.update.trains_end_of_text:
+            states = _without_ends(states, setup.learner.end_token_ids)
+        terms.append(Term(one.signal, one.weight, states, one.signal.skips_zero_advantages))
+    return terms
+
+
+def _without_ends(states: States, end_token_ids: Sequence[int]) -> States:
+    """The states without those whose label ends the text."""
+    return replace(states, action_mask=states.action_mask & ~np.isin(states.labels, end_token_ids))
 
 
 def _share_used(setup: Setup) -> float:
