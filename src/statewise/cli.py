@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from statewise.study.request import StudyRequest
 
 FAILED, USAGE, PARTIAL = 1, 2, 3
-SHELF = ("studies", "sources", "signals", "tasks", "distances")
+SHELF = ("studies", "sources", "signals", "localities", "cells", "tasks", "distances")
 
 app = typer.Typer(
     name="statewise",
@@ -188,12 +188,15 @@ def report(
 
 @app.command(name="list")
 def list_(
-    what: Annotated[str, typer.Argument(help="studies, sources, signals, tasks or distances.")],
+    what: Annotated[str, typer.Argument(help="studies, sources, signals, localities, cells, tasks or distances.")],
     as_json: JsonOption = False,
 ) -> None:
-    """List what can be named in a study file."""
+    """List what can be named in a study file; cells: what each source × signal is called, or why it is refused."""
     if what not in SHELF:
         raise unknown("shelf", what, SHELF)
+    if what == "cells":
+        _print_cells(as_json)
+        return
     rows = _rows_of(what)
     if as_json:
         _print_json(rows)
@@ -214,11 +217,31 @@ def _rows_of(what: str) -> dict[str, str]:
         from statewise.drift import DISTANCES
 
         return {name: _first_line(sys.modules[distance.__module__].__doc__) for name, distance in DISTANCES.items()}
+    from statewise.locality import LOCALITIES
     from statewise.signals import SIGNALS
     from statewise.states import SOURCES
 
-    registry: dict[str, Any] = dict(SOURCES if what == "sources" else SIGNALS)
+    registry: dict[str, Any] = {"sources": SOURCES, "signals": SIGNALS, "localities": LOCALITIES}[what]
     return {name: f"{_first_line(kind.__doc__)} {_fields_of(kind)}" for name, kind in registry.items()}
+
+
+def _print_cells(as_json: bool) -> None:
+    """Every cell under its signal, with its name; a refused one with the reason and the nearest that works."""
+    from statewise.study.cells import matrix
+
+    cells = matrix()
+    if as_json:
+        _print_json(cells)
+        return
+    width = max(len(cell["source"]) for cell in cells)
+    signal = ""
+    for cell in cells:
+        if cell["signal"] != signal:
+            signal = cell["signal"]
+            typer.echo(f"{signal} on")
+        typer.echo(f"  {cell['source']:<{width}}  {cell['name']}")
+        if cell["refused"]:
+            typer.echo(f"  {'':<{width}}    refused by default: {cell['refused']}")
 
 
 def _first_line(text: str | None) -> str:
@@ -229,7 +252,7 @@ def _fields_of(kind: Any) -> str:
     import dataclasses
 
     fields = [
-        field.name + ("" if field.default is None else f" = {json.dumps(field.default)}")
+        field.name + ("" if field.default is None else f" = {json.dumps(field.default, default=str)}")
         for field in dataclasses.fields(kind)
     ]
     return f"({', '.join(fields)})" if fields else ""

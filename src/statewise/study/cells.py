@@ -10,18 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from statewise.errors import UsageError
-from statewise.signals import WeightedSignal
+from statewise.signals import SIGNALS, WeightedSignal
 from statewise.signals.advantage import OF_GROUPS
 from statewise.signals.preference import Preference
 from statewise.signals.reward import Reward
 from statewise.states import Source, leaves
+from statewise.states.dataset import Dataset
 from statewise.states.log import Log
+from statewise.states.mixture import Mixture, Part
 from statewise.states.prefix import Prefix
 from statewise.states.rollout import ModelRollout
 
-# Columns of the matrix: a source as `column_of` names it. Rows: signals, `imitate` also with its filter.
-COLUMNS = ("dataset", "teacher", "learner", "base", "stale", "replay", "prefix", "log", "mixture")
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
+# By signal, `imitate` also with its filter, and by column: a source as `column_of` names it.
 NAMES: dict[str, dict[str, str]] = {
     "imitate": {
         "dataset": "SFT",
@@ -216,22 +217,22 @@ def check_cell(source: Source, signals: Sequence[WeightedSignal], place: str) ->
 def matrix() -> list[dict[str, str]]:
     """Every cell in order: `source`, `signal`, `name`, and `refused` ("" where it trains, else why and what works).
 
-    A cell stands for the least that it needs: sources of one answer a prompt with signals as they are by default.
+    Sources that can give several answers to a prompt give two, as signals that compare answers need; all other fields
+    are as they are by default.
     """
-    from statewise.signals import SIGNALS
-    from statewise.states import SOURCES
-
-    rollout = ModelRollout(num_prompts=1)
+    two = {"samples_per_prompt": 2}
+    dataset, learner = Dataset(), ModelRollout(**two)
     sources: dict[str, Source] = {
-        "dataset": SOURCES["dataset"](), "prefix": Prefix(), "log": Log(arm="rl"),
-        "teacher": ModelRollout(by="teacher"), "base": ModelRollout(by="base"), "learner": rollout,
-        "stale": ModelRollout(lag=1), "replay": ModelRollout(buffer_size=64),
+        "dataset": dataset, "teacher": ModelRollout(by="teacher", **two), "learner": learner,
+        "base": ModelRollout(by="base", **two), "stale": ModelRollout(lag=1, **two),
+        "replay": ModelRollout(buffer_size=64, **two), "prefix": Prefix(**two), "log": learner,
+        "mixture": Mixture((Part(dataset, 0.5), Part(learner, 0.5))),
     }  # fmt: skip
     cells = []
     for signal in ("imitate", "imitate(only_correct)", *(kind for kind in SIGNALS if kind != "imitate")):
         built = SIGNALS[signal.partition("(")[0]]()
-        for column in COLUMNS:
-            found = refusal(sources[column], [WeightedSignal(built)]) if column in sources else None
-            note = f"{found.reason}; nearest: {found.nearest}" if found else ""
+        for column, source in sources.items():
+            found = refusal(source, [WeightedSignal(built)])
+            note = f"{found.reason}; nearest that works: {found.nearest}" if found else ""
             cells.append({"source": column, "signal": signal, "name": name_of(column, signal), "refused": note})
     return cells
