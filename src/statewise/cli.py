@@ -221,7 +221,10 @@ def _rows_of(what: str) -> dict[str, str]:
     from statewise.signals import SIGNALS
     from statewise.states import SOURCES
 
-    registry: dict[str, Any] = {"sources": SOURCES, "signals": SIGNALS, "localities": LOCALITIES}[what]
+    registries: dict[str, dict[str, Any]] = {
+        "sources": {**SOURCES}, "signals": {**SIGNALS}, "localities": {**LOCALITIES},
+    }  # fmt: skip
+    registry = registries[what]
     return {name: f"{_first_line(kind.__doc__)} {_fields_of(kind)}" for name, kind in registry.items()}
 
 

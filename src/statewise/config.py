@@ -94,10 +94,9 @@ class UpdateSection(Strict):
 
     `lr` is the peak of AdamW; `num_epochs`: gradient steps on the batch of one update; `reduction` says what one update
     averages over (`states`: every state weighs the same; `trajectories`: every trajectory does; `constant`: the sum of
-    a trajectory is divided by `constant_tokens`, whatever its length); without `trains_end_of_text` the action that ends
-    a text is no training state; `max_tokens` bounds a micro-batch, `packing`
-    lays its rows end to end, `activation_checkpointing` trades time for memory: none can change a result but by
-    rounding.
+    a trajectory is divided by `constant_tokens`, whatever its length); without `trains_end_of_text` the action that
+    ends a text is no training state; `max_tokens` bounds a micro-batch, `packing` lays its rows end to end,
+    `activation_checkpointing` trades time for memory: none can change a result but by rounding.
     """
 
     num_updates: Annotated[int, Field(ge=1)]

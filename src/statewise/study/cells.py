@@ -7,7 +7,7 @@ before a model is loaded, with the nearest cell that trains.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from statewise.errors import UsageError
 from statewise.signals import SIGNALS, WeightedSignal
@@ -22,7 +22,7 @@ from statewise.states.prefix import Prefix
 from statewise.states.rollout import ModelRollout
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
-# By signal, `imitate` also with its filter, and by column: a source as `column_of` names it.
+# By signal, `imitate` also with its filter, and by source; a learner that is `stale` or has a `replay` buffer has a column of its own.
 NAMES: dict[str, dict[str, str]] = {
     "imitate": {
         "dataset": "SFT",
@@ -112,15 +112,6 @@ class Refusal:
     nearest: str
 
 
-def column_of(source: Source) -> str:
-    """The column of the matrix in which a source stands."""
-    if not isinstance(source, ModelRollout):
-        return source.kind
-    if source.by != "learner":
-        return source.by
-    return "replay" if source.buffer_size else "stale" if source.lag else "learner"
-
-
 def told_source(source: Source) -> str:
     """A source in a few words: "learner rollout", "log of rl", "mixture of dataset, learner rollout"."""
     if isinstance(source, ModelRollout):
@@ -159,7 +150,7 @@ def refusal(source: Source, signals: Sequence[WeightedSignal]) -> Refusal | None
         elif isinstance(signal, Preference) and source.samples_per_prompt == 1:
             found = Refusal(
                 "a preference is between two answers to one prompt, and this source has one",
-                "source.pairs = '<file>'" if source.kind == "dataset" else "source.samples_per_prompt >= 2",
+                "source.pairs = '<file>'" if source.kind == "dataset" else _grouped(source),
             )
         else:
             found = None
@@ -168,9 +159,13 @@ def refusal(source: Source, signals: Sequence[WeightedSignal]) -> Refusal | None
     return None
 
 
+def _grouped(source: Source) -> str:
+    return f"samples_per_prompt >= 2 in {'every part of' if source.kind == 'mixture' else 'the'} source"
+
+
 def _refuse_reward(source: Source, signal: Reward) -> Refusal | None:
     if signal.advantage in OF_GROUPS and source.samples_per_prompt == 1:
-        grouped = "" if source.kind == "dataset" else ", or source.samples_per_prompt >= 2"
+        grouped = "" if source.kind == "dataset" else f", or {_grouped(source)}"
         return Refusal(
             f"advantage = {signal.advantage!r} compares the answers to one prompt, and this source has one: the "
             "advantage would be 0",
@@ -220,12 +215,11 @@ def matrix() -> list[dict[str, str]]:
     Sources that can give several answers to a prompt give two, as signals that compare answers need; all other fields
     are as they are by default.
     """
-    two = {"samples_per_prompt": 2}
-    dataset, learner = Dataset(), ModelRollout(**two)
+    dataset, learner = Dataset(), ModelRollout(samples_per_prompt=2)
     sources: dict[str, Source] = {
-        "dataset": dataset, "teacher": ModelRollout(by="teacher", **two), "learner": learner,
-        "base": ModelRollout(by="base", **two), "stale": ModelRollout(lag=1, **two),
-        "replay": ModelRollout(buffer_size=64, **two), "prefix": Prefix(**two), "log": learner,
+        "dataset": dataset, "teacher": replace(learner, by="teacher"), "learner": learner,
+        "base": replace(learner, by="base"), "stale": replace(learner, lag=1),
+        "replay": replace(learner, buffer_size=64), "prefix": Prefix(samples_per_prompt=2), "log": learner,
         "mixture": Mixture((Part(dataset, 0.5), Part(learner, 0.5))),
     }  # fmt: skip
     cells = []
