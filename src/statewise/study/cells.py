@@ -22,7 +22,7 @@ from statewise.states.prefix import Prefix
 from statewise.states.rollout import ModelRollout
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
-# By signal, `imitate` also with its filter, and by source; a learner that is `stale` or has a `replay` buffer has a column of its own.
+# By signal (`imitate` also with its filter) and by source (a stale learner, or one with a replay buffer, by itself).
 NAMES: dict[str, dict[str, str]] = {
     "imitate": {
         "dataset": "SFT",
