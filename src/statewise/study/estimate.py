@@ -80,8 +80,20 @@ def plan_budgets(plan: Plan) -> dict[str, dict[str, float]]:
         estimate = _estimate_arm(plan, name, lengths, 1.0)
         budgets[name] = {"num_updates": estimate.num_updates, "num_trajectories": estimate.num_trajectories}
         if lengths.is_measured and arm.source["kind"] in ("dataset", "rollout"):
-            budgets[name] |= {"num_loss_tokens": estimate.num_states, "num_tokens": estimate.num_tokens}
+            budgets[name] |= _plan_tokens(arm, estimate)
     return {name: {key: float(value) for key, value in budget.items()} for name, budget in budgets.items()}
+
+
+def _plan_tokens(arm: ArmSection, estimate: ArmEstimate) -> dict[str, int]:
+    continued = estimate.num_states if arm.signal["kind"] == "continuation" else 0
+    rolled_out = estimate.num_generated - continued
+    planned = {"num_loss_tokens": estimate.num_states, "num_tokens": estimate.num_tokens}
+    if rolled_out or not continued:
+        planned["num_states"] = rolled_out or estimate.num_states
+    for writer, count in ((arm.source.get("by", "learner"), rolled_out), ("teacher", continued)):
+        if count:
+            planned[f"num_generated_{writer}"] = planned.get(f"num_generated_{writer}", 0) + count
+    return planned
 
 
 def _longest_chain(nodes: tuple[Node, ...], seconds: dict[str, float]) -> float:
