@@ -111,6 +111,14 @@ def test_pure_interactions_are_told_apart():
     assert explain_variance(sign * np.ones((2, 2, 2, 2)), NAMES)[SEEDS] == pytest.approx(1.0)
 
 
+def test_noise_alone_has_a_share_of_variance_but_no_omega_squared():
+    draw = generator("test", "anova", "noise")
+    # b has 3 degrees of freedom of 23, so η² is 3 / 23 on average; the mean of 200 is known to about ± .007.
+    effects = [estimate_effects("y", cells_of(draw.normal(size=(3, 4, 2)))).effects[1] for _ in range(200)]
+    assert np.mean([effect.eta_squared for effect in effects]) == pytest.approx(3 / 23, abs=0.025)
+    assert np.mean([effect.omega_squared for effect in effects]) == pytest.approx(0.0, abs=0.04)
+
+
 def test_one_seed_has_shares_without_intervals():
     table = estimate_effects("y", cells_of(random_values(3, 4, 1)))
     assert sum(shares_of(table).values()) == pytest.approx(1.0)

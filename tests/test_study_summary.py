@@ -430,5 +430,9 @@ def test_tokens_are_planned_where_the_lengths_of_texts_are_known(tmp_path):
     planned = plan_budgets(folder.plan)
     assert planned["sft"] == {
         "num_updates": 4.0, "num_trajectories": 32.0,
-        "num_loss_tokens": 32.0 * gold, "num_tokens": 32.0 * (prompt + gold),
+        "num_states": 32.0 * gold, "num_loss_tokens": 32.0 * gold, "num_tokens": 32.0 * (prompt + gold),
     }  # fmt: skip
+    # 32 rollouts that fill half of 96 tokens; the teacher continues each by 8.
+    opd = planned["opd"]
+    assert (opd["num_states"], opd["num_loss_tokens"]) == (32.0 * 48, 32.0 * 8)
+    assert (opd["num_generated_learner"], opd["num_generated_teacher"]) == (32.0 * 48, 32.0 * 8)

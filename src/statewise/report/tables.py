@@ -199,7 +199,7 @@ def budget_table(summary: StudySummary) -> Table | None:
     if any(run.planned for run in runs):
         caption = (
             "Planned / realised, mean over seeds; realised alone where nothing was planned. Updates and trajectories "
-            "are planned exactly, tokens are estimates made before the run."
+            "are planned exactly, states and tokens are estimates made before the run."
         )
     if same:
         told = ", ".join(f"{_budget_heading(key)} {cells[key][0].text}" for key in same)

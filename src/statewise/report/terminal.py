@@ -127,7 +127,9 @@ def _column_width(table: tables.Table, index: int, layout: _Layout) -> int:
 
 
 def _width(text: str) -> int:
-    return Text(clean(text)).cell_len
+    """Of the text as it is, or in ASCII where that is longer (η² is eta^2)."""
+    shown = clean(text)
+    return max(Text(shown).cell_len, len(to_ascii(shown)))
 
 
 def _print_verdicts(console: Console, summary: StudySummary) -> None:

@@ -175,7 +175,10 @@ def _method(num_seeds: int) -> str:
     if num_seeds == 1:
         return ONE_SEED
     count = f"all {num_seeds**num_seeds}" if num_seeds <= MOST_ENUMERATED else f"{NUM_RESAMPLES:,}"
-    return f"η² = SS / SS total; 95 % percentile interval over {count} bootstrap resamples of the {num_seeds} seeds"
+    return (
+        f"η² = SS / SS total; 95 % percentile interval over {count} bootstrap resamples of the {num_seeds} seeds, "
+        "too narrow with few seeds"
+    )
 
 
 def _lay_out(cells: Sequence[Cell]) -> Design:
