@@ -30,8 +30,9 @@ class Part:
 class Mixture:
     """Trajectories or states drawn from several sources.
 
-    Fields: `parts`, each a source with a `weight`; `per`: what is drawn, a `trajectory` or a `state` (each part then
-    yields `num_trajectories`, and states are drawn from them until one part has none left); `num_trajectories`.
+    Fields: `parts`, each a source with a `weight` (its own count an update is not used); `per`: what is drawn, a
+    `trajectory` or a `state` (each part then yields `num_trajectories`, and states are drawn from them until one part
+    has none left); `num_trajectories` an update.
     """
 
     kind: ClassVar[str] = "mixture"

@@ -69,9 +69,8 @@ class Prefix:
         open_rows = [row for row, start in enumerate(begun) if not start.is_finished]
         keys = {row: context.row_key(step, row) for row in open_rows}
         prompts = {row: begun[row].prompt_ids + begun[row].token_ids for row in open_rows}
-        request = RolloutRequest(
-            "learner", [*prompts.values()], [*keys.values()], self.temperature, self.top_p, self.max_new_tokens
-        )
+        law = (self.temperature, self.top_p, self.max_new_tokens)
+        request = RolloutRequest("learner", [*prompts.values()], [*keys.values()], *law)
         written = dict(zip(open_rows, context.roll_out(request) if open_rows else [], strict=True))
         trajectories = [
             self._trajectory(example, begun[row], written.get(row), step) for row, example in enumerate(examples)
@@ -92,9 +91,11 @@ class Prefix:
 
     def _cut(self, whole: Rollout, context: SourceContext, step: int, row: int) -> Rollout:
         """The given part; finished only where the whole is given and was finished."""
-        share = float(generator(context.key, "share", step, row).random()) if self.share == "uniform" else self.share
-        share = value_at(share, step, context.num_updates)
-        count = int(share * len(whole.token_ids) + 0.5)
+        drawn = float(generator(context.key, "share", step, row).random())
+        share = drawn if self.share == "uniform" else value_at(self.share, step, context.num_updates)
+        # A text that was cut off, at the latest where the context ends, leaves the learner its last token.
+        most = len(whole.token_ids) - (not whole.is_finished)
+        count = min(most, int(share * len(whole.token_ids) + 0.5))
         is_finished = whole.is_finished and count == len(whole.token_ids)
         return Rollout(whole.prompt_ids, whole.token_ids[:count], whole.logprobs[:count], is_finished)
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 
+from statewise.config import BudgetSection
 from statewise.signals.continuation import Continuation
 from statewise.states import Source, leaves
 from statewise.states.log import Log
@@ -176,7 +178,7 @@ def _estimate_arm(plan: Plan, name: str, lengths: _Lengths, scale: float) -> Arm
     # Each other model that is scored makes a forward pass of its own, a third of a training pass.
     others = len(wants & {"teacher", "base"})
     train_s = scale * (num_tokens * (1 + others / 3) / TRAIN_RATE + sum(generated.values()) / GENERATE_RATE)
-    return ArmEstimate(
+    whole = ArmEstimate(
         num_updates=updates,
         num_trajectories=int(updates * visit.trajectories),
         num_states=int(updates * visit.trajectories * visit.response),
@@ -186,6 +188,25 @@ def _estimate_arm(plan: Plan, name: str, lengths: _Lengths, scale: float) -> Arm
         flops_forward=2 * size * (num_tokens * (1 + others) + read),
         flops_backward=(4 if arm.adapter.kind == "full" else 2) * size * num_tokens,
         train_s=train_s,
+    )
+    return whole if arm.update.budget is None else _within(whole, arm.update.budget)
+
+
+def _within(whole: ArmEstimate, budget: BudgetSection) -> ArmEstimate:
+    """The part of an arm's updates that uses up its budget."""
+    flops = whole.flops_forward + whole.flops_backward
+    used = {"states": whole.num_states, "loss_tokens": whole.num_loss_tokens, "flops": flops}[budget.unit]
+    updates = min(whole.num_updates, math.ceil(whole.num_updates * budget.amount / used))
+    share = updates / whole.num_updates
+    counts = ("num_trajectories", "num_states", "num_loss_tokens", "num_tokens")
+    return replace(
+        whole,
+        num_updates=updates,
+        generated={writer: int(share * count) for writer, count in whole.generated.items()},
+        flops_forward=share * whole.flops_forward,
+        flops_backward=share * whole.flops_backward,
+        train_s=share * whole.train_s,
+        **{name: int(share * getattr(whole, name)) for name in counts},
     )
 
 
