@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from statewise.errors import UsageError
@@ -166,13 +165,10 @@ def _logprobs(setup: Setup, states: States) -> Tensor:
 
 
 def _fisher_of(setup: Setup, ewc: EWC, folder: Path | None) -> dict[str, Tensor]:
-    """The diagonal Fisher information on the memories, read from the arm's folder if it is there, else saved to it."""
-    path = folder / FISHER if folder else None
-    if path and path.exists():
-        return {name: value.to(setup.learner.device) for name, value in load_file(path).items()}
+    """The diagonal Fisher information on the memories; saved to the arm's folder for those who look at it later."""
     fisher = diagonal_fisher(_sample_gradients(setup, _memories(setup, ewc)))
-    if path:
-        write_tensors(path, fisher)
+    if folder:
+        write_tensors(folder / FISHER, fisher)
     return fisher
 
 
