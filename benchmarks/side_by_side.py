@@ -25,12 +25,13 @@ from updates import RandomTexts
 
 from statewise.config import UpdateSection
 from statewise.locality.adapter import Full
-from statewise.loop.build import Recipe, build
+from statewise.loop.build import Material, Recipe, build
+from statewise.loop.train import supervise
 from statewise.loop.update import Updater
 from statewise.policy.load import Policy, encode_prompt, load_policy
 from statewise.policy.sampler import Sampling
 from statewise.policy.samplers import SAMPLERS
-from statewise.signals import SIGNALS
+from statewise.signals import SIGNALS, WeightedSignal
 from statewise.states import SOURCES
 
 
@@ -71,13 +72,13 @@ def statewise_sft(arguments: argparse.Namespace, dtype: torch.dtype) -> Callable
     policy = load_policy(arguments.model, "learner", dtype=dtype, device=arguments.device)
     update = UpdateSection(num_updates=100, lr=1e-5, max_tokens=arguments.sft_rows * arguments.sft_tokens * 2)
     source = SOURCES["dataset"](num_trajectories=arguments.sft_rows, num_examples=arguments.sft_rows)  # type: ignore[call-arg]
-    recipe = Recipe(source, SIGNALS["imitate"](), Full(), update, key=0)
-    setup = build(recipe, policy, {}, RandomTexts(policy, arguments.sft_tokens))  # type: ignore[arg-type]
+    recipe = Recipe(source, (WeightedSignal(SIGNALS["imitate"]()),), Full(), update, key=0)
+    setup = build(recipe, policy, {}, Material(RandomTexts(policy, arguments.sft_tokens)))  # type: ignore[arg-type]
     updater = Updater(setup)
 
     def run() -> int:
         states = setup.recipe.source.sample(setup.context, 0)
-        updater.apply(states, 0)
+        updater.apply(supervise(setup, states, 0), 0)
         return int(states.lengths.sum())
 
     return run

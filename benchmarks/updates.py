@@ -24,11 +24,12 @@ import torch
 
 from statewise.config import UpdateSection
 from statewise.locality.adapter import ADAPTERS
-from statewise.loop.build import Recipe, Setup, build
+from statewise.loop.build import Material, Recipe, Setup, build
+from statewise.loop.train import supervise
 from statewise.loop.update import Updater
 from statewise.policy.load import Policy, encode, load_policy
 from statewise.policy.lora import add_adapter
-from statewise.signals import SIGNALS
+from statewise.signals import SIGNALS, WeightedSignal
 from statewise.states import SOURCES
 from statewise.types import Example
 
@@ -82,8 +83,8 @@ def make_arm(cell: str, arguments: argparse.Namespace) -> Setup:
         num_updates=10, lr=1e-4, max_tokens=arguments.max_tokens, activation_checkpointing=arguments.recompute
     )
     adapter = ADAPTERS["lora"](rank=arguments.rank, alpha=2.0 * arguments.rank)  # type: ignore[call-arg]
-    recipe = Recipe(source, SIGNALS[signal_kind](), adapter, update, key=0)
-    return build(recipe, learner, others, RandomTexts(learner, arguments.tokens))  # type: ignore[arg-type]
+    recipe = Recipe(source, (WeightedSignal(SIGNALS[signal_kind]()),), adapter, update, key=0)
+    return build(recipe, learner, others, Material(RandomTexts(learner, arguments.tokens)))  # type: ignore[arg-type]
 
 
 def measure(cell: str, arguments: argparse.Namespace) -> dict[str, float | int | str]:
@@ -95,10 +96,11 @@ def measure(cell: str, arguments: argparse.Namespace) -> dict[str, float | int |
         marks = [_now(arguments.device)]
         visited = setup.recipe.source.sample(setup.context, step)
         marks.append(_now(arguments.device))
-        states = setup.recipe.signal.supervise(visited, setup.supervision(step))
-        result = updater.apply(states, step)
+        terms = supervise(setup, visited, step)
+        result = updater.apply(terms, step)
         marks.append(_now(arguments.device))
         seconds = {"sample_s": round(marks[1] - marks[0], 2), "update_s": round(marks[2] - marks[1], 2)}
+    states = terms[0].states
     is_cuda = arguments.device.startswith("cuda")
     peak = torch.cuda.max_memory_allocated() if is_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
