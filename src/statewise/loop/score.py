@@ -11,9 +11,10 @@ from torch import Tensor
 from statewise.loop.build import Setup
 from statewise.policy.load import Policy
 from statewise.policy.score import (
+    Law,
     action_logprobs,
     batch_tensors,
-    chunked_over_states,
+    chunked_over_laws,
     head_logits,
     state_hidden,
     states_per_chunk,
@@ -53,18 +54,19 @@ def _compare_laws(setup: Setup, states: States, hidden: Tensor) -> Tensor:
         raise LookupError(f"signal {setup.recipe.signal.kind!r} compares laws but the setup has no teacher")
     with torch.no_grad():
         teacher_hidden = state_hidden(setup.teacher, states, is_packed=setup.recipe.update.packing)
-    score = _law_loss(setup.recipe.signal.loss, setup.learner, setup.teacher, states.temperature)
-    return chunked_over_states(score, hidden, teacher_hidden, chunk_size=states_per_chunk(setup.learner))
+    law = Law(setup.learner, states.temperature, states_per_chunk(setup.learner))
+    score = law_loss(setup.recipe.signal.loss, setup.teacher, states.temperature)
+    return chunked_over_laws(score, law, hidden, teacher_hidden)
 
 
-def _law_loss(
-    loss: Callable[[SignalInputs], Tensor], learner: Policy, teacher: Policy, temperature: float
-) -> Callable[..., Tensor]:
-    def of_chunk(hidden: Tensor, teacher_hidden: Tensor) -> Tensor:
+def law_loss(
+    loss: Callable[[SignalInputs], Tensor], teacher: Policy, temperature: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of a signal that compares laws, as a function of a chunk's policy logits and teacher hidden states."""
+
+    def of_chunk(policy_logits: Tensor, teacher_hidden: Tensor) -> Tensor:
         with torch.no_grad():
             teacher_logits = head_logits(teacher, teacher_hidden, temperature)
-        return loss(
-            SignalInputs(policy_logits=head_logits(learner, hidden, temperature), teacher_logits=teacher_logits)
-        )
+        return loss(SignalInputs(policy_logits=policy_logits, teacher_logits=teacher_logits))
 
     return of_chunk
