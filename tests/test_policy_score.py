@@ -95,7 +95,7 @@ def test_only_one_chunk_of_logits_is_held_at_a_time():
 
 
 def test_the_default_chunk_follows_the_vocabulary(toy_policy):
-    assert states_per_chunk(toy_policy) == 2**24 // 257
+    assert states_per_chunk(toy_policy) == 10 * 2**20 // 257
 
 
 @settings(max_examples=25, deadline=None)

@@ -5,7 +5,7 @@ Terms of one update whose tokens and mask are the same share a forward pass of e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -15,10 +15,11 @@ from torch import Tensor
 from statewise.loop.build import Setup
 from statewise.policy.load import Policy
 from statewise.policy.score import (
+    Law,
     StateTensors,
     action_logprobs,
     batch_tensors,
-    chunked_over_states,
+    chunked_over_laws,
     head_logits,
     state_hidden,
     states_per_chunk,
@@ -122,18 +123,26 @@ def _others(setup: Setup, name: str, hidden: dict[str, Tensor], tensors: StateTe
 def _score_laws(setup: Setup, term: Term, hidden: dict[str, Tensor]) -> Scored:
     """A term that compares laws, never holding more than a chunk of [states, vocab]."""
     names = [name for name in OTHERS if f"{name}_logits" in term.what.needs]
-    policies: list[Policy] = [setup.engine.policies[name] for name in names]
-    temperature = term.states.temperature
+    others = {name: setup.engine.policies[name] for name in names}
+    law = Law(setup.learner, term.states.temperature, states_per_chunk(setup.learner))
+    score = law_loss(term.what.loss, others, term.states.temperature)
+    return Scored(chunked_over_laws(score, law, hidden["policy"], *(hidden[name] for name in names)))
 
-    def of_chunk(policy_hidden: Tensor, *others: Tensor) -> Tensor:
+
+def law_loss(
+    loss: Callable[[SignalInputs], Tensor], others: Mapping[str, Policy], temperature: float
+) -> Callable[..., Tensor]:
+    """A loss that compares laws, as a function of a chunk's policy logits and the hidden states of `others`, in order.
+
+    `others`: teacher, base, or both, by name.
+    """
+
+    def of_chunk(policy_logits: Tensor, *parts: Tensor) -> Tensor:
         with torch.no_grad():
             laws = {
                 f"{name}_logits": head_logits(policy, part, temperature)
-                for name, policy, part in zip(names, policies, others, strict=True)
+                for (name, policy), part in zip(others.items(), parts, strict=True)
             }
-        return term.what.loss(
-            SignalInputs(policy_logits=head_logits(setup.learner, policy_hidden, temperature), **laws)
-        )
+        return loss(SignalInputs(policy_logits=policy_logits, **laws))
 
-    tensors = [hidden["policy"], *(hidden[name] for name in names)]
-    return Scored(chunked_over_states(of_chunk, *tensors, chunk_size=states_per_chunk(setup.learner)))
+    return of_chunk

@@ -7,12 +7,14 @@ logits of every position, prompts and padding included, and masks them afterward
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from statewise.policy.load import Policy
@@ -20,7 +22,9 @@ from statewise.policy.lora import active
 from statewise.policy.packing import pack
 from statewise.types import IntArray, States, take_rows
 
-CHUNK_LOGITS = 2**24  # logits held at once: 64 MiB of float32
+# Logits of a chunk: 40 MiB of float32. A loss and its gradient hold about eight tensors of that size at their peak.
+# Blocks of at most 32 MiB would make it more on a CPU: glibc keeps those once freed, in a heap that they fragment.
+CHUNK_LOGITS = 10 * 2**20
 MAX_PADDING_SHARE = 0.15  # of a micro-batch's padded tokens
 MIN_FILLED_SHARE = 1 / 8  # of `max_tokens`: below it a micro-batch costs more in overhead than its padding does
 
@@ -187,11 +191,123 @@ def action_logprobs(
         [states] float32, nats, <= 0; exact gradient.
     """
 
-    def score(hidden: Tensor, actions: Tensor) -> Tensor:
-        logits = head_logits(policy, hidden, temperature)
+    def score(logits: Tensor, actions: Tensor) -> Tensor:
         return logits.gather(-1, actions[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
-    return chunked_over_states(score, hidden, actions, chunk_size=chunk_size or states_per_chunk(policy))
+    law = Law(policy, temperature, chunk_size or states_per_chunk(policy))
+    return chunked_over_laws(score, law, hidden, actions)
+
+
+@dataclass(frozen=True)
+class Law:
+    """The policy whose head turns hidden states into logits, at which temperature, `chunk_size` states at a time."""
+
+    policy: Policy
+    temperature: float
+    chunk_size: int
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[states, vocab] float32 of hidden states [states, hidden]."""
+        return head_logits(self.policy, hidden, self.temperature)
+
+
+def chunked_over_laws(score: Callable[..., Tensor], law: Law, hidden: Tensor, *tensors: Tensor) -> Tensor:
+    """`score(law.logits(hidden), *tensors)`, with one chunk of [states, vocab] in memory at a time.
+
+    Under a frozen head, each value is differentiated in the forward pass, while its logits are there. Under a trained
+    head they are computed again in the backward pass, where all chunks add to one gradient of the head in place:
+    autograd would hold that of a chunk beside their sum, each as large as the head. Both gradients are exact.
+
+    Args:
+        score: takes logits [states, vocab] and a chunk of `tensors`, returns [states], each value from its own row. It
+            is differentiated by the logits alone: what else it uses counts as constant.
+        law: whose logits.
+        hidden: [states, hidden], from `state_hidden`.
+        *tensors: further arguments of `score`, [states, ...], without gradient.
+
+    Returns:
+        [states], with gradient to `hidden` and the head, where they have one.
+    """
+    if len(hidden) <= law.chunk_size:
+        return score(law.logits(hidden), *tensors)
+    head = law.policy.model.get_output_embeddings()
+    values: Tensor
+    if torch.is_grad_enabled() and head.weight.requires_grad:
+        values = _TrainedHead.apply(score, law, head.bias, head.weight, hidden, *tensors)
+    elif torch.is_grad_enabled() and hidden.requires_grad:
+        values = _FrozenHead.apply(score, law, hidden, *tensors)
+    else:
+        values = torch.cat([score(law.logits(part), *others) for part, *others in _chunks(law, hidden, *tensors)])
+    return values
+
+
+def _chunks(law: Law, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(torch.split(tensor, law.chunk_size) for tensor in tensors), strict=True)
+
+
+class _FrozenHead(torch.autograd.Function):
+    """`chunked_over_laws` where only the hidden states get a gradient: d value / d hidden of every state is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, score: Callable[..., Tensor], law: Law, hidden: Tensor, *tensors: Tensor) -> Tensor:
+        slopes, values = torch.empty_like(hidden), []
+        for part, slope, *others in _chunks(law, hidden, slopes, *tensors):
+            with torch.enable_grad():
+                leaf = part.detach().requires_grad_()
+                value = score(law.logits(leaf), *others)
+            slope.copy_(torch.autograd.grad(value, leaf, torch.ones_like(value))[0])
+            values.append(value.detach())
+        ctx.save_for_backward(slopes)
+        ctx.num_tensors = len(tensors)
+        return torch.cat(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (slopes,) = ctx.saved_tensors
+        return (None, None, (slopes * gradient[:, None]).to(slopes.dtype), *[None] * ctx.num_tensors)
+
+
+class _TrainedHead(torch.autograd.Function):
+    """`chunked_over_laws` where the head gets a gradient too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, score: Callable[..., Tensor], law: Law, bias: Tensor | None, weight: Tensor, *tensors: Tensor
+    ) -> Tensor:
+        ctx.score, ctx.law = score, law
+        ctx.save_for_backward(bias, weight, *tensors)
+        return torch.cat([score(law.logits(part), *others) for part, *others in _chunks(law, *tensors)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        law: Law = ctx.law
+        bias, weight, hidden, *tensors = ctx.saved_tensors
+        of_hidden, of_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        of_bias = None if bias is None else torch.zeros_like(bias)
+        tokens = slice(law.policy.vocab_size)
+        for part_gradient, part_of_hidden, part, *others in _chunks(law, gradient, of_hidden, hidden, *tensors):
+            of_logits = _gradient_of_logits(ctx.score, law, part, others, part_gradient)
+            torch.mm(of_logits, weight[tokens], out=part_of_hidden)
+            of_weight[tokens].addmm_(of_logits.T, part)
+            if of_bias is not None:
+                of_bias[tokens] += of_logits.sum(0)
+        return (None, None, of_bias, of_weight, of_hidden, *[None] * len(tensors))
+
+
+def _gradient_of_logits(
+    score: Callable[..., Tensor], law: Law, hidden: Tensor, others: Sequence[Tensor], gradient: Tensor
+) -> Tensor:
+    """[states, vocab]: the gradient of `gradient` · score with respect to the head's output, in its own dtype."""
+    logits = law.logits(hidden).requires_grad_()
+    with torch.enable_grad():
+        values = score(logits, *others)
+    of_logits: Tensor
+    (of_logits,) = torch.autograd.grad(values, logits, gradient)
+    if law.temperature != 1:
+        of_logits /= law.temperature
+    return of_logits.to(hidden.dtype)
 
 
 def chunked_over_states(score: Callable[..., Tensor], *tensors: Tensor, chunk_size: int) -> Tensor:

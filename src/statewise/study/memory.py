@@ -19,8 +19,8 @@ from statewise.study.plan import BASE, Plan
 from statewise.study.shape import Shape
 
 HALF, FULL = 2, 4  # bytes
-CHUNK_BYTES = 4 * 2**24  # `policy.score.CHUNK_LOGITS` in float32
-CHUNK_COPIES = 5  # logits, log-probabilities and their gradients
+CHUNK_BYTES = 4 * 10 * 2**20  # `policy.score.CHUNK_LOGITS` in float32
+CHUNK_COPIES = 8  # logits, log-probabilities, a law loss and their gradients; counted by `benchmarks/reverse_kl.py`
 CACHE_BYTES = 6e9  # `policy.sampler.CACHE_BYTES`
 SAMPLED_ROWS = 256  # `policy.sampler.Sampling.max_rows`
 RUNTIME_BYTES = 0.8e9  # CUDA context, kernels' workspace, fragments
