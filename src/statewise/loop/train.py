@@ -169,6 +169,7 @@ def _of_writers(visited: States) -> dict[str, float | int | str]:
 
 
 def _of_rewards(terms: Sequence[Term]) -> dict[str, float | int | str]:
+    """Of the first signal that grades."""
     graded = next((t.states for t in terms if t.skips_zero_advantages or not np.isnan(t.states.rewards).all()), None)
     if graded is None:
         return {}

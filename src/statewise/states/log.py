@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from statewise.seeding import generator
 from statewise.states.source import Source, SourceContext
 from statewise.types import States
@@ -50,13 +52,15 @@ class Log:
         return self
 
     def sample(self, context: SourceContext, step: int) -> States:
-        """The states of one recorded update: tokens, mask, log-probabilities as they were.
+        """The states of one recorded update: tokens, mask, log-probabilities and rewards as they were.
 
-        Writers are named after the record (`rl:learner`), since another learner than this arm's wrote.
+        Writers are named after the record (`rl:learner`), since another learner than this arm's wrote; advantages are
+        left out, since they are what a signal makes of rewards.
         """
         recorded = context.recorded[self.record]
         epoch, place = divmod(step, recorded.num_updates)
         if self.order == "shuffled":
             place = int(generator(context.key, "order", epoch).permutation(recorded.num_updates)[place])
         states = recorded.at(place)
-        return replace(states, writers=tuple(f"{self.record}:{writer}" for writer in states.writers))
+        writers = tuple(f"{self.record}:{writer}" for writer in states.writers)
+        return replace(states, writers=writers, advantages=np.full_like(states.advantages, np.nan))

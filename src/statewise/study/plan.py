@@ -253,7 +253,7 @@ def _outside(
     remembers = {kind for kind in arm["locality"] if LOCALITIES[kind].needs_memory}
     outside: dict[str, Any] = {
         "replayed": replayed,
-        "records": {path: digest_record(path, seed, shared["target"]) for path in logs},
+        "records": {path: digest_record(path, seed, shared) for path in logs},
         "pairs": {path: records.digest_file(Path(path)) for path in pairs if Path(path).is_file()},
         "retention": {task: shared["protocol"].get(task) for task in shared["retention"]} if remembers else {},
     }

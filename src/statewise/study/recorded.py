@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +22,17 @@ def folder_of(path: str, seed: int) -> Path:
     return Path(path.replace("{seed}", str(seed)))
 
 
-def digest_record(path: str, seed: int, target: str) -> str:
+def digest_record(path: str, seed: int, shared: Mapping[str, Any]) -> str:
     """The hash of the states that an arm of another run recorded.
 
+    Args:
+        path: the arm's folder.
+        seed: what `{seed}` in it stands for.
+        shared: `[shared]` of the study that replays it.
+
     Raises:
-        UsageError: no such arm, one that was not trained to its end, or one of another target task, whose documents
-            the prompts' indices would then not mean.
+        UsageError: no such arm, one that was not trained to its end, or one of another target task or reward metric,
+            whose documents and rewards would then not mean the same.
     """
     folder = folder_of(path, seed)
     result = folder / "train.json"
@@ -37,11 +43,12 @@ def digest_record(path: str, seed: int, target: str) -> str:
         )
     study = folder.parent.parent.parent / "study.toml"
     if study.is_file():
-        theirs = tomllib.loads(study.read_text(encoding="utf-8"))["shared"]["target"]
-        if theirs != target:
-            raise UsageError(
-                f"source 'log': {folder} was trained on task {theirs!r}, this study's target is {target!r}"
-            )
+        theirs = tomllib.loads(study.read_text(encoding="utf-8"))["shared"]
+        for key in ("target", "reward_metric"):
+            if theirs[key] != shared[key]:
+                raise UsageError(
+                    f"source 'log': {folder} was trained with {key} {theirs[key]!r}, but this study has {shared[key]!r}"
+                )
     return str(records.read_json(result)["state_hash"])
 
 
