@@ -121,6 +121,7 @@ class Updater:
             try:
                 for group, rows in zip(groups, batches, strict=True):
                     self._accumulate(group, rows, step, gradient)
+                self._charge(groups, batches)
                 return gradient
             except torch.OutOfMemoryError as error:
                 sizes = [
@@ -163,15 +164,17 @@ class Updater:
                 total.backward()  # type: ignore[no-untyped-call]
                 gradient.mismatches.append(_mismatch(scored, micro, step))
         gradient.padding_shares += [padding_share(states, batches, is_packed=update.packing)] * len(batches)
-        self._charge(group, sum(int(states.lengths[rows].sum()) for rows in batches))
 
-    def _charge(self, group: list[Term], num_tokens: int) -> None:
+    def _charge(self, groups: list[list[Term]], batches: list[list[IntArray]]) -> None:
         """Book the passes of a gradient step."""
         account, setup = self._setup.engine.account, self._setup
-        account.train(setup.learner.model, sum(p.numel() for p in setup.trainable.values()), num_tokens)
-        for name in OTHERS:
-            if any(need.startswith(name) for term in group for need in term.what.needs):
-                account.score(setup.engine.policies[name].model, num_tokens)
+        num_trainable = sum(p.numel() for p in setup.trainable.values())
+        for group, rows_of in zip(groups, batches, strict=True):
+            num_tokens = sum(int(group[0].states.lengths[rows].sum()) for rows in rows_of)
+            account.train(setup.learner.model, num_trainable, num_tokens)
+            for name in OTHERS:
+                if any(need.startswith(name) for term in group for need in term.what.needs):
+                    account.score(setup.engine.policies[name].model, num_tokens)
 
 
 @dataclass
