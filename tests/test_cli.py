@@ -32,7 +32,7 @@ def study(tmp_path):
         (["run", "pocket", "--set", "rl.update.lrr=1"], "unknown key in [arms.rl.update]: 'lrr'. Did you mean 'lr'?"),
         (["run", "pocket", "--set", "shared.retention=['pocket_fact']"], "'pocket_fact'. Did you mean 'pocket_facts'?"),
         (["run", "pocket", "--set", "rl=1"], "--set rl=1: expected arm.key=value"),
-        (["run", "pocket", "--dry-run", "--set", "rl.source.kind=log"], "unknown source 'log'"),
+        (["run", "pocket", "--dry-run", "--set", "rl.source.kind=logs"], "unknown source 'logs'. Did you mean 'log'?"),
         (["run", "pocket", "--workers", "0"], "Invalid value for '--workers'"),
         (["run", "pocket", "--wrokers", "1"], "No such option"),
         (["list", "sgnals"], "unknown shelf 'sgnals'. Did you mean 'signals'?"),

@@ -12,15 +12,21 @@ from test_loop_contract import stop_before, written
 from statewise import records
 from statewise.errors import DivergedError, InterruptedTrainingError
 from statewise.locality.adapter import Lora
+from statewise.loop.build import Material
 from statewise.loop.train import Observer, train
 from statewise.signals import SIGNALS
 
 ALWAYS = {
     "step", "loop/loss_nats", "loop/grad_norm", "loop/lr", "loop/num_micro_batches", "loop/padding_rate",
-    "states/num_states", "states/num_trajectories", "states/num_tokens", "states/response_tokens_mean",
-    "states/finished_rate", "states/hash",
+    "states/num_states", "states/num_loss_tokens", "states/num_trajectories", "states/num_tokens",
+    "states/response_tokens_mean", "states/finished_rate", "states/hash", "loop/flops_forward", "loop/flops_backward",
 }  # fmt: skip
-OF_OWN_STATES = {"states/num_generated_learner", "policy/sampler_mismatch_nats"}
+OF_OWN_STATES = {"states/num_generated_learner", "states/writer_update_mean", "policy/sampler_mismatch_nats"}
+OF_LOCALITIES = {
+    "locality/kl_to_base_nats", "locality/kl_coefficient", "locality/ewc_penalty_nats", "locality/gem_projected_rate",
+    "locality/a_gem_projected_rate",
+}  # fmt: skip
+OF_SUMS = {"signals/loss_nats_"}
 GRADED = {"signals/num_unscored", "signals/advantage_zero_rate", "signals/reward_mean"}
 
 
@@ -50,7 +56,7 @@ def test_metrics_of_graded_rollouts_also_have_these_keys(toy_policy, tmp_path):
 def test_the_metrics_are_those_that_the_documentation_explains():
     section = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8").split("\n## ")[1]
     documented = set(re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE))
-    assert documented == ALWAYS | GRADED | OF_OWN_STATES | {
+    assert documented == ALWAYS | GRADED | OF_OWN_STATES | OF_LOCALITIES | OF_SUMS | {
         f"states/num_generated_{name}" for name in ("learner", "teacher", "base")
     }
 
@@ -58,11 +64,16 @@ def test_the_metrics_are_those_that_the_documentation_explains():
 def test_metrics_count_what_the_recorded_states_hold(toy_policy, tmp_path):
     setup = small_arm(toy_policy, "continuation", make_source(by="base"))
     train(setup, tmp_path, Observer())
-    rows = [row for path in sorted((tmp_path / "states").iterdir()) for row in records.read_table(path)]
+    visited_rows, rows = (
+        [row for path in sorted((tmp_path / kind).iterdir()) for row in records.read_table(path)]
+        for kind in ("states", "supervised")
+    )
     for line in metrics_of(tmp_path):
         of_step = [row for row in rows if row["step"] == line["step"]]
-        assert line["states/num_trajectories"] == len(of_step) == 4
-        assert line["states/num_states"] == sum(sum(row["action_mask"]) for row in of_step)
+        yielded = [row for row in visited_rows if row["step"] == line["step"]]
+        assert line["states/num_trajectories"] == len(yielded) == len(of_step) == 4
+        assert line["states/num_states"] == sum(sum(row["action_mask"]) for row in yielded)
+        assert line["states/num_loss_tokens"] == sum(sum(row["action_mask"]) for row in of_step)
         assert line["states/num_tokens"] == sum(len(row["token_ids"]) for row in of_step)
         # Lengths are those of what the source visited, not of what the signal made of it.
         visited = setup.recipe.source.sample(setup.context, line["step"])
@@ -75,7 +86,7 @@ def test_metrics_count_what_the_recorded_states_hold(toy_policy, tmp_path):
 
 def test_answers_that_cannot_be_scored_are_counted_and_no_mean_is_made_of_them(toy_policy, tmp_path):
     setup = small_arm(toy_policy, "reward", make_source())
-    object.__setattr__(setup, "task", UngradedTask())
+    object.__setattr__(setup, "material", Material(UngradedTask()))
     train(setup, tmp_path, Observer())
     for line in metrics_of(tmp_path):
         assert line["signals/num_unscored"] == 4

@@ -139,7 +139,7 @@ def test_logprobs_are_those_that_scoring_gives(ending_policy, temperature):
     )  # fmt: skip
     tensors = batch_tensors(states)
     with torch.no_grad():
-        scored = action_logprobs(ending_policy, state_hidden(ending_policy, states), tensors.actions, temperature)
+        scored = action_logprobs(ending_policy, state_hidden(ending_policy, states), tensors.labels, temperature)
     torch.testing.assert_close(tensors.behavior_logprobs, scored, atol=1e-4, rtol=0)
 
 

@@ -30,7 +30,7 @@ def make_states(lengths, prompt_length=2, seed=0, temperature=1.0):
 
 
 def score(policy, states, **options):
-    actions = batch_tensors(states).actions
+    actions = batch_tensors(states).labels
     return action_logprobs(policy, state_hidden(policy, states), actions, states.temperature, **options)
 
 
@@ -170,6 +170,6 @@ def test_tensors_of_a_micro_batch_run_over_its_states_row_by_row():
     states.advantages[:] = [0.5, -2.0]
     tensors = batch_tensors(states, [1, 0])
     assert tensors.token_ids.shape == (2, 5)
-    assert tensors.actions.tolist() == [*states.response_ids(1), *states.response_ids(0)]
+    assert tensors.labels.tolist() == [*states.response_ids(1), *states.response_ids(0)]
     assert tensors.advantages.tolist() == [-2.0, -2.0, -2.0, 0.5, 0.5]
     assert tensors.behavior_logprobs.tolist() == [-1.0] * 5

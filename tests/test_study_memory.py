@@ -81,8 +81,8 @@ def test_a_faster_card_is_not_slower(paper):
     seconds = [estimate_card_seconds(paper, estimate, card) for card in CARDS]
     for name in paper.config.arms:
         assert seconds[0][name] >= seconds[1][name] >= seconds[2][name] > 0
-    # 6 N FLOPs a token at 35 % of 989 TFLOP/s.
-    expected = 6 * Shape.of(QWEN).num_parameters * estimate.arms["mild-sft"].num_tokens / (0.35 * 989e12)
+    # 4 N FLOPs a token at 35 % of 989 TFLOP/s: 2 N forward, 2 N backward through frozen weights (LoRA).
+    expected = 4 * Shape.of(QWEN).num_parameters * estimate.arms["mild-sft"].num_tokens / (0.35 * 989e12)
     assert seconds[2]["mild-sft"] == pytest.approx(expected)
 
 

@@ -156,9 +156,12 @@ def test_where_the_model_lies_and_its_card_change_nothing(tmp_path):
         ),
         (["rl.source.by=teacher"], "source 'rollout' with signal 'reward' needs a teacher"),
         (["rl.teacher=sft"], r"\[arms\.rl\]: teacher 'sft' is never asked by source 'rollout' with signal 'reward'"),
-        (["rl.source.samples_per_prompt=1"], "it needs samples_per_prompt >= 2"),
-        (["sft.signal.kind=reward"], "it needs samples_per_prompt >= 2"),
-        (["sft.signal.kind=jsd", "sft.teacher=opd"], "arms sft, opd are each other's teachers; break the circle"),
+        (["rl.source.samples_per_prompt=1"], "nearest that works: signal.advantage = 'reinforce'"),
+        (["sft.signal.kind=reward"], "nearest that works: signal.advantage = 'reinforce'"),
+        (
+            ["sft.signal.kind=jsd", "sft.teacher=opd"],
+            "arms sft, opd wait for each other (teachers, replays); break the circle",
+        ),
     ],
 )
 def test_an_arm_that_cannot_run_is_refused_with_its_reason(tmp_path, overrides, words):

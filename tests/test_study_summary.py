@@ -155,8 +155,7 @@ def test_drift_and_budget_are_means_over_seeds(tmp_path):
     assert (drift.value, drift.low, drift.high) == pytest.approx((0.15, 0.1, 0.2))
     assert (drift.floor, drift.p_values) == (0.05, (0.05, 0.05))
     assert sft.budget["train_s"] == 3.0
-    # 6 N per trained token and 2 N per generated one, N = 1000: 1000 (6 · 200 + 2 · 50).
-    assert sft.budget["flops"] == 1000 * (6 * 200 + 2 * 50)
+    assert sft.budget["num_tokens"] == 200.0
 
 
 @pytest.mark.parametrize(
@@ -313,8 +312,8 @@ def test_a_recipe_says_where_what_and_how_far(tmp_path):
     folder = Folder(tmp_path)
     recipes = {run.arm: run.recipe for run in folder.summarise().runs}
     assert recipes["sft"] == "imitate on dataset states · 4 updates of 8 · lr 0.0003 constant · full weights"
-    assert recipes["opd"].startswith("continuation of sft on rollout states · 4 updates of 8 · lr 0.0003")
-    assert recipes["rl"].startswith("reward on rollout states · 4 updates of 8 · lr 0.0001")
+    assert recipes["opd"].startswith("continuation of sft on learner rollout states · 4 updates of 8 · lr 0.0003")
+    assert recipes["rl"].startswith("reward on learner rollout states · 4 updates of 8 · lr 0.0001")
 
 
 def test_a_summary_is_json_without_nan(tmp_path):
@@ -428,11 +427,15 @@ def test_tokens_are_planned_where_the_lengths_of_texts_are_known(tmp_path):
     tokenizer = Tokenizer.from_file(str(POCKET_MODEL / "tokenizer.json"))
     prompt, gold = len(tokenizer.encode("1 + 1").ids), len(tokenizer.encode("2").ids)
     planned = plan_budgets(folder.plan)
+    num_tokens = 32.0 * (prompt + gold)
+    assert planned["sft"].pop("train_s") > 0
     assert planned["sft"] == {
         "num_updates": 4.0, "num_trajectories": 32.0,
-        "num_states": 32.0 * gold, "num_loss_tokens": 32.0 * gold, "num_tokens": 32.0 * (prompt + gold),
+        "num_states": 32.0 * gold, "num_loss_tokens": 32.0 * gold, "num_tokens": num_tokens,
+        # 2 N forward and 4 N backward a token; the fake model counts as the reference of 0.92 M parameters.
+        "flops_forward": 2 * 0.92e6 * num_tokens, "flops_backward": 4 * 0.92e6 * num_tokens,
     }  # fmt: skip
-    # 32 rollouts that fill half of 96 tokens; the teacher continues each by 8.
+    # 32 rollouts that fill half of 128 tokens; the teacher continues each by 8.
     opd = planned["opd"]
-    assert (opd["num_states"], opd["num_loss_tokens"]) == (32.0 * 48, 32.0 * 8)
-    assert (opd["num_generated_learner"], opd["num_generated_teacher"]) == (32.0 * 48, 32.0 * 8)
+    assert (opd["num_states"], opd["num_loss_tokens"]) == (32.0 * 64, 32.0 * 8)
+    assert (opd["num_generated_learner"], opd["num_generated_teacher"]) == (32.0 * 64, 32.0 * 8)

@@ -60,11 +60,10 @@ def _update(setup: Setup, recorder: Recorder, updater: Updater, step: int) -> No
     terms = supervise(setup, visited, step)  # what
     supervised = time.perf_counter()
     share = _share_used(setup) if setup.recipe.update.budget else None
-    recorder.states(step, visited, [term.states for term in terms])
     try:
         result = updater.apply(terms, step, share)  # how far
     except DivergedError:
-        recorder.flush(step + 1)  # the arm is a result: the states up to its end are part of it
+        recorder.flush(step)  # the arm is a result: the states up to its end are part of it
         raise
     seconds = {
         "states/sample_s": sampled - began,
@@ -74,6 +73,7 @@ def _update(setup: Setup, recorder: Recorder, updater: Updater, step: int) -> No
     account = setup.engine.account
     account.num_states += visited.num_states
     account.num_loss_tokens += sum(group[0].states.num_states for group in group_terms(terms))
+    recorder.states(step, visited, [term.states for term in terms])
     recorder.step(step, {**_metrics(visited, terms, result), **_used(setup)}, seconds)
 
 

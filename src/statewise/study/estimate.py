@@ -97,17 +97,17 @@ def estimate_plan(plan: Plan, num_workers: int) -> PlanEstimate:
 def plan_budgets(plan: Plan) -> dict[str, dict[str, float]]:
     """What every arm is planned to use per seed, by the keys of its realised budget.
 
-    Updates are exact. All else is left out where the lengths of texts are not known before the run: without the
-    training documents, and for states that another study recorded.
+    Updates and trajectories are exact. All else is an estimate, and left out where the lengths of texts are not known
+    before the run: without the training documents, and for states that another study recorded.
     """
     lengths, budgets = _measure_lengths(plan), {}
     scale = (plan.num_parameters or RATE_PARAMETERS) / RATE_PARAMETERS
-    for name, arm in plan.config.arms.items():
+    for name in plan.config.arms:
         budget = _estimate_arm(plan, name, lengths, scale).budget
-        is_known = lengths.is_measured and not any(
-            isinstance(leaf, Log) and leaf.path for leaf in leaves(plan.sources[name])
-        )
-        budgets[name] = budget if is_known else {"num_updates": float(arm.update.num_updates)}
+        is_foreign = any(isinstance(leaf, Log) and leaf.path for leaf in leaves(plan.sources[name]))
+        known = ["num_updates", *([] if is_foreign else ["num_trajectories"])]
+        is_known = lengths.is_measured and not is_foreign
+        budgets[name] = budget if is_known else {key: budget[key] for key in known}
     return budgets
 
 
