@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+from test_loop_build import make_setup, make_source
+
+from statewise import records
+from statewise.errors import UsageError
+from statewise.loop.train import Observer, train
+from statewise.signals import SIGNALS
+from statewise.state_records import chain_hash
+from statewise.states import SOURCES
+from statewise.study.recorded import digest_record, open_record
+
+SHARED = {"target": "toy", "reward_metric": "exact"}
+
+
+def record_arm(policy, folder, signal="imitate", **options):
+    """Train a toy arm and leave its record as the study does."""
+    setup = make_setup(policy, make_source(), SIGNALS[signal](), **options)
+    recorder = train(setup, folder, Observer())
+    records.write_json(folder / "train.json", {"state_hash": recorder.state_hash})
+    return setup, recorder.state_hash
+
+
+def replay(policy, folder, signal, order="recorded", key=1, **options):
+    source = SOURCES["log"](path=str(folder), order=order)
+    recorded = {str(folder): open_record(folder, policy.vocab_size)}
+    return make_setup(policy, source, signal, recorded=recorded, key=key, **options)
+
+
+@pytest.mark.parametrize("recorded_by", ["imitate", "continuation", "reward"])
+@pytest.mark.parametrize("signal", ["imitate", "continuation", "reverse_kl", "forward_kl", "expert"])
+def test_a_replay_has_the_recorded_hash_under_any_signal(toy_policy, tmp_path, recorded_by, signal):
+    _, expected = record_arm(toy_policy, tmp_path / "one", recorded_by)
+    again = train(replay(toy_policy, tmp_path / "one", SIGNALS[signal]()), tmp_path / "two", Observer())
+    assert again.state_hash == expected
+
+
+def test_the_recorded_signal_on_the_recorded_states_gives_the_recorded_weights(toy_policy, tmp_path):
+    first, _ = record_arm(toy_policy, tmp_path / "one", "reward")
+    second = replay(toy_policy, tmp_path / "one", SIGNALS["reward"](), key=99)
+    train(second, tmp_path / "two", Observer())
+    for name, parameter in first.trainable.items():
+        assert parameter.detach().numpy().tobytes() == second.trainable[name].detach().numpy().tobytes()
+
+
+def test_a_replay_of_a_replay_has_the_same_hash(toy_policy, tmp_path):
+    _, expected = record_arm(toy_policy, tmp_path / "one")
+    recorder = train(replay(toy_policy, tmp_path / "one", SIGNALS["expert"]()), tmp_path / "two", Observer())
+    records.write_json(tmp_path / "two" / "train.json", {"state_hash": recorder.state_hash})
+    third = train(replay(toy_policy, tmp_path / "two", SIGNALS["imitate"]()), tmp_path / "three", Observer())
+    assert third.state_hash == expected
+
+
+def test_states_are_the_recorded_ones_but_for_the_name_of_their_writer(toy_policy, tmp_path):
+    record_arm(toy_policy, tmp_path / "one", "reward")
+    recorded = open_record(tmp_path / "one", toy_policy.vocab_size)
+    assert recorded.num_updates == 4
+    states = SOURCES["log"](path=str(tmp_path / "one")).sample(
+        replay(toy_policy, tmp_path / "one", SIGNALS["imitate"]()).context, 2
+    )
+    assert chain_hash("", states) == chain_hash("", recorded.at(2))
+    assert set(states.writers) == {f"{tmp_path / 'one'}:learner"}
+    assert set(states.sources) == {"rollout"}
+    assert np.isfinite(states.behavior_logprobs[states.action_mask]).all()
+    assert np.isnan(states.advantages).all()
+
+
+def test_a_shuffled_replay_takes_every_update_once_an_epoch_in_a_new_order(toy_policy, tmp_path):
+    record_arm(toy_policy, tmp_path / "one")
+    recorded = open_record(tmp_path / "one", toy_policy.vocab_size)
+    known = {chain_hash("", recorded.at(update)): update for update in range(4)}
+    setup = replay(toy_policy, tmp_path / "one", SIGNALS["imitate"](), order="shuffled", num_updates=24)
+    order = [known[chain_hash("", setup.recipe.source.sample(setup.context, step))] for step in range(24)]
+    epochs = [tuple(order[start : start + 4]) for start in range(0, 24, 4)]
+    assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs)
+    assert len(set(epochs)) > 1
+
+
+def test_one_changed_token_is_noticed(toy_policy, tmp_path):
+    record_arm(toy_policy, tmp_path / "one")
+    path = tmp_path / "one" / "states" / "000002.parquet"
+    rows = records.read_table(path)
+    rows[3]["token_ids"][-1] ^= 1
+    records.write_table(path, rows, records.STATE_SCHEMA)
+    with pytest.raises(UsageError, match="the record was changed, so train its arm again"):
+        open_record(tmp_path / "one", toy_policy.vocab_size)
+
+
+def test_a_record_of_another_vocabulary_is_refused(toy_policy, tmp_path):
+    record_arm(toy_policy, tmp_path / "one")
+    with pytest.raises(UsageError, match="was recorded with another tokenizer"):
+        open_record(tmp_path / "one", 50)
+
+
+def test_a_record_that_was_deleted_is_refused(toy_policy, tmp_path):
+    records.write_json(tmp_path / "train.json", {"state_hash": "x"})
+    with pytest.raises(UsageError, match="holds no states"):
+        open_record(tmp_path, toy_policy.vocab_size)
+
+
+def test_an_arm_of_another_run_is_named_by_its_folder_and_seed(tmp_path):
+    run = tmp_path / "run"
+    records.write_json(run / "arms" / "rl" / "3" / "train.json", {"state_hash": "cafe"})
+    path = str(run / "arms" / "rl" / "{seed}")
+    assert digest_record(path, 3, SHARED) == "cafe"
+    with pytest.raises(UsageError, match="holds no trained arm"):
+        digest_record(path, 4, SHARED)
+    records.write_bytes(run / "study.toml", b'[shared]\ntarget = "other"\nreward_metric = "exact"\n')
+    with pytest.raises(UsageError, match="target 'other', but this study has 'toy'"):
+        digest_record(path, 3, SHARED)

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import scipy.stats
+from test_loop_build import make_setup, make_source
+
+from statewise.errors import UsageError
+from statewise.signals import SIGNALS
+from statewise.states import SOURCES, read_source
+from statewise.states.mixture import Mixture, Part
+from statewise.states.ramp import Ramp
+
+
+def mixture(weight, per="trajectory", count=8):
+    parts = (Part(make_source("dataset"), 1 - weight), Part(make_source(by="base", samples_per_prompt=1), weight))
+    return Mixture(parts, per, count)
+
+
+def drawn(policy, source, num_updates):
+    setup = make_setup(policy, source, SIGNALS["imitate"](), num_updates=num_updates)
+    return [source.sample(setup.context, step) for step in range(num_updates)]
+
+
+def test_trajectories_are_drawn_with_the_weights(toy_policy):
+    # 60 updates of 8 trajectories: 480 draws of probability .3; chi-square with one degree of freedom.
+    batches = drawn(toy_policy, mixture(0.3), 60)
+    counts = [sum(states.sources.count(name) for states in batches) for name in ("dataset", "rollout")]
+    assert sum(counts) == 480
+    assert scipy.stats.chisquare(counts, [480 * 0.7, 480 * 0.3]).pvalue > 0.01
+    # And not by one coin a batch: nearly every update holds both.
+    assert sum(len(set(states.sources)) == 2 for states in batches) > 50
+
+
+def test_states_are_drawn_with_the_weights(toy_policy):
+    counts = np.zeros(2)
+    for states in drawn(toy_policy, mixture(0.6, per="state"), 60):
+        of_row = np.array([name == "rollout" for name in states.sources])
+        per_row = states.action_mask.sum(1)
+        counts += [per_row[~of_row].sum(), per_row[of_row].sum()]
+    assert scipy.stats.chisquare(counts, counts.sum() * np.array([0.4, 0.6])).pvalue > 0.01
+
+
+def test_every_row_of_a_mixture_by_state_keeps_a_state_and_its_log_probabilities(toy_policy):
+    for states in drawn(toy_policy, mixture(0.5, per="state"), 5):
+        assert states.action_mask.any(1).all()
+        is_written = np.array([writer == "base" for writer in states.writers])[:, None] & states.action_mask
+        assert np.isfinite(states.behavior_logprobs[is_written]).all()
+        assert np.isnan(states.behavior_logprobs[~is_written]).all()
+
+
+@pytest.mark.parametrize(("weight", "asked"), [(0.0, {}), (1.0, {"base"})])
+def test_a_part_of_weight_zero_is_not_asked(toy_policy, weight, asked):
+    source = mixture(weight)
+    setup = make_setup(toy_policy, source, SIGNALS["imitate"]())
+    source.sample(setup.context, 0)
+    assert set(setup.engine.account.num_generated) == set(asked)
+
+
+def test_weights_follow_their_ramps():
+    # Over 5 updates, linear: 1, .75, .5, .25, 0 of the first part, 0 to 1 of the second.
+    source = Mixture((Part(make_source("dataset"), Ramp(1.0, 0.0)), Part(make_source(), Ramp(0.0, 1.0))))
+    assert [source.weights_at(step, 5)[1] for step in range(5)] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+
+
+def test_a_ramp_ends_where_it_says_and_stays_there():
+    ramp = Ramp(0.2, 1.0, over=0.5)
+    assert [ramp.at(step, 9) for step in range(9)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1])
+    # DAgger's β^i: 1, 1/2, 1/4 with end 1/4 after two of three updates.
+    assert [Ramp(1.0, 0.25, shape="exponential").at(step, 3) for step in range(3)] == pytest.approx([1, 0.5, 0.25])
+    assert Ramp(0.3, 0.7).at(0, 1) == 0.3
+
+
+def test_weights_need_not_sum_to_one():
+    source = Mixture((Part(make_source("dataset"), 0.2), Part(make_source(), 0.6)))
+    assert source.weights_at(0, 1) == pytest.approx([0.25, 0.75])
+
+
+def test_parts_of_different_temperature_are_refused(toy_policy):
+    source = Mixture((Part(make_source("dataset"), 0.5), Part(make_source(temperature=0.5), 0.5)), num_trajectories=20)
+    setup = make_setup(toy_policy, source, SIGNALS["imitate"]())
+    with pytest.raises(UsageError, match=r"states of temperature 0\.5 and 1 cannot share an update"):
+        source.sample(setup.context, 0)
+
+
+def test_a_mixture_is_read_with_its_parts():
+    table = {
+        "kind": "mixture",
+        "parts": [{"kind": "dataset", "weight": 0.5}, {"kind": "rollout", "weight": {"start": 0.0, "end": 1.0}}],
+    }
+    source = read_source(table, "here")
+    assert [part.source.kind for part in source.parts] == ["dataset", "rollout"]
+    assert source.parts[1].weight == Ramp(0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ([{"kind": "dataset", "weight": 1.0}], "two or more parts"),
+        ([{"kind": "dataset"}, {"kind": "rollout", "weight": 1.0}], "part 1: .* needs a weight"),
+        (
+            [{"kind": "dataset", "weight": 2.0}, {"kind": "rollout", "weight": 1.0}],
+            "part 1: .*'weight'.*less than or equal to 1",
+        ),
+        ([{"kind": "dataset", "weight": 1.0}, {"kind": "rolout", "weight": 1.0}], "part 2: .*Did you mean 'rollout'"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_refused(parts, told):
+    with pytest.raises(UsageError, match=told):
+        read_source({"kind": "mixture", "parts": parts}, "here")
+
+
+def test_sources_are_those_of_the_registry():
+    assert set(SOURCES) == {"dataset", "rollout", "prefix", "log", "mixture"}
