@@ -1,0 +1,80 @@
+"""The documents say of every cell, field and locality what the code says."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+import statewise
+from statewise.config import BudgetSection, UpdateSection
+from statewise.locality import LOCALITIES
+from statewise.signals import SIGNALS
+from statewise.states import SOURCES
+from statewise.states.ramp import Ramp
+from statewise.study.cells import matrix
+
+DOCS = Path(statewise.__file__).parents[2] / "docs"
+# Of a table of methods.md: states, signal, name, source, differs.
+CELL_COLUMNS = 5
+
+
+def table_rows() -> list[list[str]]:
+    """The cells of every table row of docs/methods.md; an escaped bar does not part a cell."""
+    lines = (DOCS / "methods.md").read_text(encoding="utf-8").splitlines()
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if line.startswith("| ")]
+
+
+def documented_names() -> dict[tuple[str, str], str]:
+    """(source column, signal) → name, of the tables that have a cell of the matrix a row."""
+    columns = {cell["source"] for cell in matrix()}
+    names = {}
+    for row in table_rows():
+        if len(row) == CELL_COLUMNS and row[0].strip("`") in columns:
+            for signal in re.findall(r"`([^`]+)`", row[1]):
+                assert (row[0].strip("`"), signal) not in names, f"{row[0]} × {signal} has two rows"
+                names[row[0].strip("`"), signal] = row[2]
+    return names
+
+
+def test_the_methods_name_every_cell_as_the_code_does():
+    assert documented_names() == {(cell["source"], cell["signal"]): cell["name"] for cell in matrix()}
+
+
+def fields_row(kind: str, what: str) -> str:
+    """The row of the table of fields that belongs to a component."""
+    found = [row[1] for row in table_rows() if re.match(rf"{what}s? ", row[0]) and f"`{kind}`" in row[0]]
+    assert found, f"docs/methods.md has no fields for {what} {kind!r}"
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "component"),
+    [
+        (what, kind, component)
+        for what, registry in (("source", SOURCES), ("signal", SIGNALS), ("locality", LOCALITIES))
+        for kind, component in registry.items()
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_methods_explain_every_field_of_a_component(what, kind, component):
+    names = [field.name for field in dataclasses.fields(component)]
+    text = fields_row(kind, what)
+    missing = [name for name in names if f"`{name}`" not in text]
+    assert not missing, f"docs/methods.md does not explain {what} {kind!r}: {missing}"
+
+
+def test_the_methods_explain_every_key_of_an_update_and_of_a_ramp():
+    rows = {row[0]: row[1] for row in table_rows() if len(row) > 1}
+    assert all(f"`{name}`" in rows["`update`"] for name in UpdateSection.model_fields)
+    assert all(name in rows["`update`"] for name in BudgetSection.model_fields)
+    assert all(f"`{field.name}`" in rows["a ramp"] for field in dataclasses.fields(Ramp))
+
+
+def test_every_built_in_study_is_described():
+    text = (DOCS / "studies.md").read_text(encoding="utf-8")
+    studies = [path.stem for path in sorted((Path(statewise.__file__).parent / "assets/studies").glob("*.toml"))]
+    assert studies
+    assert [name for name in studies if f"`{name}`" not in text] == []
