@@ -61,12 +61,13 @@ def trl_advantages(rewards, group_size, scale_rewards):
     return torch.nan_to_num(names["advantages"], nan=0.0).numpy()
 
 
-def trl_policy_loss(loss_type, logprobs, behavior, advantages, mask):
+def trl_policy_loss(loss_type, logprobs, behavior, advantages, mask, max_completion_length=None):
     """GRPOTrainer._compute_loss on given log-probabilities [batch, completion]."""
     trainer = SimpleNamespace(
         aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, beta=0.0, use_vllm=False,
         importance_sampling_level="token", loss_type=loss_type, epsilon_low=CLIP, epsilon_high=CLIP,
-        args=SimpleNamespace(delta=None, steps_per_generation=1), current_gradient_accumulation_steps=1,
+        args=SimpleNamespace(delta=None, steps_per_generation=1), max_completion_length=max_completion_length,
+        current_gradient_accumulation_steps=1,
         model=SimpleNamespace(training=True), _entropy_bonus_enabled=False, _metrics={"train": defaultdict(list)},
         accelerator=SimpleNamespace(num_processes=1, reduce=lambda x, reduction: x, gather=lambda x: x),
         _get_per_token_logps_and_entropies=lambda *args, **kwargs: (logprobs, torch.zeros_like(logprobs), None),
@@ -176,3 +177,73 @@ def test_imitate_over_unequal_rows_is_the_cross_entropy_of_sft():
     torch.testing.assert_close(loss, ForCausalLMLoss(logits, labels, 11), atol=1e-6, rtol=1e-5)
     plain = F.cross_entropy(logits[:, :-1].reshape(-1, 11), labels[:, 1:].reshape(-1), ignore_index=-100)
     torch.testing.assert_close(loss, plain, atol=1e-6, rtol=1e-5)
+
+
+def trl_leave_one_out(rewards, num_generations):
+    """The lines of RLOOTrainer that turn rewards into advantages, without normalization."""
+    function = next(
+        node for node in ast.walk(tree("trainer/rloo_trainer.py"))
+        if isinstance(node, ast.FunctionDef) and "scorable_counts" in ast.unparse(node) and node.name.startswith("_")
+    )  # fmt: skip
+    block = next(
+        node for node in ast.walk(function)
+        if isinstance(node, ast.If)
+        and ast.unparse(node.test) == "num_generations > 1"
+        and "baselines" in ast.unparse(node)
+    )  # fmt: skip
+    rewards = torch.from_numpy(rewards)
+    grouped = rewards.view(-1, num_generations)
+    names = run(
+        [block], torch=torch, num_generations=num_generations, rewards=rewards, grouped_rewards=grouped,
+        grouped_sum=torch.nansum(grouped, dim=1, keepdim=True),
+        scorable_counts=(~torch.isnan(grouped)).sum(dim=1, keepdim=True),
+    )  # fmt: skip
+    return torch.nan_to_num(names["advantages"], nan=0.0).numpy()
+
+
+def test_leave_one_out_advantages_equal_trls():
+    rewards = np.random.default_rng(0).choice([0.0, 0.3, 1.0], 24).astype(np.float32)
+    rewards[5] = rewards[9] = rewards[10] = np.nan
+    rewards[12:16] = np.nan
+    ours = Reward(advantage="rloo").advantages(rewards, np.repeat(np.arange(6), 4))
+    np.testing.assert_allclose(ours, trl_leave_one_out(rewards, 4), atol=1e-5, rtol=1e-5)
+
+
+def test_rloo_has_the_gradient_of_its_sequence_loss_on_the_learners_own_states():
+    # RLOOTrainer's loss is the mean over trajectories of -A exp(Σ log π - Σ log π_old): at ratio 1 its gradient is that
+    # of the sum over a trajectory, which is reduction `constant` with one token.
+    states, advantages = unequal_states(), torch.tensor([1.5, -0.7, 0.2, -1.0])
+    mask = torch.from_numpy(states.action_mask)[:, PROMPT_LENGTH:]
+    logprobs = (-3 * torch.rand(mask.shape, generator=torch.Generator().manual_seed(3))).requires_grad_(True)
+    old = logprobs.detach()
+    theirs = -(advantages * (((logprobs - old) * mask).sum(1)).exp()).mean()
+    losses = Reward(advantage="rloo", clip=0.0).loss(
+        SignalInputs(
+            policy_logprobs=logprobs[mask],
+            old_logprobs=old[mask],
+            advantages=advantages[:, None].expand(mask.shape)[mask],
+        )
+    )
+    weights = torch.from_numpy(state_weights(states, "constant", 1)[states.action_mask])
+    one, other = (torch.autograd.grad(loss, logprobs)[0] for loss in ((losses * weights).sum(), theirs))
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_dr_grpo_equals_trls_with_a_constant_length():
+    states, advantages = unequal_states(), torch.tensor([0.5, -0.5, 0.25, -0.25])
+    mask = torch.from_numpy(states.action_mask)[:, PROMPT_LENGTH:]
+    generator = torch.Generator().manual_seed(4)
+    logprobs = (-3 * torch.rand(mask.shape, generator=generator)).requires_grad_(True)
+    behavior = logprobs.detach() + 0.3 * torch.randn(mask.shape, generator=generator)
+    expected = trl_policy_loss("dr_grpo", logprobs, behavior, advantages, mask, max_completion_length=16)
+    losses = Reward(advantage="dr_grpo", clip=CLIP).loss(
+        SignalInputs(
+            policy_logprobs=logprobs[mask], old_logprobs=behavior[mask],
+            advantages=advantages[:, None].expand(mask.shape)[mask],
+        )
+    )  # fmt: skip
+    weights = torch.from_numpy(state_weights(states, "constant", 16)[states.action_mask])
+    loss = (losses * weights).sum()
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-5)
+    ours, theirs = (torch.autograd.grad(value, logprobs)[0] for value in (loss, expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
