@@ -160,7 +160,7 @@ def test_where_the_model_lies_and_its_card_change_nothing(tmp_path):
         (["sft.signal.kind=reward"], "nearest that works: signal.advantage = 'reinforce'"),
         (
             ["sft.signal.kind=jsd", "sft.teacher=opd"],
-            "arms sft, opd wait for each other (teachers, replays); break the circle",
+            "arms sft, opd wait for each other",
         ),
     ],
 )

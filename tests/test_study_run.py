@@ -147,7 +147,7 @@ def test_a_run_ends_with_the_records_that_are_documented(whole):
     for name in ("study.toml", "plan.json", "summary.json", "results.parquet", "report.html"):
         assert (folder / name).stat().st_size > 0
     assert {path.name for path in (folder / "arms" / "opd" / "0").iterdir()} == {
-        "config.toml", "started.json", "metrics.jsonl", "timing.jsonl", "states", "model", "evals",
+        "config.toml", "started.json", "metrics.jsonl", "timing.jsonl", "states", "supervised", "model", "evals",
         "rollouts.parquet", "drift.json", "train.json", "done.json",
     }  # fmt: skip
     assert not list(folder.rglob("*.tmp")) + list(folder.rglob("*.pkl")) + list(folder.rglob("traceback.txt"))
@@ -213,7 +213,7 @@ def test_a_diverged_arm_is_marked_its_student_skipped_and_the_study_goes_on(whol
     arms = folder / "arms"
     assert records.read_json(arms / "wild" / "0" / "train.json")["status"] == "diverged"
     assert not (arms / "wild" / "0" / "model").exists()
-    assert records.read_json(arms / "heir" / "0" / "train.json")["reason"] == "its teacher wild diverged"
+    assert records.read_json(arms / "heir" / "0" / "train.json")["reason"] == "wild, which it needs, diverged"
     assert records.read_json(arms / "opd" / "0" / "done.json")["status"] == "evaluated"
     summary = summary_from_json(records.read_json(folder / "summary.json"))
     assert {run.arm: (run.num_seeds, run.num_diverged) for run in summary.runs} == {
@@ -223,7 +223,7 @@ def test_a_diverged_arm_is_marked_its_student_skipped_and_the_study_goes_on(whol
     page = (folder / "report.html").read_text()
     for text in (output, page):
         assert "train:wild:0 diverged: update 1: loss" in text.replace("\n", " ")
-        assert "train:heir:0 skipped: its teacher wild diverged" in text
+        assert "train:heir:0 skipped: wild, which it needs, diverged" in text
 
 
 def test_off_a_terminal_there_are_plain_lines(whole):

@@ -3,6 +3,8 @@
     study.toml · plan.json · summary.json · results.parquet · report.html
     arms/<arm>/<seed>/{started.json, config.toml, metrics.jsonl, timing.jsonl, states/*.parquet, checkpoints/, model/,
                        train.json, evals/*.parquet, rollouts.parquet, drift.json, done.json}
+    states/ holds what an arm's source yielded, supervised/ what its signals made of it, where that is something else;
+    an arm with EWC has fisher.safetensors.
     An arm that trains an adapter has adapter/ in the place of model/.
     arms/base/<seed>/ has rollouts_again.parquet, the second sample for the noise floor, and no training records.
 
