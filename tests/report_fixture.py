@@ -161,7 +161,7 @@ def fake_design(sources=SOURCES, signals=SIGNALS, rates=RATES) -> StudySummary:
     shares = (0.41, 0.22, 0.13, 0.08, 0.05, 0.04, 0.03)
     effects = tuple(Effect(n, s, s - 0.02, s + 0.03, s / (s + 0.05)) for n, s in zip(names, shares, strict=True))
     effects += (Effect("between seeds", 0.04, 0.01, 0.05, None),)
-    method = "η² = SS / SS total; 95 % percentile interval over all 27 bootstrap resamples of the 3 seeds"
+    method = "η² = SS / SS total; 95 % interval by leaving out each of the 3 seeds"
     tables = [EffectTable(response, factors, 50, 3, effects, method) for response in ("gain", "forgetting")]
     tables[1] = dataclasses.replace(tables[1], note="left out, since cells of them are missing: signal reward")
     study = fake_study()

@@ -170,7 +170,7 @@ def test_effect_sizes_are_shown_with_intervals_method_and_what_is_left_out():
     assert first.cells[1].text == ".891"  # .41 / .46
     assert (last.label, last.cells[1]) == ("between seeds", tables.EMPTY)
     assert "gain: 50 cells × 3 seeds; forgetting: 50 cells × 3 seeds. " in table.caption
-    assert table.caption.count("over all 27 bootstrap resamples of the 3 seeds") == 1
+    assert table.caption.count("by leaving out each of the 3 seeds") == 1
     assert table.caption.endswith("forgetting: left out, since cells of them are missing: signal reward.")
     assert "Effect sizes" in printed(fake_design())
     assert tables.effect_table(fake_study()) is None

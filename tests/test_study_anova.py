@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
 from statewise.seeding import generator
-from statewise.study.anova import HIGHER_ORDER, SEEDS, estimate_effects, explain_variance
+from statewise.study.anova import HIGHER_ORDER, SEEDS, estimate_effects, explain_variance, jackknife_intervals
 
 NAMES = ("a", "b", "c")
 
@@ -70,11 +71,14 @@ def test_a_two_by_two_by_hand():
     assert omegas == {
         "a": pytest.approx(0.5), "b": pytest.approx(70 / 86), "a × b": pytest.approx(6 / 22), SEEDS: None,
     }  # fmt: skip
-    # Resamples of two seeds: (0, 0) and (1, 1) leave no spread within cells, (0, 1) and (1, 0) leave this one; so b is
-    # 72 / 98 twice and 72 / 106 twice, and its quantiles lie at or between them.
-    b = table.effects[1]
-    assert (b.low, b.high) == (pytest.approx(72 / 106), pytest.approx(72 / 98))
-    assert "all 4 bootstrap resamples of the 2 seeds" in table.method
+    # Either seed alone: 0 4 | 1 9 has mean 3.5, rows 2 and 5 (SS = 9), columns .5 and 6.5 (36), rest .5² · 4 = 4;
+    # A = 9 / 49. 2 6 | 3 11 is the same plus 2, so without either seed A's share is 9 / 49: pseudo-values
+    # 2 · 18/106 - 9/49 twice, no spread.
+    a = table.effects[0]
+    assert (a.low, a.high) == (pytest.approx(36 / 106 - 9 / 49), pytest.approx(36 / 106 - 9 / 49))
+    assert "leaving out each of the 2 seeds (jackknife, Student's t with 1 d.f.)" in table.method
+    # One seed alone has no spread between seeds, so that share has no interval.
+    assert (table.effects[3].low, table.effects[3].high) == (None, None)
 
 
 @settings(max_examples=30, deadline=None)
@@ -127,12 +131,35 @@ def test_one_seed_has_shares_without_intervals():
     assert "one seed, so no interval" in table.method
 
 
-def test_many_seeds_are_resampled_the_same_way_every_time():
-    cells = cells_of(random_values(2, 3, 6))
-    table = estimate_effects("y", cells)
-    assert "2,000 bootstrap resamples of the 6 seeds" in table.method
-    assert table == estimate_effects("y", cells)
-    assert all(effect.low < effect.high for effect in table.effects)
+def test_the_interval_is_the_jackknife_of_scipy():
+    values = random_values(2, 3, 5) + np.arange(3)[:, None]
+    table = estimate_effects("y", cells_of(values))
+    pseudo = [
+        5 * effect.eta_squared - 4 * explain_variance(np.delete(values, seed, -1), NAMES[:2])[effect.name]
+        for effect in table.effects
+        for seed in range(5)
+    ]
+    for effect, own in zip(table.effects, np.reshape(pseudo, (-1, 5)), strict=True):
+        expected = ttest_1samp(own, 0).confidence_interval(0.95)
+        assert (effect.low, effect.high) == pytest.approx((max(0, expected.low), min(1, max(0, expected.high))))
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 6])
+def test_intervals_cover_the_shares_that_many_seeds_would_show(num_seeds):
+    # Effects of two factors and their interaction, noise of variance 1, and a shift of .25 that cells of a seed share.
+    draw = generator("test", "anova", "coverage")
+    means = np.array([[0.0, 1.0, 2.0, 0.5], [0.3, 1.2, 2.6, 0.5], [0.0, 1.0, 1.7, 0.8]])
+    known = explain_variance(np.stack([means, means], axis=-1), NAMES[:2])
+    size = ((means - means.mean()) ** 2).mean()
+    truth = {name: share * size / (size + 1.25) for name, share in known.items()} | {SEEDS: 1.25 / (size + 1.25)}
+    covered = {name: [] for name in truth}
+    for _ in range(200):
+        noise = draw.normal(size=(3, 4, num_seeds)) + 0.5 * draw.normal(size=num_seeds)
+        for name, (low, high) in jackknife_intervals(means[..., None] + noise, NAMES[:2]).items():
+            covered[name].append(low <= truth[name] <= high)
+    # The standard error of a rate of .95 over 200 draws is .015.
+    assert {name: rate for name, hits in covered.items() if hits and (rate := np.mean(hits)) < 0.88} == {}
+    assert (SEEDS in [name for name, hits in covered.items() if hits]) == (num_seeds > 2)
 
 
 def test_seeds_that_agree_have_no_width():
@@ -142,6 +169,12 @@ def test_seeds_that_agree_have_no_width():
         effect.low == pytest.approx(effect.high) == pytest.approx(effect.eta_squared) for effect in table.effects
     )
     assert shares_of(table)[SEEDS] == 0.0
+
+
+def test_where_one_seed_makes_all_the_difference_there_is_no_interval():
+    values = np.zeros((2, 2, 2))
+    values[0, 0, 1] = 1.0
+    assert {(effect.low, effect.high) for effect in estimate_effects("y", cells_of(values)).effects} == {(None, None)}
 
 
 def test_the_level_with_most_missing_cells_is_left_out():

@@ -229,7 +229,8 @@ class RunSummary:
 class Effect:
     """One row of an analysis of variance: the share of the total sum of squares, with its 95 % interval over seeds.
 
-    `omega_squared`: partial ω²; None for the seeds themselves, and with one seed. `low`/`high`: None with one seed.
+    `omega_squared`: partial ω²; None for the seeds themselves, and with one seed. `low`/`high`: of the share without what
+    noise adds to it, so that they can lie below; None with one seed, and for the seeds themselves with two.
     """
 
     name: str
