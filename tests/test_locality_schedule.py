@@ -54,6 +54,18 @@ def test_every_rate_is_positive_and_at_most_the_peak(shape, num_updates, warmup,
     assert all(later <= earlier * rounding for earlier, later in itertools.pairwise(decay))
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_budgets_share_takes_the_place_of_the_count_without_a_cliff_after_the_warm_up(shape):
+    # A tenth of the budget an update: warm-up 1/4, 2/4, 3/4, 1 of what the share leaves (linear .9, .8, .7 …).
+    schedule = Schedule(1.0, 20, 4, shape)
+    values = [schedule.lr_at(step, step / 10) for step in range(10)]
+    if shape == "linear":
+        assert values == pytest.approx([0.25, 0.45, 0.6, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    steps = [abs(later - earlier) for earlier, later in itertools.pairwise(values)]
+    assert max(steps) <= 0.25
+    assert all(0 < value <= 1 for value in values)
+
+
 def test_the_schedule_is_the_one_of_the_update_table():
     section = UpdateSection(num_updates=9, lr=0.5, schedule="cosine", warmup_updates=3)
     assert schedule_of(section) == Schedule(0.5, 9, 3, "cosine")

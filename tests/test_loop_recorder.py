@@ -47,7 +47,7 @@ def test_every_training_state_is_recorded_without_padding(tmp_path):
     assert math.isnan(rows[2].pop("behavior_logprobs")[0])
     assert rows[2] == {
         "step": 1, "row": 0, "source": "rollout", "writer": "learner", "writer_update": 3, "prompt_index": 4,
-        "prompt_length": 1, "num_given": 0, "token_ids": [5, 6, 8], "action_mask": [False, True, True],
+        "group_id": 4, "prompt_length": 1, "num_given": 0, "token_ids": [5, 6, 8], "action_mask": [False, True, True],
         "label_ids": None, "temperature": 0.5, "top_p": 0.9, "is_finished": False, "reward": None, "advantage": None,
     }  # fmt: skip
     assert rows[3]["token_ids"] == [8, 9]

@@ -305,6 +305,11 @@ def test_the_sampler_and_the_loop_agree_on_what_the_learner_wrote(toy_policy):
     assert updater.apply(terms_of(setup, states), 0).sampler_mismatch > 0.1
 
 
+def test_a_cut_law_is_not_compared_with_the_loops(toy_policy):
+    setup = make_setup(toy_policy, make_source(top_p=0.9), SIGNALS["reward"]())
+    assert Updater(setup).apply(supervised_terms(setup), 0).sampler_mismatch is None
+
+
 @pytest.mark.parametrize("states", ["dataset", "teacher", "base"])
 def test_states_that_the_learner_did_not_write_have_no_mismatch(toy_policy, states):
     source = make_source("dataset") if states == "dataset" else make_source(by=states)

@@ -57,6 +57,7 @@ STATE_SCHEMA = pa.schema(
         ("writer", pa.string()),
         ("writer_update", pa.int32()),  # updates that the learner had had when it wrote; -1: it did not write
         ("prompt_index", pa.int32()),
+        ("group_id", pa.int64()),  # answers of one group are compared with each other; else the prompt_index
         ("prompt_length", pa.int32()),
         ("num_given", pa.int32()),  # tokens after the prompt that were given to the writer
         ("token_ids", pa.list_(pa.int32())),
@@ -229,8 +230,8 @@ class RunSummary:
 class Effect:
     """One row of an analysis of variance: the share of the total sum of squares, with its 95 % interval over seeds.
 
-    `omega_squared`: partial ω²; None for the seeds themselves, and with one seed. `low`/`high`: of the share without what
-    noise adds to it, so that they can lie below; None with one seed, and for the seeds themselves with two.
+    `omega_squared`: partial ω²; None for the seeds themselves, and with one seed. `low`/`high`: of the share without
+    what noise adds to it, so that they can lie below; None with one seed, and for the seeds themselves with two.
     """
 
     name: str

@@ -57,6 +57,7 @@ class Trajectory:
     `behavior_logprobs` has one value per action (nats), nan or None where the writer's law is not known (data).
     `writer_update` counts the updates that the learner had had when it wrote (-1: somebody else wrote); `num_given`
     the tokens after the prompt that were given to the writer (a prefix). `reward` is nan unless it comes with the text.
+    `group`: answers of one group are compared with each other; None: all answers to the same prompt.
     """
 
     token_ids: tuple[int, ...]
@@ -70,18 +71,19 @@ class Trajectory:
     writer_update: int = -1
     num_given: int = 0
     reward: float = float("nan")
+    group: int | None = None
 
 
 @dataclass(frozen=True)
 class States:
     """A batch of training states: trajectories with a mask of the positions whose action is trained on.
 
-    Rows with the same `prompt_indices` value form a group. Token t of a row is an action where `action_mask` is set;
-    its state is `token_ids[:t]`. Position 0 is never an action.
+    Rows with the same `group_ids` value are answers to one prompt that are compared with each other. Token t of a row
+    is an action where `action_mask` is set; its state is `token_ids[:t]`. Position 0 is never an action.
 
     Shapes: `token_ids` int64 [batch, time], right-padded with 0; `action_mask` bool [batch, time]; `lengths`,
-    `prompt_lengths`, `prompt_indices` int64 [batch]; `is_finished` bool [batch]; `behavior_logprobs` float32
-    [batch, time], nats, nan where unknown; `rewards`, `advantages` float32 [batch], nan where there is none;
+    `prompt_lengths`, `prompt_indices`, `group_ids` int64 [batch]; `is_finished` bool [batch]; `behavior_logprobs`
+    float32 [batch, time], nats, nan where unknown; `rewards`, `advantages` float32 [batch], nan where there is none;
     `writer_updates`, `num_given` int64 [batch], as in `Trajectory`; `sources`, `writers` one name a row. `temperature`
     and `top_p` are those of the sampling law (1 for data).
 
@@ -94,6 +96,7 @@ class States:
     lengths: IntArray
     prompt_lengths: IntArray
     prompt_indices: IntArray
+    group_ids: IntArray
     action_mask: BoolArray
     behavior_logprobs: FloatArray
     is_finished: BoolArray
@@ -120,8 +123,8 @@ class States:
         return self.token_ids if self.label_ids is None else self.label_ids
 
     def has_states_of(self, other: States) -> bool:
-        """Whether tokens and mask are the very arrays of `other`, so that one forward pass serves both."""
-        return self.token_ids is other.token_ids and self.action_mask is other.action_mask
+        """Whether tokens (the very array) and mask are those of `other`, so that one forward pass serves both."""
+        return self.token_ids is other.token_ids and np.array_equal(self.action_mask, other.action_mask)
 
     def response_ids(self, row: int) -> tuple[int, ...]:
         """The tokens of `row` that follow its prompt."""
@@ -212,6 +215,7 @@ def collate(trajectories: Sequence[Trajectory], temperature: float = 1.0, top_p:
         lengths=np.array([len(t.token_ids) for t in trajectories], dtype=np.int64),
         prompt_lengths=np.array([t.prompt_length for t in trajectories], dtype=np.int64),
         prompt_indices=np.array([t.prompt_index for t in trajectories], dtype=np.int64),
+        group_ids=np.array([t.prompt_index if t.group is None else t.group for t in trajectories], dtype=np.int64),
         action_mask=action_mask,
         behavior_logprobs=behavior,
         is_finished=np.array([t.is_finished for t in trajectories], dtype=np.bool_),

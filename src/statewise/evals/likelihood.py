@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -17,13 +16,7 @@ from torch import Tensor
 
 from statewise.errors import UsageError
 from statewise.policy.load import Policy
-from statewise.policy.score import (
-    chunked_over_states,
-    head_logits,
-    micro_batches,
-    state_hidden,
-    states_per_chunk,
-)
+from statewise.policy.score import Law, chunked_over_laws, micro_batches, state_hidden, states_per_chunk
 from statewise.types import Trajectory, collate, take_rows
 
 SCORING_TOKENS = 8192  # padded tokens per forward pass
@@ -61,9 +54,8 @@ def score_continuations(policy: Policy, pairs: Sequence[Pair]) -> list[tuple[flo
             owners, at_state, actions = _spread(pairs, [rows[row] for row in batch])
             index = torch.tensor(at_state, device=policy.device)
             taken = torch.tensor(actions, device=policy.device)
-            scored = chunked_over_states(
-                partial(_score_actions, policy), hidden[index], taken, chunk_size=states_per_chunk(policy)
-            ).numpy(force=True)
+            law = Law(policy, 1.0, states_per_chunk(policy))
+            scored = chunked_over_laws(_score_actions, law, hidden[index], taken).numpy(force=True)
             np.add.at(logprobs, owners, scored[:, 0].astype(np.float64))
             np.logical_and.at(are_greedy, owners, scored[:, 1] > 0)
     return [(float(logprob), bool(is_greedy)) for logprob, is_greedy in zip(logprobs, are_greedy, strict=True)]
@@ -116,8 +108,7 @@ def _spread(pairs: Sequence[Pair], rows: Sequence[Sequence[int]]) -> tuple[list[
     return owners, at_state, actions
 
 
-def _score_actions(policy: Policy, hidden: Tensor, actions: Tensor) -> Tensor:
+def _score_actions(logits: Tensor, actions: Tensor) -> Tensor:
     """[states, 2]: log-probability of the action (nats), and 1 where it is the most probable."""
-    logits = head_logits(policy, hidden, temperature=1.0)
     logprobs = logits.gather(-1, actions[:, None]).squeeze(-1) - logits.logsumexp(-1)
     return torch.stack([logprobs, (logits.argmax(-1) == actions).float()], dim=-1)

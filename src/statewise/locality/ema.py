@@ -6,8 +6,7 @@ that no correction for a missing past is needed and early averages lie near base
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -43,21 +42,3 @@ def update_average(average: Mapping[str, Tensor], parameters: Mapping[str, Param
     """
     for name, parameter in parameters.items():
         average[name].lerp_(parameter.detach(), 1 - decay)
-
-
-@contextmanager
-def loaded(parameters: Mapping[str, Parameter], average: Mapping[str, Tensor]) -> Iterator[None]:
-    """The parameters hold the average inside, and afterwards, also after an error, exactly the bytes they held before.
-
-    Args:
-        parameters: what is trained; written in place, so that every view of the weights sees the average.
-        average: same names and shapes; not changed.
-    """
-    kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    try:
-        for name, parameter in parameters.items():
-            parameter.detach().copy_(average[name])
-        yield
-    finally:
-        for name, parameter in parameters.items():
-            parameter.detach().copy_(kept[name])

@@ -1,8 +1,9 @@
 """Gradient episodic memory: an update must not, to first order, raise the loss on what base says in other tasks.
 
-The gradient is replaced by the nearest one that no constraint objects to: one constraint per retention task (GEM) or
-one for their average (A-GEM). Differences: a memory holds base's own answers on prompts of a retention task, not the
-examples of tasks trained on before; and what is projected is the gradient, which the optimizer then rescales.
+The step is replaced by the nearest one that no constraint objects to: one constraint per retention task (GEM) or one
+for their average (A-GEM). Differences: a memory holds base's own answers on prompts of a retention task, not the
+examples of tasks trained on before; and what is projected is the optimizer's step, not the gradient (the same under
+plain gradient descent): AdamW's momentum and scaling would lead a projected gradient back across the constraint.
 """
 
 from __future__ import annotations

@@ -20,14 +20,14 @@ class Schedule:
         """Learning rate of update `step` (from 0), in (0, lr]: the last update of a decay is small, not zero.
 
         `share`: of the arm's budget that is used before this update, 0..1, where the arm ends by a budget; the decay
-        then follows it in the place of the count of updates.
+        then follows it in the place of the count of updates, from the first one on, so that nobody need know how much
+        of the budget the warm-up will use.
         """
-        if step < self.warmup_updates:
-            return self.lr * (step + 1) / self.warmup_updates
+        peak = self.lr * (step + 1) / self.warmup_updates if step < self.warmup_updates else self.lr
         span = max(1, self.num_updates - self.warmup_updates)
-        done = (step - self.warmup_updates) / span if share is None else share
+        done = max(0, step - self.warmup_updates) / span if share is None else share
         if self.shape == "linear":
-            return self.lr * (1 - done)
+            return peak * (1 - done)
         if self.shape == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * done))
-        return self.lr
+            return peak * 0.5 * (1 + math.cos(math.pi * done))
+        return peak

@@ -1,8 +1,9 @@
 """What an arm has used so far: states, tokens with a loss, tokens written, and model FLOPs.
 
 FLOPs are those of the method, 2 N a token forward and 4 N backward (N parameters; Kaplan et al., arXiv:2001.08361, sec.
-2.1), whatever an implementation computes again. A frozen weight costs 2 N backward (its input's gradient alone), an
-adapter's own weights are added. Attention over the context, small at these lengths, is left out.
+2.1), whatever an implementation computes again. A frozen weight costs 2 N backward (its input's gradient alone); the
+own weights of an adapter that is trained are added, those of one that only acts or is scored are not. Attention over
+the context, small at these lengths, is left out.
 """
 
 from __future__ import annotations
@@ -40,12 +41,11 @@ class Account:
         """`num_tokens` passed a model forward."""
         self.flops_forward += 2.0 * self.size_of(model) * num_tokens
 
-    def train(self, model: PreTrainedModel, num_trainable: int, num_tokens: int) -> None:
-        """`num_tokens` passed a model forward and backward, to `num_trainable` of its weights or of an adapter's."""
+    def train(self, model: PreTrainedModel, num_adapted: int | None, num_tokens: int) -> None:
+        """`num_tokens` passed a model forward and backward, to its weights or to the `num_adapted` of its adapter."""
         size = self.size_of(model)
-        self.score(model, num_tokens)
-        is_full = num_trainable >= size
-        self.flops_backward += (4.0 * size if is_full else 2.0 * size + 4.0 * num_trainable) * num_tokens
+        self.flops_forward += 2.0 * (size + (num_adapted or 0)) * num_tokens
+        self.flops_backward += (4.0 * size if num_adapted is None else 2.0 * size + 4.0 * num_adapted) * num_tokens
 
     def used(self, unit: str) -> float:
         """What counts against a budget in `unit`: states, loss_tokens or flops."""

@@ -14,6 +14,7 @@ from statewise.errors import UsageError
 from statewise.locality import Locality
 from statewise.locality.adapter import Adapter
 from statewise.loop.account import Account
+from statewise.loop.fit import TokenLimit
 from statewise.loop.history import WeightHistory
 from statewise.policy.act import draw_actions
 from statewise.policy.load import Policy, chat_of, check_chat_end, check_same_tokenizer, decode, encode, encode_prompt
@@ -94,7 +95,10 @@ class Engine:
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything `train` needs. `trainable` are the learner's parameters that the optimiser moves, by name."""
+    """Everything `train` needs.
+
+    `trainable` are the learner's parameters that the optimiser moves, by name; `limit`: what passes a model at once.
+    """
 
     recipe: Recipe
     learner: Policy
@@ -102,6 +106,12 @@ class Setup:
     context: SourceContext
     material: Material
     trainable: dict[str, torch.nn.Parameter]
+    limit: TokenLimit
+
+    @property
+    def num_adapted(self) -> int | None:
+        """Weights of the adapter that is trained; None where the model's own weights are."""
+        return sum(p.numel() for p in self.trainable.values()) if self.recipe.adapter.keeps_base else None
 
     def supervision(self, step: int, place: int = 0) -> Supervision:
         """What the signal at `place` in the arm's sum may ask in update `step`."""
@@ -152,7 +162,7 @@ def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], material: 
         examples, engine.roll_out, derive_key(recipe.key, "source"), recipe.update.num_updates,
         recorded=material.recorded, pairs=pairs,
     )  # fmt: skip
-    return Setup(recipe, learner, engine, context, material, trainable)
+    return Setup(recipe, learner, engine, context, material, trainable, TokenLimit(recipe.update.max_tokens))
 
 
 def encode_example(policy: Policy, example: Example) -> EncodedExample:

@@ -1,4 +1,4 @@
-"""The localities of an arm at work: KL to base as a term, EWC and (A-)GEM on the gradient, an average of the weights.
+"""An arm's localities at work: KL to base is a term, EWC adds to the gradient, (A-)GEM bends the step, EMA follows.
 
 What they remember (base's weights, texts and Fisher information) is made before the first update, while the learner
 still is the base model, and is made again, the same, when an interrupted run is resumed.
@@ -6,7 +6,7 @@ still is the base model, and is made again, the same, when an interrupted run is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from statewise.locality.ewc import EWC, add_penalty, diagonal_fisher
 from statewise.locality.gem import AGEM, GEM, project_agem, project_gem
 from statewise.locality.kl_to_base import KLToBase
 from statewise.loop.build import Setup
+from statewise.loop.fit import recomputed_activations
 from statewise.loop.score import Term
 from statewise.loop.tensors import write_tensors
 from statewise.policy.load import chat_of, encode_prompt
@@ -28,7 +29,7 @@ from statewise.policy.sampler import Sampling, sample
 from statewise.policy.score import action_logprobs, batch_tensors, micro_batches, state_hidden
 from statewise.seeding import derive_key
 from statewise.tasks.task import Task
-from statewise.types import States, Trajectory, collate, take_rows
+from statewise.types import IntArray, States, Trajectory, collate, take_rows
 
 FISHER = "fisher.safetensors"
 
@@ -61,27 +62,39 @@ class Constraints:
         # The actions themselves, whatever labels a signal set, so that its states are those of the signal's term.
         return [Term(self._kl, self.coefficient, replace(states, label_ids=None))]
 
-    def bend(self) -> dict[str, float | int]:
-        """Change the gradient that lies in the weights; returns metrics."""
+    def pull(self) -> dict[str, float | int]:
+        """Add EWC's to the gradient that lies in the weights; returns metrics."""
+        if not self._ewc:
+            return {}
+        penalty = add_penalty(self._setup.trainable, self._anchor, self._fisher, self._ewc.strength)
+        return {"locality/ewc_penalty_nats": penalty}
+
+    def move(self, optimizer: torch.optim.Optimizer, lr: float) -> dict[str, float | int]:
+        """Take the optimizer's step, or the nearest one that no memory objects to; returns metrics."""
+        trainable = self._setup.trainable
+        before = _copy(trainable) if self._gems else {}
+        remembered = [
+            torch.stack([_flat(memory_gradient(self._setup, states)) for states in memories])
+            for memories in self._memories
+        ]
+        optimizer.step()
         metrics: dict[str, float | int] = {}
-        for gem, memories in zip(self._gems, self._memories, strict=True):
-            metrics[f"locality/{gem.kind}_projected_rate"] = int(self._project(gem, memories))
-        if self._ewc:
-            metrics["locality/ewc_penalty_nats"] = add_penalty(
-                self._setup.trainable, self._anchor, self._fisher, self._ewc.strength
-            )
+        for gem, gradients in zip(self._gems, remembered, strict=True):
+            metrics[f"locality/{gem.kind}_projected_rate"] = int(_project(gem, gradients, trainable, before, lr))
+        if self._ema:
+            update_average(self.average, trainable, self._ema.decay)
         return metrics
 
-    def follow(self) -> None:
-        """Take in the weights after a gradient step."""
-        if self._ema:
-            update_average(self.average, self._setup.trainable, self._ema.decay)
+    def end_update(self, mean_losses: Sequence[float | None]) -> dict[str, float | int]:
+        """Set the coefficient of the next update by what this one measured; returns metrics.
 
-    def end_update(self, term_losses: tuple[float, ...]) -> dict[str, float | int]:
-        """Set the coefficient of the next update by what this one measured; returns metrics."""
+        `mean_losses`: of every term, nats per state; None for a term without a state, which measures nothing.
+        """
         if self._kl is None:
             return {}
-        measured, used = term_losses[-1], self.coefficient  # the penalty's term is the last
+        measured, used = mean_losses[-1], self.coefficient  # the penalty's term is the last
+        if measured is None:
+            return {"locality/kl_coefficient": used}
         self.coefficient = self._kl.next_coefficient(used, measured)
         return {"locality/kl_to_base_nats": measured, "locality/kl_coefficient": used}
 
@@ -91,32 +104,39 @@ class Constraints:
             for name, value in self.average.items():
                 self._setup.trainable[name].copy_(value)
 
-    def _project(self, gem: GEM | AGEM, memories: list[States]) -> bool:
-        """Replace the gradient by the nearest one that no memory objects to; returns whether it changed."""
-        trainable = self._setup.trainable
-        gradient = _flat({name: _gradient(p) for name, p in trainable.items()})
-        remembered = torch.stack([_flat(_memory_gradient(self._setup, states)) for states in memories])
-        if isinstance(gem, AGEM):
-            projected = project_agem(gradient, remembered.mean(dim=0))
-        else:
-            projected = project_gem(gradient, remembered, gem.margin)
-        start = 0
-        for parameter in trainable.values():
-            parameter.grad = projected[start : start + parameter.numel()].view_as(parameter)
-            start += parameter.numel()
-        return projected is not gradient
-
 
 def _copy(trainable: Mapping[str, torch.nn.Parameter]) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in trainable.items()}
 
 
-def _gradient(parameter: torch.nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
 def _flat(gradients: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([gradient.flatten() for gradient in gradients.values()])
+
+
+def _project(
+    gem: GEM | AGEM,
+    gradients: Tensor,
+    trainable: Mapping[str, torch.nn.Parameter],
+    before: Mapping[str, Tensor],
+    lr: float,
+) -> bool:
+    """Replace the step since `before` by the nearest one that no memory objects to; returns whether it changed.
+
+    `gradients`: of the loss on every memory at `before`, [memories, weights]. What is projected is the step per unit of
+    the learning rate, -Δθ / lr, which under plain gradient descent is the gradient.
+    """
+    step = _flat({name: (before[name] - parameter.detach()) / lr for name, parameter in trainable.items()})
+    if isinstance(gem, AGEM):
+        projected = project_agem(step, gradients.mean(dim=0))
+    else:
+        projected = project_gem(step, gradients, gem.margin)
+    if projected is step:
+        return False
+    parts = torch.split(projected, [parameter.numel() for parameter in trainable.values()])
+    with torch.no_grad():
+        for (name, parameter), part in zip(trainable.items(), parts, strict=True):
+            parameter.copy_(before[name] - lr * part.view_as(parameter))
+    return True
 
 
 def _memories(setup: Setup, locality: EWC | GEM | AGEM) -> list[States]:
@@ -145,17 +165,21 @@ def _write_memory(setup: Setup, task: Task, locality: EWC | GEM | AGEM) -> State
     )
 
 
-def _memory_gradient(setup: Setup, states: States) -> dict[str, Tensor]:
+def memory_gradient(setup: Setup, states: States) -> dict[str, Tensor]:
     """Gradient of the mean cross-entropy of the states' actions, by name of the weight; `.grad` is left alone."""
-    names, parameters = [*setup.trainable], [*setup.trainable.values()]
-    total = {name: torch.zeros_like(p) for name, p in setup.trainable.items()}
-    for rows in micro_batches(states, setup.recipe.update.max_tokens):
-        micro = take_rows(states, rows)
-        loss = -_logprobs(setup, micro).sum() / states.num_states
-        for name, gradient in zip(names, torch.autograd.grad(loss, parameters), strict=True):
-            total[name] += gradient
-    num_trainable = sum(p.numel() for p in parameters)
-    setup.engine.account.train(setup.learner.model, num_trainable, int(states.lengths.sum()))
+
+    def accumulate(batches: Sequence[list[IntArray]]) -> dict[str, Tensor]:
+        total = {name: torch.zeros_like(p) for name, p in setup.trainable.items()}
+        for rows in batches[0]:
+            with recomputed_activations(setup.learner.model):
+                loss = -_logprobs(setup, take_rows(states, rows)).sum() / states.num_states
+                gradients = torch.autograd.grad(loss, [*setup.trainable.values()])
+            for name, gradient in zip(setup.trainable, gradients, strict=True):
+                total[name] += gradient
+        return total
+
+    total = setup.limit.within([states], lambda max_tokens: [micro_batches(states, max_tokens)], accumulate)
+    setup.engine.account.train(setup.learner.model, setup.num_adapted, int(states.lengths.sum()))
     return total
 
 
@@ -177,6 +201,8 @@ def _sample_gradients(setup: Setup, memories: list[States]) -> Iterator[dict[str
     parameters = [*setup.trainable.values()]
     for states in memories:
         for row in range(len(states.lengths)):
-            logprob = _logprobs(setup, take_rows(states, np.array([row]))).sum()
-            yield dict(zip(setup.trainable, torch.autograd.grad(logprob, parameters), strict=True))
-        setup.engine.account.train(setup.learner.model, sum(p.numel() for p in parameters), int(states.lengths.sum()))
+            with recomputed_activations(setup.learner.model):
+                logprob = _logprobs(setup, take_rows(states, np.array([row]))).sum()
+                gradients = torch.autograd.grad(logprob, parameters)
+            yield dict(zip(setup.trainable, gradients, strict=True))
+        setup.engine.account.train(setup.learner.model, setup.num_adapted, int(states.lengths.sum()))

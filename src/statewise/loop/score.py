@@ -110,7 +110,11 @@ def _score(setup: Setup, term: Term, hidden: dict[str, Tensor]) -> Scored:
         advantages=tensors.advantages,
         rows=tensors.rows,
         pairs=tensors.pairs,
-        **{f"{name}_logprobs": _others(setup, name, hidden, tensors, term) for name in OTHERS if name in hidden},
+        **{
+            need: _others(setup, name, hidden, tensors, term)
+            for name in OTHERS
+            if (need := f"{name}_logprobs") in term.what.needs
+        },
     )
     return Scored(term.what.loss(inputs), logprobs.detach())
 

@@ -54,13 +54,13 @@ def train(setup: Setup, folder: Path, observer: Observer) -> Recorder:
 def _update(setup: Setup, recorder: Recorder, updater: Updater, step: int) -> None:
     """One update, recorded."""
     began = time.perf_counter()
+    share = _share_used(setup) if setup.recipe.update.budget else None  # before the update, whose rollouts count too
     setup.engine.history.remember(step)
-    visited = setup.recipe.source.sample(setup.context, step)  # where
-    sampled = time.perf_counter()
-    terms = supervise(setup, visited, step)  # what
-    supervised = time.perf_counter()
-    share = _share_used(setup) if setup.recipe.update.budget else None
     try:
+        visited = setup.recipe.source.sample(setup.context, step)  # where
+        sampled = time.perf_counter()
+        terms = supervise(setup, visited, step)  # what
+        supervised = time.perf_counter()
         result = updater.apply(terms, step, share)  # how far
     except DivergedError:
         recorder.flush(step)  # the arm is a result: the states up to its end are part of it
@@ -89,8 +89,12 @@ def supervise(setup: Setup, visited: States, step: int) -> list[Term]:
 
 
 def _without_ends(states: States, end_token_ids: Sequence[int]) -> States:
-    """The states without those whose label ends the text."""
-    return replace(states, action_mask=states.action_mask & ~np.isin(states.labels, end_token_ids))
+    """The states without those whose label ends the text; a preference that loses all of one answer loses the other."""
+    mask = states.action_mask & ~np.isin(states.labels, end_token_ids)
+    if states.pair_ids is not None:
+        is_empty = ~mask.any(axis=1)
+        mask &= ~np.isin(states.pair_ids, states.pair_ids[is_empty])[:, None]
+    return replace(states, action_mask=mask)
 
 
 def _share_used(setup: Setup) -> float:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from statewise.errors import DivergedError
 from statewise.policy.load import Policy, eval_mode
 from statewise.policy.score import action_logprobs, batch_tensors, head_logits, micro_batches, state_hidden
 from statewise.policy.score import states_per_chunk as logits_at_once
@@ -26,6 +29,9 @@ def draw_actions(policy: Policy, states: States, temperature: float, key: int) -
 
     Returns:
         int64 [batch, time]; 0 outside the action mask.
+
+    Raises:
+        DivergedError: the policy's law is not a number somewhere.
     """
     actions = np.zeros_like(states.token_ids)
     uniforms = np.stack([generator(key, "act", row).random(actions.shape[1]) for row in range(len(actions))])
@@ -45,25 +51,33 @@ def _draw(policy: Policy, hidden: Tensor, uniforms: Tensor, temperature: float) 
     drawn = []
     size = logits_at_once(policy)
     for part, uniform in zip(torch.split(hidden, size), torch.split(uniforms, size), strict=True):
+        logits = head_logits(policy, part, temperature or 1.0)
+        if bool(logits.isnan().any()):
+            raise DivergedError(f"{policy.name}: its next-token law is not a number at some state")
         if temperature == 0:
-            drawn.append(head_logits(policy, part, 1.0).argmax(-1))
+            drawn.append(logits.argmax(-1))
             continue
-        cumulative = head_logits(policy, part, temperature).double().softmax(-1).cumsum(-1)
+        cumulative = logits.double().softmax(-1).cumsum(-1)
         target = uniform[:, None] * cumulative[:, -1:]
         drawn.append(torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=policy.vocab_size - 1))
     actions: IntArray = torch.cat(drawn).numpy(force=True)
     return actions
 
 
-def label_logprobs(policy: Policy, states: States, max_tokens: int) -> FloatArray:
+def label_logprobs(policy: Policy, states: States, batches: Sequence[IntArray]) -> FloatArray:
     """Log-probability of every state's label under `policy` as it is, without gradient.
+
+    Args:
+        policy: who scores.
+        states: where.
+        batches: its rows in micro-batches.
 
     Returns:
         float32 [batch, time], nats; nan outside the action mask.
     """
     found = np.full(states.token_ids.shape, np.nan, dtype=np.float32)
     with torch.no_grad():
-        for rows in micro_batches(states, max_tokens):
+        for rows in batches:
             micro = take_rows(states, rows)
             labels = batch_tensors(micro, device=policy.device).labels
             logprobs = action_logprobs(policy, state_hidden(policy, micro), labels, states.temperature)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from statewise.errors import UsageError
+from statewise.errors import DivergedError, UsageError
 from statewise.policy.cache import BlockCache
 from statewise.policy.load import Policy, decode, decode_all, eval_mode
 from statewise.policy.lora import active
@@ -273,7 +273,8 @@ def _draw_chunk(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[T
     total = cumulative[:, -1]
     # Below the total even after rounding, so that the interval found is never one of probability 0.
     target = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
-    actions = torch.searchsorted(cumulative, target[:, None], right=True)
+    # Only where the law is not a number is the place found beyond the vocabulary; `_finish_rows` refuses it.
+    actions = torch.searchsorted(cumulative, target[:, None], right=True).clamp(max=probs.shape[-1] - 1)
     drawn = logprobs.gather(-1, actions).squeeze(-1)
     return actions.squeeze(-1), drawn - total.log().float() if sampling.top_p < 1 else drawn
 
@@ -298,7 +299,13 @@ def _contains(text: str, stop_strings: tuple[str, ...]) -> bool:
 def _finish_rows(
     policy: Policy, prompts: list[tuple[int, ...]], rows: _Rows, stop_strings: tuple[str, ...]
 ) -> list[Rollout]:
-    """Cut every row at its end and at the first token that completes a stop string, whenever that was noticed."""
+    """Cut every row at its end and at the first token that completes a stop string, whenever that was noticed.
+
+    Raises:
+        DivergedError: a token was drawn from a law that is not a number.
+    """
+    if not bool(rows.logprobs.isfinite().all()):
+        raise DivergedError(f"{policy.name}: its next-token law is not a number at some state")
     rollouts = []
     columns = (rows.tokens, rows.logprobs, rows.num_tokens, rows.is_finished)
     for prompt, *row in zip(prompts, *(column.tolist() for column in columns), strict=True):

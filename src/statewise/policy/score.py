@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from statewise.policy.load import Policy
 from statewise.policy.lora import active
@@ -308,25 +307,3 @@ def _gradient_of_logits(
     if law.temperature != 1:
         of_logits /= law.temperature
     return of_logits.to(hidden.dtype)
-
-
-def chunked_over_states(score: Callable[..., Tensor], *tensors: Tensor, chunk_size: int) -> Tensor:
-    """`score(*tensors)`, computed chunk by chunk along the first axis.
-
-    With more than one chunk and gradients enabled, each chunk is computed again in the backward pass instead of being
-    kept, so that memory holds one chunk of [states, vocab] at a time. The gradient is the exact one.
-
-    Args:
-        score: takes tensors [states, ...] (e.g. the student's and the teacher's hidden states), returns [states].
-        *tensors: the arguments of `score`, of one length.
-        chunk_size: states per chunk, >= 1.
-
-    Returns:
-        [states], what `score` of the whole would return.
-    """
-    chunks = list(zip(*(torch.split(tensor, chunk_size) for tensor in tensors), strict=True))
-    if len(chunks) == 1:
-        return score(*chunks[0])
-    if torch.is_grad_enabled():
-        return torch.cat([checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks])
-    return torch.cat([score(*chunk) for chunk in chunks])

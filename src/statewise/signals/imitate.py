@@ -19,7 +19,7 @@ CORRECT = 1.0
 class Imitate:
     """Cross-entropy of the actions that the trajectory holds.
 
-    Field: `only_correct`: of those trajectories alone whose answer has reward 1 (an update without any does nothing).
+    Field: `only_correct`: of those trajectories alone whose answer has reward 1 (an update without any has gradient 0).
     """
 
     kind: ClassVar[str] = "imitate"

@@ -43,8 +43,8 @@ class Preference:
         chosen: list[int] = []
         pair_ids: list[int] = []
         signs: list[float] = []
-        for group in np.unique(states.prompt_indices):
-            members = np.flatnonzero((states.prompt_indices == group) & ~np.isnan(rewards))
+        for group in np.unique(states.group_ids):
+            members = np.flatnonzero((states.group_ids == group) & ~np.isnan(rewards))
             if len(members) < 2 or np.ptp(rewards[members]) == 0:
                 continue
             chosen += [int(members[rewards[members].argmax()]), int(members[rewards[members].argmin()])]

@@ -50,15 +50,20 @@ class Reward:
         """The states with rewards and advantages.
 
         An answer that cannot be scored has reward nan and advantage 0, and leaves its group's mean. Raises UsageError
-        where importance weights are asked for and a writer's law is not known.
+        where importance weights are asked for and a writer's law is not known or was cut.
         """
         if self.importance != "none" and np.isnan(states.behavior_logprobs[states.action_mask]).any():
             raise UsageError(
                 f"signal 'reward': importance = {self.importance!r} needs the log-probabilities that actions were "
                 f"sampled with, but states of writer {_without_law(states)!r} have none; use importance = 'none'"
             )
+        if self.importance != "none" and states.top_p < 1:
+            raise UsageError(
+                f"signal 'reward': importance = {self.importance!r} compares whole laws, but these states were sampled "
+                f"with top_p = {states.top_p:g}, from a cut one; use importance = 'none'"
+            )
         rewards = supervision.rewards(states)
-        return replace(states, rewards=rewards, advantages=self.advantages(rewards, states.prompt_indices))
+        return replace(states, rewards=rewards, advantages=self.advantages(rewards, states.group_ids))
 
     def advantages(self, rewards: FloatArray, groups: IntArray) -> FloatArray:
         """The advantage of every trajectory, float32 [batch] (`advantage.advantages_of`)."""

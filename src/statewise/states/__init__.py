@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,16 @@ SOURCES: dict[str, type[Source]] = {
     "mixture": Mixture,
 }
 
-__all__ = ["SOURCES", "EncodedExample", "RecordedStates", "Source", "SourceContext", "leaves", "read_source"]
+__all__ = [
+    "SOURCES",
+    "EncodedExample",
+    "RecordedStates",
+    "Source",
+    "SourceContext",
+    "leaves",
+    "read_source",
+    "replace_leaves",
+]
 
 
 def read_source(table: dict[str, Any], where: str) -> Source:
@@ -62,3 +71,12 @@ def leaves(source: Source) -> Iterator[Source]:
         return
     for part in source.parts:
         yield from leaves(part.source)
+
+
+def replace_leaves(source: Source, change: Callable[[Source], Source]) -> Source:
+    """`source` with `change` made to each of its `leaves`."""
+    if not isinstance(source, Mixture):
+        return change(source)
+    return replace(
+        source, parts=tuple(replace(part, source=replace_leaves(part.source, change)) for part in source.parts)
+    )

@@ -50,20 +50,21 @@ class Dataset:
         """
         if self.pairs is not None:
             drawn = context.draw_examples(-(-self.num_trajectories // 2), step, self.num_examples, self.pairs)
-            return collate([one for example in drawn for one in self._pair(example)])
+            # A prompt may have several pairs, and a pair may come twice in an update: each is compared within itself.
+            groups = [context.row_key(step, place, "pair") >> 1 for place in range(len(drawn))]
+            return collate([one for pair in zip(drawn, groups, strict=True) for one in self._pair(*pair)])
         examples = context.draw_examples(self.num_trajectories, step, self.num_examples)
         return collate([self._trajectory(example, example.gold_ids) for example in examples])
 
-    def _pair(self, example: EncodedExample) -> tuple[Trajectory, Trajectory]:
-        return self._trajectory(example, example.gold_ids, 1.0), self._trajectory(example, example.rejected_ids, 0.0)
+    def _pair(self, example: EncodedExample, group: int) -> tuple[Trajectory, Trajectory]:
+        chosen, rejected = (self._trajectory(example, ids) for ids in (example.gold_ids, example.rejected_ids))
+        return replace(chosen, reward=1.0, group=group), replace(rejected, reward=0.0, group=group)
 
-    def _trajectory(
-        self, example: EncodedExample, text_ids: tuple[int, ...], reward: float = float("nan")
-    ) -> Trajectory:
+    def _trajectory(self, example: EncodedExample, text_ids: tuple[int, ...]) -> Trajectory:
         if not text_ids:
             raise UsageError(
                 f"document {example.index} of the training split has no gold text, so source 'dataset' has no "
                 "states for it; use a rollout source or another task"
             )
         prompt = example.prompt_ids
-        return Trajectory(prompt + text_ids, len(prompt), example.index, self.kind, "data", reward=reward)
+        return Trajectory(prompt + text_ids, len(prompt), example.index, self.kind, "data")

@@ -63,7 +63,7 @@ class Mixture:
 
     @property
     def samples_per_prompt(self) -> int:
-        return min(part.source.samples_per_prompt for part in self.parts)
+        return min((known for part in self.parts if (known := part.source.samples_per_prompt)), default=0)
 
     def sized(self, num_trajectories: int) -> Source:
         return replace(self, num_trajectories=num_trajectories)

@@ -23,9 +23,9 @@ from statewise.types import Rollout, States, Trajectory, collate
 class Prefix:
     """The first `share` of a trajectory `of` the dataset or the teacher, then the learner.
 
-    Fields: `share` in 0..1: a number, `uniform` (drawn anew for each trajectory), or a ramp `{start, end, over, shape}`
-    over the updates; `trains_on`: `all` states, or the `rest` after the prefix (a whole given trajectory keeps its last
-    state); the others as in source `rollout`, of the learner and, where it begins, the teacher.
+    Fields: `share` in 0..1: a number, `uniform` (drawn anew for each trajectory), or a ramp over the updates;
+    `trains_on`: `all` states, or the `rest` after the prefix (a whole given trajectory keeps its last state); the
+    others as in source `rollout`, of the learner and, where it begins, the teacher.
     """
 
     kind: ClassVar[str] = "prefix"
@@ -48,7 +48,8 @@ class Prefix:
 
     @property
     def is_law_known(self) -> bool:
-        return self.of == "teacher" or self.trains_on == "rest"
+        # A whole given text keeps its last state, whose law data do not tell; below one half none is given as a whole.
+        return self.of == "teacher" or (self.trains_on == "rest" and isinstance(self.share, float) and self.share < 0.5)
 
     @property
     def trajectories_per_update(self) -> int:
@@ -82,9 +83,8 @@ class Prefix:
         prompts = [example.prompt_ids for example in examples]
         if self.of == "teacher":
             keys = [context.row_key(step, row, "prefix") for row in range(len(examples))]
-            return context.roll_out(
-                RolloutRequest("teacher", prompts, keys, self.temperature, self.top_p, self.max_new_tokens)
-            )
+            law = (self.temperature, self.top_p, self.max_new_tokens)
+            return context.roll_out(RolloutRequest("teacher", prompts, keys, *law))
         if without := [example.index for example in examples if not example.gold_ids]:
             raise UsageError(f"document {without[0]} has no gold text to take a prefix of; use prefix of = 'teacher'")
         return [Rollout(e.prompt_ids, e.gold_ids, (float("nan"),) * len(e.gold_ids), True) for e in examples]

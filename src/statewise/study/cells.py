@@ -14,7 +14,7 @@ from statewise.signals import SIGNALS, WeightedSignal
 from statewise.signals.advantage import OF_GROUPS
 from statewise.signals.preference import Preference
 from statewise.signals.reward import Reward
-from statewise.states import Source, leaves
+from statewise.states import Source, leaves, replace_leaves
 from statewise.states.dataset import Dataset
 from statewise.states.log import Log
 from statewise.states.mixture import Mixture, Part
@@ -186,13 +186,18 @@ def _refuse_reward(source: Source, signal: Reward) -> Refusal | None:
     return None
 
 
-def resolve(source: Source, sources: Mapping[str, Source]) -> Source:
-    """The source whose groups and laws a log of the same study has: that of the arm it replays, however indirectly."""
-    seen: set[str] = set()
-    while isinstance(source, Log) and source.record in sources and source.record not in seen:
-        seen.add(source.record)
-        source = sources[source.record]
-    return source
+def resolve(source: Source, sources: Mapping[str, Source], seen: frozenset[str] = frozenset()) -> Source:
+    """`source` with every log replaced by the source of the arm it replays, however indirectly.
+
+    What a log yields has the groups and laws of that source. `sources`: by `Log.record`; `seen`: not followed again.
+    """
+
+    def follow(leaf: Source) -> Source:
+        if isinstance(leaf, Log) and leaf.record in sources and leaf.record not in seen:
+            return resolve(sources[leaf.record], sources, seen | {leaf.record})
+        return leaf
+
+    return replace_leaves(source, follow)
 
 
 def check_cell(source: Source, signals: Sequence[WeightedSignal], place: str) -> None:

@@ -23,7 +23,7 @@ from statewise.states.log import Log
 from statewise.study.cells import check_cell, resolve
 from statewise.study.contract import check_factors, check_measures
 from statewise.study.digest import digest_data, digest_model
-from statewise.study.recorded import digest_record
+from statewise.study.recorded import digest_record, recorded_sources
 
 BASE = "base"
 # Raised when the meaning of a record or the arithmetic of the loop changes: finished nodes are then done again.
@@ -103,7 +103,8 @@ def make_plan(config: StudyConfig, model: Path, where: str, *, is_dry: bool = Fa
     for name, arm in config.arms.items():
         place = f"{where}: [arms.{name}]"
         _check_records(name, sources, place)
-        check_cell(resolve(sources[name], sources), signals[name], place)
+        known = sources | recorded_sources(sources[name], config.study.seeds[0])
+        check_cell(resolve(sources[name], known), signals[name], place)
         _check_teacher(arm, sources[name], signals[name], place)
         _check_memory(config, localities[name], place)
     order = _in_order(config, sources, where)

@@ -6,14 +6,15 @@ import tomllib
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from statewise import records
 from statewise.errors import UsageError
 from statewise.state_records import FIRST_HASH, chain_hash, states_of_rows
-from statewise.states import RecordedStates
+from statewise.states import RecordedStates, Source, leaves, read_source, replace_leaves
+from statewise.states.log import Log
 from statewise.types import States
 
 
@@ -52,6 +53,32 @@ def digest_record(path: str, seed: int, shared: Mapping[str, Any]) -> str:
     return str(records.read_json(result)["state_hash"])
 
 
+def recorded_sources(source: Source, seed: int) -> dict[str, Source]:
+    """The sources of the arms of other runs that `source` replays, however indirectly, by their logs' `record`.
+
+    As their config.toml tells; a folder without one is left out.
+    """
+    found: dict[str, Source] = {}
+    waiting = [leaf for leaf in leaves(source) if isinstance(leaf, Log) and leaf.path is not None]
+    while waiting:
+        log = waiting.pop()
+        folder = folder_of(log.record, seed)
+        config = folder / "config.toml"
+        if log.record in found or not config.is_file():
+            continue
+        table = tomllib.loads(config.read_text(encoding="utf-8"))["arm"]["source"]
+        found[log.record] = replace_leaves(read_source(table, str(config)), partial(_by_path, folder))
+        waiting += [leaf for leaf in leaves(found[log.record]) if isinstance(leaf, Log)]
+    return found
+
+
+def _by_path(folder: Path, leaf: Source) -> Source:
+    """A log of an arm beside that in `folder` as a log by path, so that no arm of this study is meant."""
+    if isinstance(leaf, Log) and leaf.arm is not None:
+        return Log(path=str(folder.parent.parent / leaf.arm / folder.name))
+    return leaf
+
+
 @dataclass(frozen=True)
 class _Parts:
     """The Parquet parts of a record by the number of updates they end with."""
@@ -73,7 +100,7 @@ class _Parts:
             self._held.clear()
             by_step: dict[int, list[dict[str, Any]]] = {}
             for row in records.read_table(self.folder / "states" / f"{end:06d}.parquet"):
-                if "num_given" not in row:
+                if "group_id" not in row:
                     raise UsageError(f"source 'log': {self.folder} was recorded by an older version; train it again")
                 by_step.setdefault(row["step"], []).append(row)
             self._held[end] = by_step
