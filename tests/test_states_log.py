@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from test_loop_build import make_setup, make_source
+from test_loop_build import ToyTask, make_setup, make_source
 
 from statewise import records
 from statewise.errors import UsageError
@@ -92,6 +92,28 @@ def test_a_record_of_another_vocabulary_is_refused(toy_policy, tmp_path):
         open_record(tmp_path / "one", 50)
 
 
+def test_a_record_of_other_documents_is_refused(toy_policy, tmp_path):
+    record_arm(toy_policy, tmp_path / "one")
+    other = ToyTask(documents=tuple(reversed(ToyTask().documents)))
+    setup = replay(toy_policy, tmp_path / "one", SIGNALS["imitate"](), task=other)
+    with pytest.raises(UsageError, match=r"training document \d has another prompt than here"):
+        setup.recipe.source.sample(setup.context, 0)
+
+
+def test_a_part_that_is_missing_or_cut_off_is_told(toy_policy, tmp_path):
+    record_arm(toy_policy, tmp_path / "one")
+    (tmp_path / "one" / "states" / "notes.parquet").write_bytes(b"")  # not a part
+    open_record(tmp_path / "one", toy_policy.vocab_size)
+    part = tmp_path / "one" / "states" / "000002.parquet"
+    whole = part.read_bytes()
+    part.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UsageError, match=r"000002\.parquet cannot be read"):
+        open_record(tmp_path / "one", toy_policy.vocab_size)
+    part.unlink()
+    with pytest.raises(UsageError, match="has no states of update 0; was a part of the record deleted"):
+        open_record(tmp_path / "one", toy_policy.vocab_size)
+
+
 def test_a_record_that_was_deleted_is_refused(toy_policy, tmp_path):
     records.write_json(tmp_path / "train.json", {"state_hash": "x"})
     with pytest.raises(UsageError, match="holds no states"):
@@ -101,10 +123,25 @@ def test_a_record_that_was_deleted_is_refused(toy_policy, tmp_path):
 def test_an_arm_of_another_run_is_named_by_its_folder_and_seed(tmp_path):
     run = tmp_path / "run"
     records.write_json(run / "arms" / "rl" / "3" / "train.json", {"state_hash": "cafe"})
+    records.write_bytes(run / "arms" / "rl" / "3" / "states" / "000001.parquet", b"")
     path = str(run / "arms" / "rl" / "{seed}")
     assert digest_record(path, 3, SHARED) == "cafe"
-    with pytest.raises(UsageError, match="holds no trained arm"):
+    with pytest.raises(UsageError, match=r"holds no trained arm: .*rl has 3; this study asks for seed 4"):
         digest_record(path, 4, SHARED)
+    with pytest.raises(UsageError, match="holds no trained arm: there is no such folder"):
+        digest_record(str(run / "arms" / "lr" / "{seed}"), 3, SHARED)
+    records.write_json(run / "arms" / "rl" / "5" / "started.json", {})
+    with pytest.raises(UsageError, match="holds no trained arm: its training has not ended"):
+        digest_record(path, 5, SHARED)
+    records.write_json(run / "arms" / "rl" / "5" / "train.json", {"status": "diverged", "reason": "loss nan"})
+    with pytest.raises(UsageError, match="holds no trained arm: its arm is 'diverged': loss nan"):
+        digest_record(path, 5, SHARED)
+    records.write_bytes(run / "arms" / "rl" / "5" / "train.json", b"{")
+    with pytest.raises(UsageError, match=r"train\.json is damaged"):
+        digest_record(path, 5, SHARED)
+    records.write_bytes(run / "study.toml", b"[shared")
+    with pytest.raises(UsageError, match=r"study\.toml is damaged"):
+        digest_record(path, 3, SHARED)
     records.write_bytes(run / "study.toml", b'[shared]\ntarget = "other"\nreward_metric = "exact"\n')
     with pytest.raises(UsageError, match="target 'other', but this study has 'toy'"):
         digest_record(path, 3, SHARED)

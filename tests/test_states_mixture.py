@@ -5,7 +5,7 @@ from test_loop_build import make_setup, make_source
 
 from statewise.errors import UsageError
 from statewise.signals import SIGNALS
-from statewise.states import SOURCES, read_source
+from statewise.states import SOURCES, RecordedStates, read_source
 from statewise.states.mixture import Mixture, Part
 from statewise.states.ramp import Ramp
 
@@ -101,11 +101,66 @@ def test_a_mixture_is_read_with_its_parts():
             "part 1: .*'weight'.*less than or equal to 1",
         ),
         ([{"kind": "dataset", "weight": 1.0}, {"kind": "rolout", "weight": 1.0}], "part 2: .*Did you mean 'rollout'"),
+        ([{"kind": "dataset", "weight": 0}, {"kind": "rollout", "weight": 0.0}], "the weights of a mixture are all 0"),
+        ([{"kind": "dataset", "weight": 0}, {"kind": "rollout", "weight": {"start": 0, "end": 0}}], "are all 0"),
+        (
+            [{"kind": "dataset", "num_trajectories": 9, "weight": 1.0}, {"kind": "rollout", "weight": 1.0}],
+            "part 1: num_trajectories of a part of a mixture is not used",
+        ),
     ],
 )
 def test_a_mixture_that_cannot_be_is_refused(parts, told):
     with pytest.raises(UsageError, match=told):
         read_source({"kind": "mixture", "parts": parts}, "here")
+
+
+def test_a_replay_buffer_in_a_mixture_need_only_hold_what_its_part_can_give():
+    parts = [{"kind": "dataset", "weight": 0.5}, {"kind": "rollout", "buffer_size": 8, "weight": 0.5}]
+    source = read_source({"kind": "mixture", "num_trajectories": 4, "parts": parts}, "here")
+    assert (source.parts[1].source.num_prompts, source.parts[1].source.buffer_size) == (4, 8)
+    with pytest.raises(UsageError, match="buffer_size 8 is below the 16 trajectories of an update"):
+        read_source({"kind": "mixture", "num_trajectories": 16, "parts": parts}, "here")
+
+
+def record_of(states):
+    return RecordedStates(len(states), lambda update: states[update])
+
+
+def num_written(batches, writer):
+    """Training states that `writer` wrote."""
+    return sum(int(s.action_mask[np.array([w == writer for w in s.writers])].sum()) for s in batches)
+
+
+@pytest.mark.parametrize("per", ["trajectory", "state"])
+def test_a_log_in_a_mixture_gives_all_of_its_states_alike(toy_policy, per):
+    # The record: mixtures, which write their parts one after the other, data first and then base.
+    by_base = make_source(by="base", samples_per_prompt=1)
+    batches = drawn(toy_policy, Mixture((Part(make_source("dataset"), 0.5), Part(by_base, 0.5)), per, 8), 12)
+    share = num_written(batches, "base") / sum(states.num_states for states in batches)
+    source = Mixture((Part(SOURCES["log"](arm="first"), 0.5), Part(make_source("dataset"), 0.5)), per, 8)
+    setup = make_setup(toy_policy, source, SIGNALS["imitate"](), num_updates=60, recorded={"first": record_of(batches)})
+    found = [source.sample(setup.context, step) for step in range(60)]
+    counts = [num_written(found, f"first:{writer}") for writer in ("base", "data")]
+    # About 240 trajectories of up to 10 states: a share of .4 to .5 is known to about ± .03.
+    assert counts[0] / sum(counts) == pytest.approx(share, abs=0.1)
+    if per == "trajectory":
+        assert {len(states.lengths) for states in found} == {8}
+
+
+def test_a_record_that_is_shorter_than_its_share_is_drawn_from_more_than_one_update(toy_policy):
+    record = record_of(drawn(toy_policy, make_source("dataset", num_trajectories=2), 3))
+    source = Mixture((Part(SOURCES["log"](arm="short"), 0.9), Part(make_source("dataset"), 0.1)), "trajectory", 16)
+    setup = make_setup(toy_policy, source, SIGNALS["imitate"](), recorded={"short": record})
+    assert [len(source.sample(setup.context, step).lengths) for step in range(4)] == [16] * 4
+
+
+def test_a_log_keeps_the_groups_of_its_record_whole(toy_policy):
+    record = record_of(drawn(toy_policy, make_source(num_prompts=5, samples_per_prompt=2), 3))
+    log = SOURCES["log"](arm="r", num_trajectories=4)
+    setup = make_setup(toy_policy, log, SIGNALS["reward"](), recorded={"r": record})
+    for step in range(3):
+        groups = log.sample(setup.context, step).group_ids.tolist()
+        assert sorted(groups.count(group) for group in set(groups)) == [2, 2]
 
 
 def test_sources_are_those_of_the_registry():

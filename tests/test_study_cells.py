@@ -24,11 +24,73 @@ CASES = [
         "top_p < 1 samples from a cut one",
         ["rl.signal.importance=sequence", "rl.source.top_p=1.0"],
     ),
+    (
+        ["rl.source={kind='prefix',trains_on='rest',share='uniform',samples_per_prompt=2}",
+         "rl.signal.importance=token"],
+        "that of data is not known",
+        ["rl.source={kind='prefix',trains_on='rest',share=0.4,samples_per_prompt=2}", "rl.signal.importance=token"],
+    ),
+    (
+        ["sft.source={kind='mixture',parts=[{kind='dataset',weight=0.5},{kind='rollout',temperature=0.7,weight=0.5}]}"],
+        "its parts have temperature 0.7 and 1, and the loss of an update is taken at one temperature",
+        ["sft.source={kind='mixture',parts=[{kind='dataset',weight=0.5},{kind='rollout',temperature=1.0,weight=0.5}]}"],
+    ),
 ]  # fmt: skip
 
 
+MIXED = "rl.source={kind='mixture',parts=[{kind='log',arm='sft',weight=0.5},{kind='rollout',OTHER,weight=0.5}]}"
+GROUPED, COOLER = (MIXED.replace("OTHER", other) for other in ("samples_per_prompt=4", "temperature=0.5"))
+# What is refused on states is refused on their record too, in a mixture or in the record of a record.
+BEHIND_LOGS = [
+    ([GROUPED], "compares the answers to one prompt"),
+    ([GROUPED, "rl.signal={kind='preference'}"], "between two answers to one prompt"),
+    ([GROUPED, "rl.signal={kind='reward',advantage='reinforce',importance='token'}"], "that of data is not known"),
+    ([COOLER, "rl.signal={kind='imitate'}"], "its parts have temperature 0.5 and 1"),
+    (["rl.source={kind='log',arm='opd'}"], "compares the answers to one prompt"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "told"), BEHIND_LOGS)
+def test_a_cell_is_refused_on_a_record_of_states_that_it_is_refused_on(tmp_path, overrides, told):
+    with pytest.raises(UsageError, match=told):
+        small_plan(tmp_path, *overrides)
+
+
+def recorded_run(folder, source, seed=0):
+    """What a run leaves of an arm `a` with `source`, without its states."""
+    arm = folder / "arms" / "a" / str(seed)
+    (arm / "states").mkdir(parents=True)
+    (arm / "config.toml").write_text(f"[arm]\nsource = {source}\n")
+    (arm / "train.json").write_text('{"state_hash": "x"}')
+    (arm / "states" / "000001.parquet").write_bytes(b"")
+    return str(folder / "arms" / "a" / "{seed}")
+
+
+@pytest.mark.parametrize(
+    ("source", "signal", "told"),
+    [
+        ("{ kind = 'dataset' }", "reward", "compares the answers to one prompt"),
+        ("{ kind = 'rollout' }", "preference", "between two answers to one prompt"),
+        ("{ kind = 'log', path = 'OTHER' }", "preference", "between two answers to one prompt"),
+        ("{ kind = 'rollout', samples_per_prompt = 2 }", "preference", None),
+    ],
+)
+def test_a_record_of_another_run_is_known_by_what_its_arm_says_of_its_source(tmp_path, source, signal, told):
+    other = recorded_run(tmp_path / "other", "{ kind = 'rollout' }")
+    for seed in (0, 1):
+        path = recorded_run(tmp_path / "one", source.replace("OTHER", other), seed)
+    overrides = [f"rl.source={{kind='log',path='{path}'}}", f"rl.signal={{kind='{signal}'}}"]
+    if told is None:
+        small_plan(tmp_path, *overrides)
+        return
+    with pytest.raises(UsageError, match=told):
+        small_plan(tmp_path, *overrides)
+
+
 @pytest.mark.parametrize(("refused", "told", "nearest"), CASES)
-def test_a_refused_cell_says_why_and_names_one_that_works(tmp_path, refused, told, nearest):
+def test_a_refused_cell_says_why_and_names_one_that_works(tmp_path, monkeypatch, refused, told, nearest):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.jsonl").write_text('{"index": 0, "chosen": " 1", "rejected": " 2"}\n')
     with pytest.raises(UsageError, match=told) as error:
         small_plan(tmp_path, *refused)
     assert "nearest that works" in str(error.value)
@@ -62,7 +124,8 @@ def test_the_cells_are_listed_with_what_they_are_called(call):
         (["rl.source={kind='log',arm='sft'}", "sft.source={kind='log',arm='rl'}", "rl.signal={kind='imitate'}"],
          "arms sft, opd, rl wait for each other"),
         (["rl.source={kind='log'}"], "give one of arm and path"),
-        (["rl.source={kind='log',path='nowhere/arms/rl/{seed}'}"], "holds no trained arm"),
+        (["rl.source={kind='log',path='nowhere/arms/rl/{seed}'}"], "holds no trained arm: there is no such folder"),
+        (["sft.source.pairs='nowhere.jsonl'"], "nowhere.jsonl: cannot read the pairs"),
         (["sft.locality=[{kind='ema'},{kind='ema',decay=0.5}]"], "locality 'ema' is given twice"),
         (["sft.locality={kind='ewc'}", "shared.retention=[]"], "remembers the retention tasks, and the study has none"),
         (["sft.signal=[]"], "no signal; give one"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from statewise.seeding import derive_key
 from statewise.signals.signal import ActRequest, Supervision, WeightedSignal, WriteRequest
 from statewise.states import EncodedExample, RecordedStates, Source, SourceContext, leaves
 from statewise.states.dataset import Dataset
+from statewise.states.pairs import read_pairs
 from statewise.states.source import RolloutRequest
 from statewise.tasks.task import Task
 from statewise.types import Example, IntArray, Rollout
@@ -149,7 +149,7 @@ def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], material: 
     if not examples:
         raise UsageError(f"task {material.task.name!r} has no training documents, so there is nothing to train on")
     pairs = {
-        source.pairs: _read_pairs(source.pairs, learner, documents)
+        source.pairs: _encode_pairs(source.pairs, learner, documents)
         for source in leaves(recipe.source)
         if isinstance(source, Dataset) and source.pairs is not None
     }
@@ -182,31 +182,23 @@ def encode_example(policy: Policy, example: Example) -> EncodedExample:
     return EncodedExample(example.index, prompt_ids, gold_ids)
 
 
-def _read_pairs(path: str, policy: Policy, documents: Sequence[Example]) -> tuple[EncodedExample, ...]:
-    """Given preferences: one JSON object a line with the index of a training document and two answers to it.
+def _encode_pairs(path: str, policy: Policy, documents: Sequence[Example]) -> tuple[EncodedExample, ...]:
+    """Given preferences in tokens.
 
     Raises:
-        UsageError: no such file, or a line that is not such an object or names no document.
+        UsageError: a file that cannot be read, or a line that names no training document or is empty in tokens.
     """
     by_index = {document.index: document for document in documents}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot read the pairs ({error.strerror}); give source.pairs a JSONL file") from None
-    read: list[EncodedExample] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            pair = json.loads(line)
-            document, texts = by_index[pair["index"]], (str(pair["chosen"]), str(pair["rejected"]))
-        except (ValueError, KeyError, TypeError) as error:
+    encoded: list[EncodedExample] = []
+    for pair in read_pairs(Path(path)):
+        document = by_index.get(pair.index)
+        if document is None:
             raise UsageError(
-                f'{path}:{number}: expected {{"index": a training document, "chosen": text, "rejected": text}} '
-                f"({type(error).__name__}: {error})"
-            ) from None
-        chosen, rejected = (encode_example(policy, Example(document.index, document.prompt, text)) for text in texts)
-        if not chosen.gold_ids or not rejected.gold_ids:
-            raise UsageError(f"{path}:{number}: an answer is empty")
-        read.append(EncodedExample(document.index, chosen.prompt_ids, chosen.gold_ids, rejected.gold_ids))
-    if not read:
-        raise UsageError(f"{path}: holds no pairs")
-    return tuple(read)
+                f"{path}:{pair.line}: index {pair.index} is not one of the {len(by_index)} training documents"
+            )
+        chosen, rejected = (
+            encode_example(policy, Example(document.index, document.prompt, text))
+            for text in (pair.chosen, pair.rejected)
+        )
+        encoded.append(EncodedExample(document.index, chosen.prompt_ids, chosen.gold_ids, rejected.gold_ids))
+    return tuple(encoded)

@@ -12,7 +12,7 @@ from statewise.states.dataset import Dataset
 from statewise.states.log import Log
 from statewise.states.mixture import Mixture, Part
 from statewise.states.prefix import Prefix
-from statewise.states.ramp import Ramp, Share
+from statewise.states.ramp import Ramp, Share, ends_of
 from statewise.states.rollout import ModelRollout
 from statewise.states.source import EncodedExample, RecordedStates, Source, SourceContext
 
@@ -22,6 +22,14 @@ SOURCES: dict[str, type[Source]] = {
     "prefix": Prefix,
     "log": Log,
     "mixture": Mixture,
+}
+
+# What says how much a source yields an update, by its kind.
+COUNTS = {
+    "dataset": "num_trajectories",
+    "rollout": "num_prompts",
+    "prefix": "num_prompts",
+    "mixture": "num_trajectories",
 }
 
 __all__ = [
@@ -47,9 +55,13 @@ def read_source(table: dict[str, Any], where: str) -> Source:
     parts = table.get("parts")
     if not isinstance(parts, list) or len(parts) < 2 or not all(isinstance(part, dict) for part in parts):
         raise UsageError(f"{where}: source 'mixture' needs two or more parts = [{{ kind = ..., weight = ... }}, ...]")
-    read = tuple(_read_part(part, f"{where}: part {index}") for index, part in enumerate(parts, start=1))
     rest = {key: value for key, value in table.items() if key != "parts"}
-    return replace(component({Mixture.kind: Mixture}, rest, "source", where), parts=read)
+    mixture = component({Mixture.kind: Mixture}, rest, "source", where)
+    count = mixture.trajectories_per_update
+    read = tuple(_read_part(part, count, f"{where}: part {index}") for index, part in enumerate(parts, start=1))
+    if not any(weight for part in read for weight in ends_of(part.weight)):
+        raise UsageError(f"{where}: the weights of a mixture are all 0; give one part a weight above 0")
+    return replace(mixture, parts=read)
 
 
 @dataclass(frozen=True)
@@ -57,11 +69,23 @@ class _Weight:
     weight: Share | Ramp
 
 
-def _read_part(table: dict[str, Any], where: str) -> Part:
+def _read_part(table: dict[str, Any], count: int, where: str) -> Part:
+    """One part of a mixture of `count` trajectories an update, which are its own at the most."""
     if "weight" not in table:
         raise UsageError(f"{where}: a part of a mixture needs a weight, 0..1 or {{ start = ..., end = ... }}")
+    for key in COUNTS.values():
+        if key in table:
+            raise UsageError(
+                f"{where}: {key} of a part of a mixture is not used, since its weight says how much it gives; leave it "
+                "out, and set num_trajectories of the mixture"
+            )
     weighted = component({"part": _Weight}, {"kind": "part", "weight": table["weight"]}, "weight of a", where)
-    return Part(read_source({key: value for key, value in table.items() if key != "weight"}, where), weighted.weight)
+    source = {key: value for key, value in table.items() if key != "weight"}
+    samples = source.get("samples_per_prompt", 1)
+    if source.get("kind") in COUNTS and isinstance(samples, int) and samples > 0:
+        is_of_prompts = COUNTS[source["kind"]] == "num_prompts"
+        source[COUNTS[source["kind"]]] = -(-count // samples) if is_of_prompts else count
+    return Part(read_source(source, where), weighted.weight)
 
 
 def leaves(source: Source) -> Iterator[Source]:

@@ -7,13 +7,15 @@ same states and the running hash of an arm that replays in the recorded order eq
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
+from statewise.errors import UsageError
 from statewise.seeding import generator
-from statewise.states.source import Source, SourceContext
-from statewise.types import States
+from statewise.states.source import RecordedStates, Source, SourceContext
+from statewise.types import States, join_rows, take_rows
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Log:
 
     Fields: `arm` of the same study and seed, or `path` of an arm's folder in another run (`runs/pocket/arms/rl/0`;
     `{seed}` stands for the seed); `order`: as `recorded`, or the updates `shuffled` by the arm's own seed, in a new
-    order every epoch.
+    order every epoch; `num_trajectories` an update, None: as many as were recorded; else at least so many in whole
+    groups, drawn from the recorded update and, where it has fewer, from others.
     """
 
     kind: ClassVar[str] = "log"
@@ -31,12 +34,12 @@ class Log:
     # What only the record knows is taken from the arm that is replayed (study.cells).
     is_law_known: ClassVar[bool] = True
     max_lag: ClassVar[int] = 0
-    trajectories_per_update: ClassVar[int] = 0
     samples_per_prompt: ClassVar[int] = 0
 
     arm: str | None = None
     path: str | None = None
     order: Literal["recorded", "shuffled"] = "recorded"
+    num_trajectories: Annotated[int, Field(ge=1)] | None = None
 
     def __post_init__(self) -> None:
         if (self.arm is None) == (self.path is None):
@@ -47,20 +50,63 @@ class Log:
         """The name under which the context holds what is replayed."""
         return str(self.arm or self.path)
 
+    @property
+    def trajectories_per_update(self) -> int:
+        return self.num_trajectories or 0
+
     def sized(self, num_trajectories: int) -> Source:
-        """The log as it is: its updates are what was recorded."""
-        return self
+        return replace(self, num_trajectories=num_trajectories)
 
     def sample(self, context: SourceContext, step: int) -> States:
         """The states of one recorded update: tokens, mask, log-probabilities and rewards as they were.
 
         Writers are named after the record (`rl:learner`), since another learner than this arm's wrote; advantages are
         left out, since they are what a signal makes of rewards.
+
+        Raises:
+            UsageError: its prompts are not those of this arm's documents.
         """
         recorded = context.recorded[self.record]
         epoch, place = divmod(step, recorded.num_updates)
         if self.order == "shuffled":
             place = int(generator(context.key, "order", epoch).permutation(recorded.num_updates)[place])
         states = recorded.at(place)
+        if self.num_trajectories is not None:
+            states = _drawn(recorded, states, self.num_trajectories, generator(context.key, "rows", step))
+        self._check_prompts(states, context)
         writers = tuple(f"{self.record}:{writer}" for writer in states.writers)
         return replace(states, writers=writers, advantages=np.full_like(states.advantages, np.nan))
+
+    def _check_prompts(self, states: States, context: SourceContext) -> None:
+        """Another tokenizer, template or file of documents would give tokens and rewards another meaning."""
+        prompts = {example.index: example.prompt_ids for example in context.examples}
+        for row, index in enumerate(states.prompt_indices.tolist()):
+            if tuple(states.token_ids[row, : states.prompt_lengths[row]].tolist()) != prompts.get(index):
+                raise UsageError(
+                    f"source 'log': in the record of {self.record!r} training document {index} has another prompt than "
+                    "here, so its tokens and rewards mean something else; replay it with the tokenizer, chat template, "
+                    "shots and documents it was recorded with"
+                )
+
+
+def _drawn(recorded: RecordedStates, first: States, count: int, rng: np.random.Generator) -> States:
+    """At least `count` rows of `first`, in whole groups; all of it and rows of further updates where it has fewer."""
+    updates, held = [first], len(first.lengths)
+    while held < count:
+        for place in rng.permutation(recorded.num_updates).tolist():
+            updates.append(recorded.at(place))
+            held += len(updates[-1].lengths)
+            if held >= count:
+                break
+    kept = [*updates[:-1], _some_groups(updates[-1], count - held + len(updates[-1].lengths), rng)]
+    return join_rows(kept)
+
+
+def _some_groups(states: States, count: int, rng: np.random.Generator) -> States:
+    """At least `count` rows, whole groups drawn without replacement, in the order of `states`."""
+    rows: list[int] = []
+    for group in rng.permutation(np.unique(states.group_ids)).tolist():
+        if len(rows) >= count:
+            break
+        rows += np.flatnonzero(states.group_ids == group).tolist()
+    return take_rows(states, sorted(rows))

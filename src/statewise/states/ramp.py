@@ -35,6 +35,11 @@ class Ramp:
         return self.start + (self.end - self.start) * done
 
 
+def ends_of(value: float | Ramp) -> tuple[float, float]:
+    """`value` in the first update and in the last; the others lie between."""
+    return (value.start, value.end) if isinstance(value, Ramp) else (value, value)
+
+
 def value_at(value: float | Ramp, update: int, num_updates: int) -> float:
     """`value` in `update`, whether it changes or not."""
     return value.at(update, num_updates) if isinstance(value, Ramp) else value

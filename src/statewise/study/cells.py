@@ -143,6 +143,8 @@ def name_of(column: str, signal: str) -> str:
 
 def refusal(source: Source, signals: Sequence[WeightedSignal]) -> Refusal | None:
     """Why this cell cannot train; None where it can. Of a log, ask with what `resolve` gives."""
+    if found := _refuse_laws(source):
+        return found
     for one in signals:
         signal = one.signal
         if isinstance(signal, Reward):
@@ -156,6 +158,20 @@ def refusal(source: Source, signals: Sequence[WeightedSignal]) -> Refusal | None
             found = None
         if found:
             return found
+    return None
+
+
+def _refuse_laws(source: Source) -> Refusal | None:
+    """A loss is taken at one temperature and top-p, so the parts of an update share them; data count as 1."""
+    for name in ("temperature", "top_p"):
+        known = [leaf for leaf in leaves(source) if not isinstance(leaf, Log)]
+        values = sorted({getattr(leaf, name) if isinstance(leaf, ModelRollout | Prefix) else 1.0 for leaf in known})
+        if len(values) > 1:
+            return Refusal(
+                f"its parts have {name} {' and '.join(f'{value:g}' for value in values)}, and the loss of an update is "
+                f"taken at one {name} (data count as 1)",
+                f"{name} = {1 if 1.0 in values else values[0]:g} in every part",
+            )
     return None
 
 

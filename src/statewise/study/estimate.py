@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, replace
 
 from statewise.config import BudgetSection
 from statewise.signals.continuation import Continuation
-from statewise.states import Source, leaves
+from statewise.states import Source
 from statewise.states.log import Log
 from statewise.states.mixture import Mixture
 from statewise.states.prefix import Prefix
 from statewise.states.rollout import ModelRollout
 from statewise.study.catalog import task_folder
+from statewise.study.cells import resolve
 from statewise.study.plan import Node, Plan
 
 # Measured on one core of a 2-core cloud machine with the 0.9 M pocket model: tokens a second.
@@ -97,18 +98,26 @@ def estimate_plan(plan: Plan, num_workers: int) -> PlanEstimate:
 def plan_budgets(plan: Plan) -> dict[str, dict[str, float]]:
     """What every arm is planned to use per seed, by the keys of its realised budget.
 
-    Updates and trajectories are exact. All else is an estimate, and left out where the lengths of texts are not known
-    before the run: without the training documents, and for states that another study recorded.
+    Updates and trajectories are exact; the latter are left out where they are not known before the run: for states
+    that another study recorded, and for mixtures by state, which end where a part does. All else is an estimate, and
+    left out where the lengths of texts are not known: then, and without the training documents.
     """
     lengths, budgets = _measure_lengths(plan), {}
     scale = (plan.num_parameters or RATE_PARAMETERS) / RATE_PARAMETERS
     for name in plan.config.arms:
         budget = _estimate_arm(plan, name, lengths, scale).budget
-        is_foreign = any(isinstance(leaf, Log) and leaf.path for leaf in leaves(plan.sources[name]))
-        known = ["num_updates", *([] if is_foreign else ["num_trajectories"])]
-        is_known = lengths.is_measured and not is_foreign
+        is_open = _is_open(resolve(plan.sources[name], plan.sources))
+        known = ["num_updates", *([] if is_open else ["num_trajectories"])]
+        is_known = lengths.is_measured and not is_open
         budgets[name] = budget if is_known else {key: budget[key] for key in known}
     return budgets
+
+
+def _is_open(source: Source) -> bool:
+    """Whether only a run tells how many trajectories `source` yields."""
+    if isinstance(source, Mixture):
+        return source.per == "state" or any(_is_open(part.source) for part in source.parts)
+    return isinstance(source, Log) and source.num_trajectories is None
 
 
 def _longest_chain(nodes: tuple[Node, ...], seconds: dict[str, float]) -> float:
@@ -133,7 +142,7 @@ def _visit(plan: Plan, source: Source, lengths: _Lengths) -> _Visit:
     if isinstance(source, Log):
         recorded = plan.sources.get(source.arm or "")
         visit = _visit(plan, recorded, lengths) if recorded else _Visit(GUESSED_TRAJECTORIES, lengths.gold, {})
-        return _Visit(visit.trajectories, visit.response, {})
+        return _Visit(source.num_trajectories or visit.trajectories, visit.response, {})
     if isinstance(source, ModelRollout):
         response = source.max_new_tokens * ROLLOUT_FILL
         return _Visit(count, response, {source.by: count * response})
@@ -196,7 +205,7 @@ def _within(whole: ArmEstimate, budget: BudgetSection) -> ArmEstimate:
     """The part of an arm's updates that uses up its budget."""
     flops = whole.flops_forward + whole.flops_backward
     used = {"states": whole.num_states, "loss_tokens": whole.num_loss_tokens, "flops": flops}[budget.unit]
-    updates = min(whole.num_updates, math.ceil(whole.num_updates * budget.amount / used))
+    updates = math.ceil(whole.num_updates * min(1.0, budget.amount / max(used, 1)))
     share = updates / whole.num_updates
     counts = ("num_trajectories", "num_states", "num_loss_tokens", "num_tokens")
     return replace(

@@ -20,6 +20,7 @@ from statewise.signals import WeightedSignal, read_signals
 from statewise.states import Source, leaves, read_source
 from statewise.states.dataset import Dataset
 from statewise.states.log import Log
+from statewise.states.pairs import read_pairs
 from statewise.study.cells import check_cell, resolve
 from statewise.study.contract import check_factors, check_measures
 from statewise.study.digest import digest_data, digest_model
@@ -103,6 +104,7 @@ def make_plan(config: StudyConfig, model: Path, where: str, *, is_dry: bool = Fa
     for name, arm in config.arms.items():
         place = f"{where}: [arms.{name}]"
         _check_records(name, sources, place)
+        _check_pairs(sources[name])
         known = sources | recorded_sources(sources[name], config.study.seeds[0])
         check_cell(resolve(sources[name], known), signals[name], place)
         _check_teacher(arm, sources[name], signals[name], place)
@@ -190,6 +192,12 @@ def _check_records(name: str, sources: dict[str, Source], place: str) -> None:
             raise unknown("arm to replay", arm, [other for other in sources if other != name], place)
 
 
+def _check_pairs(source: Source) -> None:
+    for leaf in leaves(source):
+        if isinstance(leaf, Dataset) and leaf.pairs is not None:
+            read_pairs(Path(leaf.pairs))
+
+
 def _in_order(config: StudyConfig, sources: dict[str, Source], where: str) -> list[str]:
     """Arms with their teachers, and the arms whose states they replay, before them."""
     needs = {name: {*recorded_arms(sources[name])} for name in config.arms}
@@ -255,7 +263,7 @@ def _outside(
     outside: dict[str, Any] = {
         "replayed": replayed,
         "records": {path: digest_record(path, seed, shared) for path in logs},
-        "pairs": {path: records.digest_file(Path(path)) for path in pairs if Path(path).is_file()},
+        "pairs": {path: records.digest_file(Path(path)) for path in pairs},
         "retention": {task: shared["protocol"].get(task) for task in shared["retention"]} if remembers else {},
     }
     return {key: value for key, value in outside.items() if value}

@@ -36,21 +36,49 @@ def digest_record(path: str, seed: int, shared: Mapping[str, Any]) -> str:
             whose documents and rewards would then not mean the same.
     """
     folder = folder_of(path, seed)
-    result = folder / "train.json"
-    if not result.is_file() or "state_hash" not in records.read_json(result):
-        raise UsageError(
-            f"source 'log': {folder} holds no trained arm (no train.json with a state_hash); give the folder of an arm "
-            "and seed that has ended, e.g. runs/pocket/arms/rl/{seed}"
-        )
+    state_hash = _state_hash(folder, seed)
+    _Parts(folder).check()
     study = folder.parent.parent.parent / "study.toml"
     if study.is_file():
-        theirs = tomllib.loads(study.read_text(encoding="utf-8"))["shared"]
+        theirs = _read_toml(study).get("shared", {})
         for key in ("target", "reward_metric"):
-            if theirs[key] != shared[key]:
+            if theirs.get(key) != shared[key]:
                 raise UsageError(
-                    f"source 'log': {folder} was trained with {key} {theirs[key]!r}, but this study has {shared[key]!r}"
+                    f"source 'log': {folder} was trained with {key} {theirs.get(key)!r}, but this study has "
+                    f"{shared[key]!r}"
                 )
-    return str(records.read_json(result)["state_hash"])
+    return state_hash
+
+
+def _state_hash(folder: Path, seed: int) -> str:
+    """The hash in the folder's train.json.
+
+    Raises:
+        UsageError: there is none; says which of the ways to it was missed.
+    """
+    result = folder / "train.json"
+    try:
+        trained = records.read_json(result) if result.is_file() else {}
+    except ValueError:
+        raise UsageError(f"source 'log': {result} is damaged (no JSON); train its arm again") from None
+    if "state_hash" in trained:
+        return str(trained["state_hash"])
+    if trained:
+        why = f"its arm is {trained.get('status')!r}: {trained.get('reason', 'no reason given')}"
+    elif (folder / "started.json").is_file():
+        why = "its training has not ended; run its study again"
+    elif folder.parent.is_dir() and (seeds := sorted(path.name for path in folder.parent.iterdir() if path.is_dir())):
+        why = f"{folder.parent} has {', '.join(seeds)}; this study asks for seed {seed}"
+    else:
+        why = "there is no such folder; give that of an arm and seed, e.g. runs/pocket/arms/rl/{seed}"
+    raise UsageError(f"source 'log': {folder} holds no trained arm: {why}")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"source 'log': {path} is damaged ({error}); train its study again") from None
 
 
 def recorded_sources(source: Source, seed: int) -> dict[str, Source]:
@@ -66,7 +94,7 @@ def recorded_sources(source: Source, seed: int) -> dict[str, Source]:
         config = folder / "config.toml"
         if log.record in found or not config.is_file():
             continue
-        table = tomllib.loads(config.read_text(encoding="utf-8"))["arm"]["source"]
+        table = _read_toml(config).get("arm", {}).get("source", {})
         found[log.record] = replace_leaves(read_source(table, str(config)), partial(_by_path, folder))
         waiting += [leaf for leaf in leaves(found[log.record]) if isinstance(leaf, Log)]
     return found
@@ -87,7 +115,12 @@ class _Parts:
 
     @cached_property
     def ends(self) -> list[int]:
-        return sorted(int(path.stem) for path in (self.folder / "states").glob("*.parquet"))
+        return sorted(int(path.stem) for path in (self.folder / "states").glob("*.parquet") if path.stem.isdecimal())
+
+    def check(self) -> None:
+        """Refuse a record without parts."""
+        if not self.ends:
+            raise UsageError(f"source 'log': {self.folder / 'states'} holds no states; was the record deleted?")
 
     @cached_property
     def _held(self) -> dict[int, dict[int, list[dict[str, Any]]]]:
@@ -98,13 +131,26 @@ class _Parts:
         end = self.ends[bisect_right(self.ends, update)]
         if end not in self._held:
             self._held.clear()
-            by_step: dict[int, list[dict[str, Any]]] = {}
-            for row in records.read_table(self.folder / "states" / f"{end:06d}.parquet"):
-                if "group_id" not in row:
-                    raise UsageError(f"source 'log': {self.folder} was recorded by an older version; train it again")
-                by_step.setdefault(row["step"], []).append(row)
-            self._held[end] = by_step
+            self._held[end] = self._read(self.folder / "states" / f"{end:06d}.parquet")
+        if update not in self._held[end]:
+            raise UsageError(
+                f"source 'log': {self.folder / 'states'} has no states of update {update}; was a part of the record "
+                "deleted? Train its arm again"
+            )
         return states_of_rows(self._held[end][update])
+
+    def _read(self, path: Path) -> dict[int, list[dict[str, Any]]]:
+        """The rows of a part, by update."""
+        try:
+            rows = records.read_table(path)
+        except (OSError, ValueError) as error:  # pyarrow's errors are of these
+            raise UsageError(f"source 'log': {path} cannot be read ({error}); train its arm again") from None
+        by_step: dict[int, list[dict[str, Any]]] = {}
+        for row in rows:
+            if "group_id" not in row:
+                raise UsageError(f"source 'log': {self.folder} was recorded by an older version; train it again")
+            by_step.setdefault(row["step"], []).append(row)
+        return by_step
 
 
 def open_record(folder: Path, vocab_size: int) -> RecordedStates:
@@ -114,8 +160,7 @@ def open_record(folder: Path, vocab_size: int) -> RecordedStates:
         UsageError: the record is missing, is not what was trained on, or holds tokens that the learner has not.
     """
     parts = _Parts(folder)
-    if not parts.ends:
-        raise UsageError(f"source 'log': {folder / 'states'} holds no states; was the record deleted?")
+    parts.check()
     expected, found = str(records.read_json(folder / "train.json")["state_hash"]), FIRST_HASH
     for update in range(parts.ends[-1]):
         states = parts.at(update)
