@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from statewise.locality.kl_to_base import KLToBase
 from statewise.loop.reduce import state_weights
 from statewise.signals import JSD, ForwardKL, Imitate, ReverseKL
 from statewise.signals.reward import Reward
@@ -61,12 +62,14 @@ def trl_advantages(rewards, group_size, scale_rewards):
     return torch.nan_to_num(names["advantages"], nan=0.0).numpy()
 
 
-def trl_policy_loss(loss_type, logprobs, behavior, advantages, mask, max_completion_length=None):
-    """GRPOTrainer._compute_loss on given log-probabilities [batch, completion]."""
+def trl_policy_loss(loss_type, logprobs, behavior, advantages, mask, *, max_completion_length=None, beta=0.0, **given):
+    """GRPOTrainer._compute_loss on given log-probabilities [batch, completion]; `given` are further inputs of it."""
     trainer = SimpleNamespace(
-        aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, beta=0.0, use_vllm=False,
+        aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, beta=beta,
+        use_vllm="importance_sampling_ratio" in given, vllm_importance_sampling_correction=True,
         importance_sampling_level="token", loss_type=loss_type, epsilon_low=CLIP, epsilon_high=CLIP,
-        args=SimpleNamespace(delta=None, steps_per_generation=1), max_completion_length=max_completion_length,
+        args=SimpleNamespace(delta=None, steps_per_generation=1, use_bias_correction_kl=False),
+        max_completion_length=max_completion_length,
         current_gradient_accumulation_steps=1,
         model=SimpleNamespace(training=True), _entropy_bonus_enabled=False, _metrics={"train": defaultdict(list)},
         accelerator=SimpleNamespace(num_processes=1, reduce=lambda x, reduction: x, gather=lambda x: x),
@@ -76,10 +79,27 @@ def trl_policy_loss(loss_type, logprobs, behavior, advantages, mask, max_complet
         "prompt_ids": torch.zeros(len(mask), PROMPT_LENGTH, dtype=torch.long),
         "prompt_mask": torch.ones(len(mask), PROMPT_LENGTH, dtype=torch.long),
         "completion_ids": torch.zeros(mask.shape, dtype=torch.long), "completion_mask": mask.long(),
-        "advantages": advantages, "old_per_token_logps": behavior, "num_items_in_batch": mask.sum(),
+        "advantages": advantages, "old_per_token_logps": behavior, "num_items_in_batch": mask.sum(), **given,
     }  # fmt: skip
     compute = trl_function("trainer/grpo_trainer.py", "_compute_loss", nanmin=torch.min, nanmax=torch.max)
     return compute(trainer, trainer.model, inputs)
+
+
+def trl_importance_ratio(old, behavior, mask, mode, cap):
+    """The lines of GRPOTrainer that weigh what an engine of another law wrote, [batch, completion] or [batch, 1]."""
+    condition = "self.use_vllm and self.vllm_importance_sampling_correction"
+    block = next(n for n in ast.walk(tree("trainer/grpo_trainer.py"))
+                 if isinstance(n, ast.If) and ast.unparse(n.test) == condition
+                 and "logps_diff" in ast.unparse(n))  # fmt: skip
+    trainer = SimpleNamespace(
+        use_vllm=True, vllm_importance_sampling_correction=True, vllm_importance_sampling_mode=f"{mode}_truncate",
+        vllm_importance_sampling_clip_min=None, vllm_importance_sampling_clip_max=cap, tools=None,
+    )  # fmt: skip
+    names = run(
+        [block], torch=torch, self=trainer, old_per_token_logps=old, sampling_per_token_logps=behavior,
+        completion_mask=mask.long(), tool_mask=None,
+    )  # fmt: skip
+    return names["vllm_importance_sampling_ratio"]
 
 
 def unequal_states(response_lengths=(5, 1, 3, 7), seed=0):
@@ -149,6 +169,45 @@ def test_reward_and_its_gradient_equal_trls_grpo(reduction, loss_type, spread):
     ours, theirs = (torch.autograd.grad(value, logprobs)[0] for value in (loss, expected))
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
     assert (ours[mask] == 0).any() == (spread > 0)  # some are clipped
+
+
+@pytest.mark.parametrize("mode", ["token", "sequence"])
+def test_truncated_importance_weights_equal_trls(mode):
+    states, advantages, cap = unequal_states(), torch.tensor([1.5, -0.7, 0.2, -1.0]), 1.3
+    mask = torch.from_numpy(states.action_mask)[:, PROMPT_LENGTH:]
+    generator = torch.Generator().manual_seed(5)
+    logprobs = (-3 * torch.rand(mask.shape, generator=generator)).requires_grad_(True)
+    old, behavior = (logprobs.detach() + 0.3 * torch.randn(mask.shape, generator=generator) for _ in range(2))
+    ratio = trl_importance_ratio(old, behavior, mask, mode, cap)
+    expected = trl_policy_loss("grpo", logprobs, old, advantages, mask, importance_sampling_ratio=ratio)
+    losses = Reward(clip=CLIP, importance=mode, importance_cap=cap).loss(
+        SignalInputs(
+            policy_logprobs=logprobs[mask], old_logprobs=old[mask], behavior_logprobs=behavior[mask],
+            advantages=advantages[:, None].expand(mask.shape)[mask], rows=mask.nonzero()[:, 0],
+        )
+    )  # fmt: skip
+    loss = reduced(losses, states, "trajectories")
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-5)
+    ours, theirs = (torch.autograd.grad(value, logprobs)[0] for value in (loss, expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    assert ratio.max() == cap  # some are truncated
+
+
+def test_kl_to_base_by_k3_equals_trls_penalty():
+    states, advantages, beta = unequal_states(), torch.tensor([1.5, -0.7, 0.2, -1.0]), 0.3
+    mask = torch.from_numpy(states.action_mask)[:, PROMPT_LENGTH:]
+    generator = torch.Generator().manual_seed(6)
+    logprobs = (-3 * torch.rand(mask.shape, generator=generator)).requires_grad_(True)
+    base = logprobs.detach() + 0.5 * torch.randn(mask.shape, generator=generator)
+    with_kl, without = (
+        trl_policy_loss("grpo", logprobs, logprobs.detach(), advantages, mask, beta=one, ref_per_token_logps=base)
+        for one in (beta, 0.0)
+    )
+    inputs = SignalInputs(policy_logprobs=logprobs[mask], base_logprobs=base[mask])
+    penalty = beta * reduced(KLToBase(estimator="k3").loss(inputs), states, "trajectories")
+    torch.testing.assert_close(penalty, with_kl - without, atol=1e-6, rtol=1e-5)
+    ours, theirs = (torch.autograd.grad(value, logprobs)[0] for value in (penalty, with_kl - without))
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("advantage", "scale_rewards"), [("grpo", "group"), ("dr_grpo", "none")])

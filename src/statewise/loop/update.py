@@ -6,8 +6,9 @@ A loss that is not finite stops the arm before it moves.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class Updater:
         self._schedule = schedule_of(section)
         self.constraints = constraints or Constraints(setup)
         self.optimizer = torch.optim.AdamW(
-            list(setup.trainable.values()), lr=section.lr, betas=section.betas, weight_decay=section.weight_decay
+            decay_groups(setup.trainable.values(), section.weight_decay), lr=section.lr, betas=section.betas
         )
 
     def apply(self, terms: Sequence[Term], step: int, share: float | None = None) -> UpdateResult:
@@ -229,6 +230,14 @@ def contributing_rows(group: Sequence[Term]) -> IntArray:
         is_used &= np.any([term.states.advantages != 0 for term in group], axis=0)
     rows: IntArray = np.flatnonzero(is_used)
     return rows if len(rows) else np.zeros(1, dtype=np.int64)
+
+
+def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; gains and biases do not, as in transformers' Trainer: they set scales, and are few."""
+    by_kind: dict[bool, list[torch.nn.Parameter]] = {}
+    for parameter in parameters:
+        by_kind.setdefault(parameter.ndim > 1, []).append(parameter)
+    return [{"params": held, "weight_decay": weight_decay if is_matrix else 0.0} for is_matrix, held in by_kind.items()]
 
 
 def schedule_of(section: UpdateSection) -> Schedule:
