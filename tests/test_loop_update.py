@@ -30,7 +30,7 @@ def plain_logprobs(model, states):
 
 
 def adamw_by_hand(model, losses, *, lr, weight_decay, clip_norm):
-    """AdamW (Loshchilov & Hutter, arXiv:1711.05101) on the given losses, one update each, written out."""
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101) on the given losses, one update each; matrices alone decay."""
     moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()}
     norms = []
     for count, loss in enumerate(losses, start=1):
@@ -44,7 +44,7 @@ def adamw_by_hand(model, losses, *, lr, weight_decay, clip_norm):
                 first, second = moments[name]
                 first.mul_(BETAS[0]).add_((1 - BETAS[0]) * gradient)
                 second.mul_(BETAS[1]).add_((1 - BETAS[1]) * gradient**2)
-                p.mul_(1 - lr * weight_decay)
+                p.mul_(1 - lr * weight_decay * (p.ndim > 1))
                 scale = (second / (1 - BETAS[1] ** count)).sqrt() + ADAM_EPS
                 p.sub_(lr * first / (1 - BETAS[0] ** count) / scale)
     return norms
