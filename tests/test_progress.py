@@ -6,7 +6,7 @@ import io
 
 import pytest
 from rich.console import Console
-from study_fixture import node_named, small_plan
+from study_fixture import STUDY, node_named, small_plan
 
 from statewise import progress
 from statewise.progress import ProgressDisplay, plan_table
@@ -128,3 +128,14 @@ def test_the_plan_is_a_table_of_what_every_arm_costs(tmp_path):
     assert "  needs sft" in text
     assert "14 nodes, seeds 0, 1; about" in text
     assert "on 2 processes" in text
+
+
+def test_long_names_of_arms_never_cost_the_table_a_number(tmp_path):
+    text = STUDY.replace("[arms.sft]", "[arms.an-arm-of-a-grid.with-long.levels-3e-4]").replace(
+        'teacher = "sft"', 'teacher = "an-arm-of-a-grid.with-long.levels-3e-4"'
+    )
+    stream = io.StringIO()
+    plan = small_plan(tmp_path, text=text.replace(".with-long.levels", "-with-long-levels"))
+    Console(file=stream, width=80).print(plan_table(plan, estimate_plan(plan, 2), 2))
+    assert "…" not in stream.getvalue()
+    assert stream.getvalue().count(" 0.0003 ") == 2

@@ -122,7 +122,7 @@ def plan_table(plan: Plan, estimate: PlanEstimate, num_workers: int) -> Group:
     study = plan.config.study
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("arm", "source × signal"):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, overflow="fold")  # names give way, numbers do not
     for heading in ("updates", "lr", "states", "tokens", "written", "on CPU"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_row(BASE, "not trained", *["–"] * 6)
