@@ -131,11 +131,9 @@ def test_the_plan_is_a_table_of_what_every_arm_costs(tmp_path):
 
 
 def test_long_names_of_arms_never_cost_the_table_a_number(tmp_path):
-    text = STUDY.replace("[arms.sft]", "[arms.an-arm-of-a-grid.with-long.levels-3e-4]").replace(
-        'teacher = "sft"', 'teacher = "an-arm-of-a-grid.with-long.levels-3e-4"'
-    )
-    stream = io.StringIO()
-    plan = small_plan(tmp_path, text=text.replace(".with-long.levels", "-with-long-levels"))
+    name = "states-of-another-arm.reverse-kl.3e-4"
+    text = STUDY.replace("[arms.sft]", f'[arms."{name}"]').replace('teacher = "sft"', f'teacher = "{name}"')
+    plan, stream = small_plan(tmp_path, text=text), io.StringIO()
     Console(file=stream, width=80).print(plan_table(plan, estimate_plan(plan, 2), 2))
     assert "…" not in stream.getvalue()
     assert stream.getvalue().count(" 0.0003 ") == 2
