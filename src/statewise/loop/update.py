@@ -156,11 +156,9 @@ class Updater:
                 scored = score_terms(self._setup, micro)
                 parts = [(one.losses * micro_weights).sum() for one in scored]
                 total = parts[0].new_zeros(())
-                for term, part in zip(group, parts, strict=True):
+                for term, part, one in zip(group, parts, scored, strict=True):
                     total = total + term.weight * part
-                    gradient.by_term[id(term)].weighted += part.item()
-                for term, one in zip(group, scored, strict=True):
-                    gradient.by_term[id(term)].plain += one.losses.detach().sum().item()
+                    gradient.by_term[id(term)].add(part.item(), one.losses.detach().sum().item())
                 total.backward()  # type: ignore[no-untyped-call]
                 gradient.mismatches.append(_mismatch(scored, micro, step))
         gradient.padding_shares += [padding_share(states, batches, is_packed=update.packing)] * len(batches)
@@ -183,6 +181,10 @@ class _Sum:
     num_states: int
     weighted: float = 0.0
     plain: float = 0.0
+
+    def add(self, weighted: float, plain: float) -> None:
+        self.weighted += weighted
+        self.plain += plain
 
     @property
     def mean(self) -> float | None:

@@ -89,7 +89,8 @@ def _estimate_arm(shape: Shape, plan: Plan, name: str) -> MemoryEstimate:
 def _copies(plan: Plan, name: str) -> int:
     """Copies of the trained weights that a stale writer and the localities keep."""
     num_memories = len(plan.config.shared.retention)
-    of_kind = {"ema": 1, "ewc": 2, "gem": num_memories + 2, "a_gem": num_memories + 2}
+    # A gradient a memory (and their mean), the weights before the step, the step, and what it is replaced by.
+    of_kind = {"ema": 1, "ewc": 2, "gem": num_memories + 3, "a_gem": num_memories + 4}
     return plan.sources[name].max_lag + sum(of_kind.get(one.kind, 0) for one in plan.localities[name])
 
 
