@@ -127,15 +127,18 @@ def test_every_shelf_is_listed_as_text_and_as_json(call, what):
     assert (code, set(json.loads(out))) == (0, names)
 
 
+FAKE = fake_study()
+
+
 @pytest.fixture
 def fake_run(monkeypatch):
     """`statewise run` without a run: it ends as the test says."""
 
-    def end_with(outcome):
+    def end_with(outcome, summary=FAKE):
         def run_study(plan, folder, on_event, num_workers):
             if isinstance(outcome, BaseException):
                 raise outcome
-            return outcome, fake_study()
+            return outcome, summary
 
         monkeypatch.setattr("statewise.study.run.run_study", run_study)
         monkeypatch.setattr("statewise.report.page.write_report", lambda summary, folder: folder / "report.html")
@@ -159,6 +162,20 @@ def test_the_exit_code_says_how_a_run_ended(call, study, fake_run, outcome, code
     assert got == code
     assert "Report: runs/small/report.html" in out
     assert ("Interrupted. What is done is kept in runs/small" in err) == outcome.interrupted
+
+
+def test_a_run_interrupted_before_any_score_says_one_thing(call, study, fake_run):
+    fake_run(Outcome(["evaluate:base:0"], {}, interrupted=True), summary=None)
+    code, out, err = call("run", study)
+    assert (code, out) == (3, "")
+    assert err == "Interrupted. What is done is kept in runs/small; run the same command to continue.\n"
+
+
+def test_ctrl_c_outside_of_the_work_is_one_line_and_code_130(call, study, fake_run):
+    fake_run(KeyboardInterrupt())
+    code, out, err = call("run", study)
+    assert (code, out) == (130, "")
+    assert err == "statewise: interrupted; `run` and `eval` keep what is done, the same command resumes\n"
 
 
 def test_a_runs_json_is_all_of_its_output(call, study, fake_run):

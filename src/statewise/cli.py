@@ -1,7 +1,7 @@
 """The command line: parse, load the configuration, one call. The only room that prints; heavy imports are in commands.
 
 Exit codes: 0 everything is done, 1 the run failed, 2 the input cannot be used, 3 partly done (interrupted, or some
-nodes failed; the same command continues).
+nodes failed; the same command continues), 130 interrupted outside of a run's work.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from statewise.errors import StatewiseError, UsageError, unknown
 if TYPE_CHECKING:
     from statewise.study.request import StudyRequest
 
-FAILED, USAGE, PARTIAL = 1, 2, 3
+FAILED, USAGE, PARTIAL, INTERRUPTED = 1, 2, 3, 130
 SHELF = ("studies", "sources", "signals", "localities", "cells", "tasks", "distances")
 
 app = typer.Typer(
@@ -101,16 +101,17 @@ def _run(request: StudyRequest, out: Path | None, workers: int | None, as_json: 
     with ProgressDisplay(Console(stderr=True), plan, estimate_plan(plan, num_workers)) as display:
         outcome, summary = run_study(plan, folder, display.show, num_workers)
 
-    # Only now: matplotlib would hold up the error of a task that cannot be used.
-    from statewise.report.page import write_report
-    from statewise.report.terminal import render_terminal
+    if summary is not None:
+        # Only now: matplotlib would hold up the error of a task that cannot be used.
+        from statewise.report.page import write_report
+        from statewise.report.terminal import render_terminal
 
-    page = write_report(summary, folder)
+        page = write_report(summary, folder)
+        if not as_json:
+            render_terminal(summary, Console())
+            typer.echo(f"Report: {page}")
     if as_json:
         _print_json({"folder": str(folder), "failed": outcome.failed, "interrupted": outcome.interrupted})
-    else:
-        render_terminal(summary, Console())
-        typer.echo(f"Report: {page}")
     if outcome.interrupted:
         typer.echo(f"Interrupted. What is done is kept in {folder}; run the same command to continue.", err=True)
     if outcome.interrupted or (outcome.failed and outcome.done):
@@ -292,9 +293,13 @@ def _print_json(value: Any) -> None:
 
 
 def main() -> None:
-    """Entry point: a usage error is one message and exit code 2; other statewise errors are exit code 1."""
+    """Entry point: a usage error is one message and exit code 2; other statewise errors are exit code 1, Ctrl-C 130."""
     try:
         app()
+    except SystemExit as left:
+        if left.code == INTERRUPTED:  # what typer makes of Ctrl-C
+            typer.echo("statewise: interrupted; `run` and `eval` keep what is done, the same command resumes", err=True)
+        raise
     except UsageError as error:
         typer.echo(f"statewise: {error}", err=True)
         sys.exit(USAGE)
