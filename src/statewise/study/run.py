@@ -9,6 +9,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from statewise.config import SharedSection
 from statewise.errors import UsageError
 from statewise.records import StudySummary
 from statewise.study.catalog import pocket_tasks
@@ -35,8 +36,7 @@ def run_study(
     """
     if plan.is_dry:
         raise UsageError("a dry plan does not know the weights and cannot be run; plan again without is_dry")
-    if set(plan.tasks) - set(pocket_tasks()):
-        # The embedded tasks are known to be sound; for them, lm-eval is not imported in this process.
+    if not _is_known_to_be_sound(plan):
         from statewise.study.benchmarks import check_tasks
 
         check_tasks(plan)
@@ -54,6 +54,13 @@ def run_study(
         summary = replace(summary, problems=(*failures, *summary.problems))
         write_summary(summary, store)
     return outcome, summary
+
+
+def _is_known_to_be_sound(plan: Plan) -> bool:
+    """Whether all tasks are embedded ones in their usual roles, so that lm-eval need not be imported to check them."""
+    usual, shared = SharedSection(), plan.config.shared
+    has_usual_target = (shared.target, shared.reward_metric) == (usual.target, usual.reward_metric)
+    return has_usual_target and set(plan.tasks) <= set(pocket_tasks())
 
 
 def _is_scored(node: Node, outcome: Outcome) -> bool:
