@@ -40,6 +40,7 @@ def study(tmp_path):
         (["run", "pocket", "--out", "/dev/null/x"], "/dev/null/x: cannot be used as a folder of results (Not a dir"),
         (["list", "sgnals"], "unknown shelf 'sgnals'. Did you mean 'signals'?"),
         (["pretrain", "--out", "x", "--size", "smok"], "unknown size 'smok'. Did you mean 'smoke'?"),
+        (["pretrain", "--out", "/dev/null/x"], "Not a directory: /dev/null/x; give another place"),
         (["report", "nowhere"], "nowhere: no summary.json; give the folder of a `statewise run`"),
         (["reprot"], "No such command 'reprot'"),
         (["export", "nowhere", "sft", "--out", "x"], "nowhere: not a run folder (no plan.json)"),
@@ -194,6 +195,12 @@ def test_a_full_disk_is_a_failed_run_and_says_that_nothing_is_lost(call, study, 
     code, _, err = call("run", study)
     assert code == 1
     assert err.startswith("statewise: No space left on device: runs/small/plan.json; what was written before")
+
+
+def test_a_place_that_cannot_be_written_is_an_unusable_input(call, study, fake_run):
+    fake_run(PermissionError(13, "Permission denied", "/root/x"))
+    code, _, err = call("run", study)
+    assert (code, err) == (2, "statewise: Permission denied: /root/x; give another place\n")
 
 
 def test_pretraining_needs_an_empty_folder(call, tmp_path):

@@ -78,7 +78,7 @@ def test_an_arm_of_a_grid_is_named_with_the_level_that_set_the_key(tmp_path):
     [
         (STUDY, "opd.source.num_promts=3", "[arms.opd]: unknown key of source 'rollout': 'num_promts'."),
         (STUDY, "sft.source.kind=datset", "[arms.sft]: unknown source 'datset'."),
-        (STUDY, "study.factors=['sorce']", "study.factors: unknown factor 'sorce'. Did you mean 'source'?"),
+        (STUDY, "study.factors=['sorce']", "unknown factor 'sorce'. Did you mean 'source'?"),
         (STUDY, "sft.locality={ kind = 'ewcc' }", "[arms.sft]: unknown locality 'ewcc'."),
         (GRID, "grid.axes.source.own.source.num_promts=3", "[arms.own.imitate.1e-4]: unknown key of source 'rollout'"),
         (GRID, "grid.axes.lr.1e-4.update.lrr=3", "unknown key in [arms.data.imitate.1e-4.update]: 'lrr'."),

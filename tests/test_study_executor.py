@@ -59,7 +59,7 @@ class FakePool:
 def run(tmp_path, monkeypatch):
     """Runs the small study of one seed with a fake pool; returns (outcome, events, pool)."""
 
-    def run_with(answers=None, costs=None, num_workers=1, overrides=("study.seeds=[0]",), done=()):
+    def run_with(answers=None, costs=None, num_workers=1, overrides=("study.seeds=[0]",), done=(), on_event=None):
         pool = FakePool(answers)
         context = SimpleNamespace(Queue=queue.Queue, Event=threading.Event)
         monkeypatch.setattr(executor, "ProcessPoolExecutor", pool)
@@ -68,7 +68,8 @@ def run(tmp_path, monkeypatch):
         for node in plan.nodes:
             if node.id in done:
                 store.finish(node, DONE)
-        return execute(plan, store, costs or {}, events.append, Workers(num_workers)), events, pool
+        outcome = execute(plan, store, costs or {}, on_event or events.append, Workers(num_workers))
+        return outcome, events, pool
 
     return run_with
 
@@ -242,6 +243,21 @@ def test_a_node_that_ended_while_ctrl_c_was_handled_is_kept(run, monkeypatch):
     interrupted_at(monkeypatch, answers=lambda waits: True)
     outcome, _, _ = run(costs={"train:rl:0": 100.0})
     assert outcome == Outcome(["train:rl:0"], {}, interrupted=True)
+
+
+@pytest.mark.parametrize(("last", "is_interrupted"), [(ALL[0], True), ("none", False)])
+def test_ctrl_c_between_two_nodes_is_an_interrupted_outcome_unless_all_is_done(run, last, is_interrupted):
+    left = set(ALL)
+
+    def on_event(event):
+        if event.kind == "done":
+            left.discard(event.node.id)
+            if event.node.id == last or not left:
+                signal.raise_signal(signal.SIGINT)
+
+    outcome, _, _ = run(on_event=on_event)
+    assert outcome.interrupted == is_interrupted
+    assert bool(left) == is_interrupted
 
 
 def test_a_signal_that_is_ignored_stays_ignored(run, monkeypatch):

@@ -6,6 +6,7 @@ nodes failed; the same command continues), 130 interrupted outside of a run's wo
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from statewise.study.request import StudyRequest
 
 FAILED, USAGE, PARTIAL, INTERRUPTED = 1, 2, 3, 130
+# A place that the user named and that cannot be read or written, as against a disk that is full.
+NO_SUCH_PLACE = (errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 SHELF = ("studies", "sources", "signals", "localities", "cells", "tasks", "distances")
 
 app = typer.Typer(
@@ -279,6 +282,7 @@ def pretrain(
         raise unknown("size", size, SIZES)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: exists and is not an empty folder; choose another with --out")
+    out.mkdir(parents=True, exist_ok=True)  # before half an hour's work, not after it
     build(
         replace(SIZES[size], world_seed=world_seed, num_threads=threads), out, lambda line: typer.echo(line, err=True)
     )
@@ -307,10 +311,10 @@ def main() -> None:
         typer.echo(f"statewise: {error}", err=True)
         sys.exit(FAILED)
     except OSError as error:
-        typer.echo(
-            f"statewise: {error.strerror}: {error.filename}; what was written before is still readable", err=True
-        )
-        sys.exit(FAILED)
+        is_usage = error.errno in NO_SUCH_PLACE
+        advice = "give another place" if is_usage else "what was written before is still readable"
+        typer.echo(f"statewise: {error.strerror}: {error.filename}; {advice}", err=True)
+        sys.exit(USAGE if is_usage else FAILED)
 
 
 if __name__ == "__main__":

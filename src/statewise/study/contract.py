@@ -49,7 +49,7 @@ def _check_known(factors: list[str], keys: list[str], where: str) -> None:
         told = [key for key in known if (key.startswith(f"{root}.") if root in known else "." not in key)]
         if nearest := difflib.get_close_matches(factor, sorted(known), n=1, cutoff=0.5):
             told.append(nearest[0])
-        raise unknown("factor", factor, told, f"{where}: study.factors")
+        raise unknown("factor", factor, told, where)
 
 
 def _possible_keys() -> Iterator[str]:

@@ -89,7 +89,9 @@ def execute(
             _forward(messages, on_event)
             for future in finished:
                 schedule.settle(running.pop(future), future)
-    return schedule.outcome
+    outcome = schedule.outcome
+    outcome.interrupted = interrupts.count > 0 and len(outcome.done) + len(outcome.failed) < len(plan.nodes)
+    return outcome
 
 
 class _Interrupts:
