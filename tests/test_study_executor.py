@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import subprocess
@@ -428,3 +429,36 @@ def is_alive(pid):
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state not in "ZX"  # a zombie waits for init, and writes nothing
+
+
+def members_of(group):
+    """Processes of a process group: what Ctrl-C on a terminal reaches."""
+    stats = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            stats.append(path.read_text().rpartition(")")[2].split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return [stat for stat in stats if stat[0] not in "ZX" and int(stat[2]) == group]
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_while_the_workers_import_is_one_line_and_leaves_no_process(tmp_path, presses):
+    command = [sys.executable, "-m", "statewise.cli", "run", "pocket", "--seeds", "1", "--workers", "2", "--out", "x"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, start_new_session=True,
+        # A test run that was itself started in the background has it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(members_of(process.pid)) < 4 and time.monotonic() < deadline:  # itself, a tracker of semaphores, workers
+        time.sleep(0.01)
+    for _ in range(presses):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.1)
+    output = process.communicate(timeout=60)[0]
+    assert output == "Interrupted. What is done is kept in x; run the same command to continue.\n"
+    assert process.returncode == 3
+    while members_of(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert members_of(process.pid) == []
