@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from statewise.config import read_study
+from statewise.config import read_study_and_place
 from statewise.study.plan import Node, Plan, make_plan
 
 STUDY = """\
@@ -68,7 +68,8 @@ def small_plan(folder: Path, *overrides: str, text: str = STUDY) -> Plan:
     model = folder / "fake-model"
     if not model.exists():
         fake_model(folder)
-    return make_plan(read_study(write_study(folder, text), overrides), model, "small.toml")
+    config, place = read_study_and_place(write_study(folder, text), overrides)
+    return make_plan(config, model, place)
 
 
 def node_named(plan: Plan, id_: str) -> Node:

@@ -22,12 +22,20 @@ LEVELS = {
     "loop": 4, "evals": 4,
     "states": 3, "signals": 3, "locality": 3, "drift": 3,
     "policy": 2,
-    "tasks": 1, "config": 1, "component": 1, "grid": 1, "overrides": 1, "pocket": 1, "assets": 1,
+    "tasks": 1, "config": 1, "component": 1, "grid": 1, "overrides": 1, "place": 1, "pocket": 1, "assets": 1,
     "types": 0, "records": 0, "state_records": 0, "errors": 0, "seeding": 0,
 }  # fmt: skip
 # The files that are one room: commands about single models, and what is shown while a run goes on; a study file, its
-# grid and its overrides.
-SAME_ROOM = {("cli", "cli_models"), ("cli", "progress"), ("config", "grid"), ("config", "overrides")}
+# grid, its overrides and where its keys stand.
+SAME_ROOM = {
+    ("cli", "cli_models"),
+    ("cli", "progress"),
+    ("config", "grid"),
+    ("config", "overrides"),
+    ("config", "place"),
+    ("place", "grid"),
+    ("place", "overrides"),
+}
 # Level 0 is the vocabulary: its files may use each other (`types` raises an error of `errors`).
 VOCABULARY = 0
 

@@ -35,8 +35,12 @@ def study(tmp_path):
         (["run", "pocket", "--dry-run", "--set", "rl.source.kind=logs"], "unknown source 'logs'. Did you mean 'log'?"),
         (["run", "pocket", "--workers", "0"], "Invalid value for '--workers'"),
         (["run", "pocket", "--wrokers", "1"], "No such option"),
+        (["run", "pocket", "--set", "shared.reward_metric=em"], "unknown reward metric 'em'. "),
+        (["run", "grid", "--set", "shared.target=pocket_facts"], "task 'pocket_facts'"),
+        (["run", "pocket", "--out", "/dev/null/x"], "/dev/null/x: cannot be used as a folder of results (Not a dir"),
         (["list", "sgnals"], "unknown shelf 'sgnals'. Did you mean 'signals'?"),
         (["pretrain", "--out", "x", "--size", "smok"], "unknown size 'smok'. Did you mean 'smoke'?"),
+        (["pretrain", "--out", "/dev/null/x"], "Not a directory: /dev/null/x; give another place"),
         (["report", "nowhere"], "nowhere: no summary.json; give the folder of a `statewise run`"),
         (["reprot"], "No such command 'reprot'"),
         (["export", "nowhere", "sft", "--out", "x"], "nowhere: not a run folder (no plan.json)"),
@@ -127,15 +131,18 @@ def test_every_shelf_is_listed_as_text_and_as_json(call, what):
     assert (code, set(json.loads(out))) == (0, names)
 
 
+FAKE = fake_study()
+
+
 @pytest.fixture
 def fake_run(monkeypatch):
     """`statewise run` without a run: it ends as the test says."""
 
-    def end_with(outcome):
+    def end_with(outcome, summary=FAKE):
         def run_study(plan, folder, on_event, num_workers):
             if isinstance(outcome, BaseException):
                 raise outcome
-            return outcome, fake_study()
+            return outcome, summary
 
         monkeypatch.setattr("statewise.study.run.run_study", run_study)
         monkeypatch.setattr("statewise.report.page.write_report", lambda summary, folder: folder / "report.html")
@@ -161,6 +168,20 @@ def test_the_exit_code_says_how_a_run_ended(call, study, fake_run, outcome, code
     assert ("Interrupted. What is done is kept in runs/small" in err) == outcome.interrupted
 
 
+def test_a_run_interrupted_before_any_score_says_one_thing(call, study, fake_run):
+    fake_run(Outcome(["evaluate:base:0"], {}, interrupted=True), summary=None)
+    code, out, err = call("run", study)
+    assert (code, out) == (3, "")
+    assert err == "Interrupted. What is done is kept in runs/small; run the same command to continue.\n"
+
+
+def test_ctrl_c_outside_of_the_work_is_one_line_and_code_130(call, study, fake_run):
+    fake_run(KeyboardInterrupt())
+    code, out, err = call("run", study)
+    assert (code, out) == (130, "")
+    assert err == "statewise: interrupted; `run` and `eval` keep what is done, the same command resumes\n"
+
+
 def test_a_runs_json_is_all_of_its_output(call, study, fake_run):
     fake_run(Outcome(["a"], {"b": "disk full"}))
     code, out, _ = call("run", study, "--json", "--out", "here")
@@ -174,6 +195,12 @@ def test_a_full_disk_is_a_failed_run_and_says_that_nothing_is_lost(call, study, 
     code, _, err = call("run", study)
     assert code == 1
     assert err.startswith("statewise: No space left on device: runs/small/plan.json; what was written before")
+
+
+def test_a_place_that_cannot_be_written_is_an_unusable_input(call, study, fake_run):
+    fake_run(PermissionError(13, "Permission denied", "/root/x"))
+    code, _, err = call("run", study)
+    assert (code, err) == (2, "statewise: Permission denied: /root/x; give another place\n")
 
 
 def test_pretraining_needs_an_empty_folder(call, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +16,7 @@ from statewise.assets import STUDIES
 from statewise.component import component
 from statewise.config import read_study, to_toml
 from statewise.errors import UsageError
+from statewise.states.ramp import Ramp
 
 
 def line_of(text: str, part: str) -> int:
@@ -50,7 +51,6 @@ def test_a_study_is_read_with_its_defaults(tmp_path):
         ("[shared.evaluation]", "[shared.evalution]", "evalution", "evaluation"),
         ('teacher = "sft"', 'techer = "sft"', "techer", "teacher"),
         ("update = { lr = 1e-4 }", "update = { lrr = 1e-4 }", "lrr", "lr"),
-        ("[study]", "[studdy]", "studdy", "study"),
     ],
 )
 def test_an_unknown_key_is_named_with_line_and_nearest_word(tmp_path, old, new, key, nearest):
@@ -58,6 +58,87 @@ def test_an_unknown_key_is_named_with_line_and_nearest_word(tmp_path, old, new, 
     message = refusal(tmp_path, text)
     assert f"small.toml:{line_of(text, key)}: unknown key" in message
     assert f"{key!r}. Did you mean {nearest!r}? Known: " in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("[study]", "[studdy]", "unknown section: 'studdy'. Did you mean 'study'?"),
+        ("[arms.sft]", "[arm.sft]", "unknown section: 'arm'. Did you mean 'arms'?"),
+        (
+            "[arms.sft]",
+            "[gird.axes.lr]\n[arms.sft]",
+            "unknown section: 'gird'. Did you mean 'grid'? Known: arms, grid,",
+        ),
+        ("[arms.sft]", "[[phenomenon]]\n[arms.sft]", "unknown section: 'phenomenon'. Did you mean 'phenomena'?"),
+        ("[study]", 'nmae = "x"\n[study]', "unknown key before [study]: 'nmae'."),
+    ],
+)
+def test_an_unknown_section_is_named_with_line_and_nearest_word(tmp_path, old, new, words):
+    text = replaced(old, new)
+    message = refusal(tmp_path, text)
+    assert f"small.toml:{line_of(text, new.partition(chr(10))[0])}: " in message
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('signal = {', 'signal = "imitate" #', 'write signal = { kind = "imitate" } (got \'imitate\')'),
+        ("signal = {", "signal = ['imitate'] #", "signal: must be a table; write signal = { kind = ... }"),
+        ("lr = 1e-4 }", "lr = 1e-4, budget = 3000 }", 'budget = { unit = "loss_tokens", amount = 3000 } (got 3000)'),
+        ("update = { lr = 1e-4 }", "update = 3", "write update = { num_updates = ..., lr = ... } (got 3)"),
+        ("update = { lr", "adapter = 'lora'\nupdate = { lr", 'write adapter = { kind = "lora" } (got \'lora\')'),
+        ("update = { lr", "locality = 'ewc'\nupdate = { lr", 'write locality = { kind = "ewc" } (got \'ewc\')'),
+        ("lr = 1e-4 }", "lr = 1e-4, betas = [1.5, 0.9] }", "update.betas.0: Input should be less than 1 (got 1.5)"),
+        ("lr = 1e-4 }", "lr = 1e-4, betas = [0.9, -1] }", "update.betas.1: Input should be greater than or equal to 0"),
+        ("lr = 1e-4 }", "lr = -1 }", "arms.rl.update.lr: Input should be greater than 0"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_told_with_what_to_write(tmp_path, old, new, words):
+    text = replaced(old, new)
+    message = refusal(tmp_path, text)
+    assert words in message
+    assert f"small.toml:{line_of(text, new.partition(chr(10))[0])}: " in message
+
+
+def test_a_byte_order_mark_is_no_part_of_a_study(tmp_path):
+    path = write_study(tmp_path, "\ufeff" + STUDY)
+    assert read_study(path) == read_study(write_study(tmp_path, STUDY))
+
+
+@pytest.mark.parametrize("name", ["shared", "study", "grid"])
+def test_a_name_that_an_override_could_not_reach_is_refused(tmp_path, name):
+    text = replaced("[arms.rl]", f"[arms.{name}]")
+    assert f"small.toml:{line_of(text, f'arms.{name}]')}: arm name {name!r} must" in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["sft.update.lrr=1"], "--set sft.update.lrr: unknown key in [arms.sft.update]: 'lrr'. Did you mean 'lr'?"),
+        (["sft.updat.lr=1"], "--set sft.updat.lr: unknown key in [arms.sft]: 'updat'. Did you mean 'update'?"),
+        (["sft.update={ lrr = 1 }"], "--set sft.update: unknown key in [arms.sft.update]: 'lrr'."),
+        (["shared.update.lr=-1"], "--set shared.update.lr: arms.sft.update.lr: Input should be greater than 0"),
+        (["sft.update.lr=-1", "sft.update.lr=-2"], "--set sft.update.lr: arms.sft.update.lr"),
+        (["opd.teacher=stf"], "--set opd.teacher: unknown teacher 'stf'. Did you mean 'sft'?"),
+        (["study.seeds=[1, 1]"], "--set study.seeds: seeds: 1 occurs twice"),
+    ],
+)
+def test_a_value_that_an_override_set_is_not_blamed_on_the_file(tmp_path, overrides, words):
+    message = refusal(tmp_path, STUDY, *overrides)
+    assert message.startswith(words)
+
+
+def test_a_key_of_the_file_is_blamed_on_the_file_beside_overrides(tmp_path):
+    text = replaced("num_updates = 4", "num_updates = 0")
+    assert f"small.toml:{line_of(text, 'num_updates')}: " in refusal(tmp_path, text, "shared.update.lr=1e-3")
+
+
+def test_a_value_of_the_quick_size_is_blamed_on_it(tmp_path):
+    path = write_study(tmp_path, replaced("seeds = [0, 1]", 'quick = ["sft.update.lrr=1"]'))
+    with pytest.raises(UsageError, match=r"small\.toml:3: study\.quick sft\.update\.lrr: unknown key"):
+        read_study(path, is_quick=True)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +173,9 @@ def test_a_missing_key_is_named(tmp_path):
     assert "[arms.sft] needs the key 'signal'" in refusal(
         tmp_path, replaced('num_trajectories = 8 }\nsignal = { kind = "imitate" }', "num_trajectories = 8 }")
     )
-    assert "arms: Dictionary should have at least 1 item" in refusal(tmp_path, "[study]\nname = 'x'\n")
+    assert refusal(tmp_path, STUDY[STUDY.index("[shared") :]).endswith("small.toml: needs a section [study]")
+    message = refusal(tmp_path, "[study]\nname = 'x'\n")
+    assert message.endswith("small.toml: has no arms; add [arms.<name>] with a source and a signal, or a [grid]")
 
 
 def test_a_syntax_error_is_named_with_its_line(tmp_path):
@@ -165,6 +248,7 @@ def test_the_last_of_two_overrides_counts(tmp_path):
         ("sft.update.lrr=1", "unknown key in [arms.sft.update]: 'lrr'. Did you mean 'lr'?"),
         ("sft.update.lr=fast", "lr: Input should be a valid number"),
         ("sft.source.kind.x=1", "--set sft.source.kind.x=1: 'kind' is a value, not a table"),
+        ("arms.sft.update.lr=1", "an arm is named without 'arms.' before it; write --set sft.update.lr=1"),
         ("phenomena.x=1", "--set phenomena.x=1: unknown arm 'phenomena'"),
     ],
 )
@@ -249,7 +333,7 @@ UPDATES = st.fixed_dictionaries(
         "lr": st.floats(min_value=0, exclude_min=True, **FINITE),
         "schedule": st.sampled_from(["constant", "linear", "cosine"]),
         "warmup_updates": st.integers(0, 10**6),
-        "betas": st.lists(st.floats(0, 1), min_size=2, max_size=2),
+        "betas": st.lists(st.floats(0, 1, exclude_max=True), min_size=2, max_size=2),
         "weight_decay": st.floats(min_value=0, **FINITE),
         "clip_norm": st.floats(min_value=0, exclude_min=True, **FINITE),
         "reduction": st.sampled_from(["states", "trajectories"]),
@@ -277,7 +361,7 @@ class Widget:
     """A component for these tests."""
 
     size: Annotated[int, Field(ge=1)]
-    share: float = 0.5
+    share: Annotated[float, Field(le=1)] | Literal["uniform"] | Ramp = 0.5
 
 
 REGISTRY = {"widget": Widget}
@@ -294,14 +378,40 @@ def test_a_component_is_built_from_its_table():
         ({}, r"here: source has no 'kind'\. Known: widget\."),
         ({"kind": "wigdet"}, r"here: unknown source 'wigdet'\. Did you mean 'widget'\?"),
         ({"kind": ["widget"]}, "here: unknown source"),
-        ({"kind": "widget", "sise": 3}, r"here: unknown key of source 'widget' 'sise'\. Did you mean 'size'\?"),
+        ({"kind": "widget", "sise": 3}, r"here: unknown key of source 'widget': 'sise'\. Did you mean 'size'\?"),
         ({"kind": "widget"}, "here: source 'widget', key 'size': Field required"),
         ({"kind": "widget", "size": 0}, r"key 'size': Input should be greater than or equal to 1 \(got 0\)"),
         ({"kind": "widget", "size": "3"}, "key 'size': Input should be a valid integer"),
         ({"kind": "widget", "size": True}, "key 'size': Input should be a valid integer"),
+        (
+            {"kind": "widget", "size": 3, "share": "unifrom"},
+            "'share': Input should be a valid number, 'uniform' or a table with start, end, over, shape .got 'unifrom'",
+        ),
+        (
+            {"kind": "widget", "size": 3, "share": 1.5},
+            "key 'share': Input should be less than or equal to 1, 'uniform' or a table with start, end, over, shape",
+        ),
+        (
+            {"kind": "widget", "size": 3, "share": {"start": 0.5, "ends": 1}},
+            r"here: unknown key in 'share' of source 'widget': 'ends'\. Did you mean 'end'\? Known: end, over, shape",
+        ),
+        (
+            {"kind": "widget", "size": 3, "share": {"start": 0.5, "end": 1, "ovr": 1}},
+            r"unknown key in 'share' of source 'widget': 'ovr'\. Did you mean 'over'\?",
+        ),
+        ({"kind": "widget", "size": 3, "share": {"start": 0.5}}, "key 'share': Field required"),
+        (
+            {"kind": "widget", "size": 3, "share": {"start": 0.5, "end": 2}},
+            r"'share\.end': Input should be less than or equal to 1 \(got 2",
+        ),
         ({"kind": "widget", "size": 3, "share": float("nan")}, "key 'share': Input should be a finite number"),
     ],
 )
 def test_a_component_that_cannot_be_built_is_refused(table, words):
     with pytest.raises(UsageError, match=words):
         component(REGISTRY, table, "source", "here")
+
+
+def test_a_mistyped_weight_of_a_signal_is_told_the_right_word():
+    with pytest.raises(UsageError, match=r"unknown key of signal 'widget': 'wieght'\. Did you mean 'weight'\?"):
+        component(REGISTRY, {"kind": "widget", "size": 3, "wieght": 0.5}, "signal", "here")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from study_fixture import small_plan, write_study
 
@@ -222,7 +224,7 @@ def test_what_a_grid_cannot_be_is_refused_with_the_line_where_it_stands(tmp_path
     message = refusal(tmp_path, text)
     assert words in message
     where = line_of(text, '"1e-4" =') if "both set" in words else line_of(text, new)
-    assert f"small.toml:{where}: " in message
+    assert re.search(rf"small\.toml:{where}( \(level '\S+' of axis '\S+'\))?: ", message)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_the_cells_are_listed_with_what_they_are_called(call):
     ("overrides", "told"),
     [
         (["rl.source={kind='log',arm='stf'}"], "unknown arm to replay 'stf'. Did you mean 'sft'"),
-        (["rl.source={kind='log',arm='rl'}"], "unknown arm to replay 'rl'"),
+        (["rl.source={kind='log',arm='rl'}"], "an arm cannot replay itself"),
         (["rl.source={kind='log',arm='sft'}", "sft.source={kind='log',arm='rl'}", "rl.signal={kind='imitate'}"],
          "arms sft, opd, rl wait for each other"),
         (["rl.source={kind='log'}"], "give one of arm and path"),

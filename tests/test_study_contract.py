@@ -6,6 +6,7 @@ import pytest
 from study_fixture import PHENOMENON, STUDY, small_plan
 
 from statewise.errors import UsageError
+from statewise.study.contract import check_factors
 
 
 def replaced(old, new):
@@ -37,8 +38,36 @@ def test_a_factor_may_be_a_single_key(tmp_path):
 
 
 def test_a_factor_is_not_a_prefix_of_another_word(tmp_path):
-    # "up" must not cover "update.lr".
-    assert "update.lr" in refusal(tmp_path, replaced('"update"]', '"up"]'))
+    # "update.warmup" must not cover "update.warmup_updates".
+    arms = {"one": {"update": {"warmup_updates": 1}}, "two": {"update": {"warmup_updates": 2, "warmup": 0}}}
+    with pytest.raises(UsageError, match=r"arms differ in update\.warmup_updates, which"):
+        check_factors(arms, ["update.warmup"], "here")
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        ("sorce", "unknown factor 'sorce'. Did you mean 'source'? Known: adapter, locality, signal, source, teacher,"),
+        ("updte.lr", "unknown factor 'updte.lr'. Did you mean 'update.lr'?"),
+        ("update.lrr", "unknown factor 'update.lrr'. Did you mean 'update.lr'? Known: update.activation_checkpointing"),
+        ("arms.sft", "unknown factor 'arms.sft'."),
+        ("label", "unknown factor 'label'."),
+    ],
+)
+def test_a_factor_that_no_arm_could_differ_in_is_refused_with_its_line(tmp_path, factor, words):
+    message = refusal(tmp_path, replaced('"update"]', f'"update", "{factor}"]'))
+    assert "small.toml:4: " + words in message
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [
+        "adapter.rank", "locality.ewc", "locality.kl_to_base.target", "source.share.start", "signal.sum", "signal.kind",
+        "update.budget.unit", "update.budget", "source.parts", "locality",
+    ],
+)  # fmt: skip
+def test_a_factor_may_be_a_key_that_no_arm_of_the_study_has(tmp_path, factor):
+    assert factor in small_plan(tmp_path, text=replaced('"update"]', f'"update", "{factor}"]')).config.study.factors
 
 
 TWINS = """

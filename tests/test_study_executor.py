@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -58,7 +60,7 @@ class FakePool:
 def run(tmp_path, monkeypatch):
     """Runs the small study of one seed with a fake pool; returns (outcome, events, pool)."""
 
-    def run_with(answers=None, costs=None, num_workers=1, overrides=("study.seeds=[0]",), done=()):
+    def run_with(answers=None, costs=None, num_workers=1, overrides=("study.seeds=[0]",), done=(), on_event=None):
         pool = FakePool(answers)
         context = SimpleNamespace(Queue=queue.Queue, Event=threading.Event)
         monkeypatch.setattr(executor, "ProcessPoolExecutor", pool)
@@ -67,7 +69,8 @@ def run(tmp_path, monkeypatch):
         for node in plan.nodes:
             if node.id in done:
                 store.finish(node, DONE)
-        return execute(plan, store, costs or {}, events.append, Workers(num_workers)), events, pool
+        outcome = execute(plan, store, costs or {}, on_event or events.append, Workers(num_workers))
+        return outcome, events, pool
 
     return run_with
 
@@ -181,51 +184,139 @@ def test_a_pool_that_breaks_between_two_nodes_is_a_dead_worker_too(run):
     assert pool.is_shut_down
 
 
-def test_ctrl_c_stops_the_workers_and_is_an_interrupted_outcome(run, monkeypatch):
-    def interrupted(pool, node):
-        # Ctrl-C reaches the parent while it waits; the worker then stops at its next update.
-        def wait(running, **how):
-            if not pool.stop.is_set():
-                raise KeyboardInterrupt
-            return set(running), set()
+def interrupted_at(monkeypatch, number=signal.SIGINT, answers=lambda waits: False, times=1):
+    """Send this process `number` in the first `times` waits; `answers(how many waits so far)`: the nodes have ended."""
+    waits = []
 
-        monkeypatch.setattr(executor, "wait", wait)
-        return {"status": "interrupted"}
+    def wait(running, **how):
+        waits.append(1)
+        if len(waits) <= times:
+            signal.raise_signal(number)
+        return (set(running), set()) if answers(len(waits)) else (set(), set(running))
 
-    outcome, events, pool = run({"train:rl:0": interrupted}, costs={"train:rl:0": 100.0})
+    monkeypatch.setattr(executor, "wait", wait)
+    monkeypatch.setattr(executor, "SILENT_S", 0.0)
+    return waits
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_stop_the_workers_and_are_an_interrupted_outcome(run, monkeypatch, number):
+    before = signal.getsignal(number)
+    interrupted_at(monkeypatch, number, lambda waits: waits > 1)
+    outcome, events, pool = run({"train:rl:0": {"status": "interrupted"}}, costs={"train:rl:0": 100.0})
     assert pool.submitted == ["train:rl:0"]
     assert outcome == Outcome([], {}, interrupted=True)
     assert kinds(events, "interrupted") == ["train:rl:0"]
-    assert pool.is_shut_down
+    assert pool.is_shut_down and pool.stop.is_set()
+    assert signal.getsignal(number) == before
+    assert [event.message for event in events if event.kind == "warning"] == [
+        "interrupted; the workers stop at their next update, and at once after another Ctrl-C"
+    ]
 
 
-def test_workers_that_do_not_stop_are_ended_before_the_folder_is_free(run, monkeypatch):
+def test_workers_that_end_after_ctrl_c_are_no_failures(run, monkeypatch):
+    # A worker that is still importing has nothing to keep and ends at once; that breaks the pool.
+    interrupted_at(monkeypatch, answers=lambda waits: True)
+    outcome, events, _ = run({"train:rl:0": BrokenProcessPool()}, costs={"train:rl:0": 100.0})
+    assert outcome == Outcome([], {}, interrupted=True)
+    assert kinds(events, "interrupted") == ["train:rl:0"]
+    assert kinds(events, "failed") == []
+
+
+@pytest.mark.parametrize(("times", "stop_s"), [(2, 1e9), (1, 0.0)])
+def test_workers_that_do_not_stop_are_ended_before_the_folder_is_free(run, monkeypatch, times, stop_s):
+    # After a second Ctrl-C, or after STOP_S.
     ended = []
 
     def stuck(pool, node):
         pool._processes[1] = SimpleNamespace(terminate=lambda: ended.append(pool.is_shut_down))
         return DONE
 
-    def wait(running, **how):
-        if how.get("return_when"):
-            raise KeyboardInterrupt
-        return set(), set()
-
-    monkeypatch.setattr(executor, "wait", wait)
+    waits = interrupted_at(monkeypatch, times=times)
+    monkeypatch.setattr(executor, "STOP_S", stop_s)
     outcome, _, _ = run({"train:rl:0": stuck}, costs={"train:rl:0": 100.0})
     assert outcome.interrupted
     assert ended == [False]
+    assert len(waits) == times
 
 
 def test_a_node_that_ended_while_ctrl_c_was_handled_is_kept(run, monkeypatch):
-    def wait(running, **how):
-        if not how.get("return_when"):
-            return set(running), set()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(executor, "wait", wait)
+    interrupted_at(monkeypatch, answers=lambda waits: True)
     outcome, _, _ = run(costs={"train:rl:0": 100.0})
     assert outcome == Outcome(["train:rl:0"], {}, interrupted=True)
+
+
+@pytest.mark.parametrize(("last", "is_interrupted"), [(ALL[0], True), ("none", False)])
+def test_ctrl_c_between_two_nodes_is_an_interrupted_outcome_unless_all_is_done(run, last, is_interrupted):
+    left = set(ALL)
+
+    def on_event(event):
+        if event.kind == "done":
+            left.discard(event.node.id)
+            if event.node.id == last or not left:
+                signal.raise_signal(signal.SIGINT)
+
+    outcome, _, _ = run(on_event=on_event)
+    assert outcome.interrupted == is_interrupted
+    assert bool(left) == is_interrupted
+
+
+def test_a_signal_that_is_ignored_stays_ignored(run, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        interrupted_at(monkeypatch, answers=lambda waits: True)
+        outcome, _, _ = run()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not outcome.interrupted
+    assert sorted(outcome.done) == sorted(ALL)
+
+
+STARTED = """
+import os, signal, subprocess, sys
+from statewise.study.executor import _without_ctrl_c
+
+with _without_ctrl_c():
+    child = subprocess.Popen([sys.executable, "-c", "print(1, flush=True); import time; time.sleep(60)"],
+                             stdout=subprocess.PIPE)
+child.stdout.readline()
+signal.signal(signal.SIGINT, lambda number, frame: print("parent", flush=True))
+os.killpg(0, signal.SIGINT)
+try:
+    print(child.wait(0.5))
+except subprocess.TimeoutExpired:
+    print("alive")
+child.terminate()
+print(child.wait(10) == -signal.SIGTERM)
+"""
+
+
+def test_ctrl_c_of_a_terminal_reaches_the_parent_and_no_process_that_it_started(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED], capture_output=True, text=True, timeout=60, start_new_session=True
+    )
+    assert done.stdout.split() == ["parent", "alive", "True"]
+    assert done.stderr == ""
+
+
+IMPORTING = """
+import sys, time
+from types import SimpleNamespace
+from statewise.study import executor
+
+begun = time.monotonic()
+executor._end_if_stopped(SimpleNamespace(is_set=lambda: time.monotonic() > begun + 0.3))
+if sys.argv[1] == "ready":
+    executor._worker.append(None)
+time.sleep(1)
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize(("what", "code"), [("importing", 1), ("ready", 7)])
+def test_a_worker_that_is_told_to_stop_while_it_imports_ends_at_once(what, code):
+    done = subprocess.run([sys.executable, "-c", IMPORTING, what], check=False, timeout=60)
+    assert done.returncode == code
 
 
 def test_progress_and_warnings_of_workers_are_forwarded(run):
@@ -245,11 +336,13 @@ def test_progress_and_warnings_of_workers_are_forwarded(run):
 def worker(tmp_path, monkeypatch):
     """A worker in this process, whose `run_node` is the function that the test gives."""
 
-    def work_with(run_node):
+    def work_with(run_node, *, is_stopped=False):
         plan = small_plan(tmp_path)
         place = SimpleNamespace(store=Store(tmp_path / "run"))
         state = executor._Worker(place, queue.Queue(), threading.Event())
         monkeypatch.setattr(executor, "_worker", [state])
+        if is_stopped:
+            state.stop.set()
         monkeypatch.setattr(nodes, "run_node", run_node)
         return executor._work(plan.nodes[1]), state
 
@@ -265,6 +358,10 @@ def raising(error):
 
 def test_a_worker_answers_what_its_node_answers(worker):
     assert worker(lambda place, node, observer: DONE)[0] == DONE
+
+
+def test_a_worker_that_is_told_to_stop_begins_nothing(worker):
+    assert worker(raising(AssertionError), is_stopped=True)[0] == {"status": "interrupted"}
 
 
 @pytest.mark.parametrize(
@@ -332,3 +429,36 @@ def is_alive(pid):
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state not in "ZX"  # a zombie waits for init, and writes nothing
+
+
+def members_of(group):
+    """Processes of a process group: what Ctrl-C on a terminal reaches."""
+    stats = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            stats.append(path.read_text().rpartition(")")[2].split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return [stat for stat in stats if stat[0] not in "ZX" and int(stat[2]) == group]
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_while_the_workers_import_is_one_line_and_leaves_no_process(tmp_path, presses):
+    command = [sys.executable, "-m", "statewise.cli", "run", "pocket", "--seeds", "1", "--workers", "2", "--out", "x"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, start_new_session=True,
+        # A test run that was itself started in the background has it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(members_of(process.pid)) < 4 and time.monotonic() < deadline:  # itself, a tracker of semaphores, workers
+        time.sleep(0.01)
+    for _ in range(presses):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.1)
+    output = process.communicate(timeout=60)[0]
+    assert output == "Interrupted. What is done is kept in x; run the same command to continue.\n"
+    assert process.returncode == 3
+    while members_of(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert members_of(process.pid) == []

@@ -145,9 +145,12 @@ def test_where_the_model_lies_and_its_card_change_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["sft.source.kind=datset"], r"small\.toml: \[arms\.sft\]: unknown source 'datset'\. Did you mean 'dataset'\?"),
+        (
+            ["sft.source.kind=datset"],
+            r"--set sft\.source\.kind: \[arms\.sft\]: unknown source 'datset'\. Did you mean 'dataset'\?",
+        ),
         (["sft.signal.kind=imitat"], r"\[arms\.sft\]: unknown signal 'imitat'\. Did you mean 'imitate'\?"),
-        (["opd.source.num_promts=3"], "unknown key of source 'rollout' 'num_promts'. Did you mean 'num_prompts'"),
+        (["opd.source.num_promts=3"], "unknown key of source 'rollout': 'num_promts'. Did you mean 'num_prompts'"),
         (["opd.source.by=student"], "key 'by': Input should be 'learner', 'teacher' or 'base'"),
         (["opd.source.temperature=0"], "key 'temperature': Input should be greater than 0"),
         (

@@ -79,6 +79,14 @@ def test_a_protocol_of_a_task_that_is_not_in_the_study_is_refused(plan_of):
         plan_of(overrides=("shared.protocol.pocket_mat.num_fewshot=2",))
 
 
+def test_a_task_is_named_with_the_place_where_it_was_set(plan_of):
+    text = STUDY.replace("[shared.evaluation]", "[shared]\ntarget = 'pocket_mth'\n[shared.evaluation]")
+    with pytest.raises(UsageError, match=r"small\.toml:7: .*unknown task 'pocket_mth'\. Did you mean 'pocket_math'"):
+        plan_of(text)
+    with pytest.raises(UsageError, match=r"^--set shared\.retention: .*unknown task 'pocket_fact'\."):
+        plan_of(overrides=("shared.retention=['pocket_fact']",))
+
+
 def test_shots_of_the_target_change_training_those_of_a_retention_task_do_not(plan_of):
     def trained(*overrides):
         return {n.id: n.fingerprint for n in plan_of(overrides=overrides).nodes if n.action == "train"}

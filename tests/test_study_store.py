@@ -59,9 +59,36 @@ def test_a_folder_is_opened_for_a_study_and_again_for_the_same(plan, store):
 def test_a_folder_of_another_study_is_refused_and_left_as_it_was(tmp_path, plan, store):
     store.open_for(plan)
     before = (store.folder / "study.toml").read_bytes()
-    with pytest.raises(UsageError, match="holds a run of another study or with other settings"):
-        store.open_for(small_plan(tmp_path, "sft.update.lr=1e-2"))
+    told = (
+        r"holds a run of another study or with other settings \(arms\.sft\.update\.lr is 0\.0003 there, 0\.01 here; "
+        r"arms\.rl\.teacher is not set there, \"base\" here; "
+        r"arms\.rl\.signal\.kind is \"reward\" there, \"jsd\" here\)"
+    )
+    with pytest.raises(UsageError, match=told):
+        store.open_for(small_plan(tmp_path, "sft.update.lr=1e-2", "rl.teacher=base", "rl.signal.kind=jsd"))
     assert (store.folder / "study.toml").read_bytes() == before
+
+
+def test_of_many_differing_settings_five_are_told(tmp_path, plan, store):
+    store.open_for(plan)
+    sections = ("num_updates=9", "lr=1e-5", "weight_decay=0.1")
+    other = small_plan(tmp_path, *(f"{arm}.update.{section}" for arm in ("sft", "rl") for section in sections))
+    with pytest.raises(UsageError, match=r"arms\.rl\.update\.lr is 0\.0001 there, 1e-05 here; and 1 more\)"):
+        store.open_for(other)
+
+
+def test_another_model_under_the_same_settings_is_told(tmp_path, plan, store):
+    store.open_for(plan)
+    (tmp_path / "fake-model" / "model.safetensors").write_bytes(bytes(15) + b"\x01")
+    with pytest.raises(UsageError, match="its settings are the same, so the files of the model or the data differ"):
+        store.open_for(small_plan(tmp_path))
+
+
+def test_a_folder_whose_study_cannot_be_read_is_refused_too(tmp_path, plan, store):
+    store.open_for(plan)
+    (store.folder / "study.toml").write_text("[")
+    with pytest.raises(UsageError, match=r"with other settings \(see .*study\.toml\)"):
+        store.open_for(small_plan(tmp_path, "sft.update.lr=1e-2"))
 
 
 def test_more_seeds_and_another_label_go_into_the_same_folder_and_keep_what_is_done(tmp_path, plan, store):
@@ -95,9 +122,10 @@ def test_a_kill_before_the_first_record_does_not_lock_the_folder_out(plan, store
     store.open_for(plan)
 
 
-def test_a_plan_that_is_not_json_is_refused(plan, store):
+@pytest.mark.parametrize("content", ["{", "[]", "null", "\x00"])
+def test_a_plan_that_is_no_plan_is_refused(plan, store, content):
     store.open_for(plan)
-    (store.folder / "plan.json").write_text("{")
+    (store.folder / "plan.json").write_text(content)
     with pytest.raises(UsageError, match=r"plan\.json is damaged"):
         store.open_for(plan)
 
@@ -105,6 +133,22 @@ def test_a_plan_that_is_not_json_is_refused(plan, store):
 def test_a_file_in_the_place_of_the_folder_is_refused(plan, store):
     store.folder.write_text("words")
     with pytest.raises(UsageError, match="is a file"), store.lock():
+        pass
+
+
+@pytest.mark.parametrize("out", ["words/x", "words/x/y", "x" * 300])
+def test_a_place_where_no_folder_can_be_is_refused(tmp_path, out):
+    (tmp_path / "words").write_text("words")
+    with pytest.raises(UsageError, match="cannot be used as a folder of results"), Store(tmp_path / out).lock():
+        pass
+
+
+def test_a_full_disk_is_no_error_of_the_user(store, monkeypatch):
+    def full(path, **how):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(type(store.folder), "mkdir", full)
+    with pytest.raises(OSError, match="No space left"), store.lock():
         pass
 
 

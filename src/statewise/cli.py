@@ -1,11 +1,12 @@
 """The command line: parse, load the configuration, one call. The only room that prints; heavy imports are in commands.
 
 Exit codes: 0 everything is done, 1 the run failed, 2 the input cannot be used, 3 partly done (interrupted, or some
-nodes failed; the same command continues).
+nodes failed; the same command continues), 130 interrupted outside of a run's work.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -19,7 +20,9 @@ from statewise.errors import StatewiseError, UsageError, unknown
 if TYPE_CHECKING:
     from statewise.study.request import StudyRequest
 
-FAILED, USAGE, PARTIAL = 1, 2, 3
+FAILED, USAGE, PARTIAL, INTERRUPTED = 1, 2, 3, 130
+# A place that the user named and that cannot be read or written, as against a disk that is full.
+NO_SUCH_PLACE = (errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 SHELF = ("studies", "sources", "signals", "localities", "cells", "tasks", "distances")
 
 app = typer.Typer(
@@ -101,16 +104,17 @@ def _run(request: StudyRequest, out: Path | None, workers: int | None, as_json: 
     with ProgressDisplay(Console(stderr=True), plan, estimate_plan(plan, num_workers)) as display:
         outcome, summary = run_study(plan, folder, display.show, num_workers)
 
-    # Only now: matplotlib would hold up the error of a task that cannot be used.
-    from statewise.report.page import write_report
-    from statewise.report.terminal import render_terminal
+    if summary is not None:
+        # Only now: matplotlib would hold up the error of a task that cannot be used.
+        from statewise.report.page import write_report
+        from statewise.report.terminal import render_terminal
 
-    page = write_report(summary, folder)
+        page = write_report(summary, folder)
+        if not as_json:
+            render_terminal(summary, Console())
+            typer.echo(f"Report: {page}")
     if as_json:
         _print_json({"folder": str(folder), "failed": outcome.failed, "interrupted": outcome.interrupted})
-    else:
-        render_terminal(summary, Console())
-        typer.echo(f"Report: {page}")
     if outcome.interrupted:
         typer.echo(f"Interrupted. What is done is kept in {folder}; run the same command to continue.", err=True)
     if outcome.interrupted or (outcome.failed and outcome.done):
@@ -278,6 +282,7 @@ def pretrain(
         raise unknown("size", size, SIZES)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: exists and is not an empty folder; choose another with --out")
+    out.mkdir(parents=True, exist_ok=True)  # before half an hour's work, not after it
     build(
         replace(SIZES[size], world_seed=world_seed, num_threads=threads), out, lambda line: typer.echo(line, err=True)
     )
@@ -292,9 +297,13 @@ def _print_json(value: Any) -> None:
 
 
 def main() -> None:
-    """Entry point: a usage error is one message and exit code 2; other statewise errors are exit code 1."""
+    """Entry point: a usage error is one message and exit code 2; other statewise errors are exit code 1, Ctrl-C 130."""
     try:
         app()
+    except SystemExit as left:
+        if left.code == INTERRUPTED:  # what typer makes of Ctrl-C
+            typer.echo("statewise: interrupted; `run` and `eval` keep what is done, the same command resumes", err=True)
+        raise
     except UsageError as error:
         typer.echo(f"statewise: {error}", err=True)
         sys.exit(USAGE)
@@ -302,10 +311,10 @@ def main() -> None:
         typer.echo(f"statewise: {error}", err=True)
         sys.exit(FAILED)
     except OSError as error:
-        typer.echo(
-            f"statewise: {error.strerror}: {error.filename}; what was written before is still readable", err=True
-        )
-        sys.exit(FAILED)
+        is_usage = error.errno in NO_SUCH_PLACE
+        advice = "give another place" if is_usage else "what was written before is still readable"
+        typer.echo(f"statewise: {error.strerror}: {error.filename}; {advice}", err=True)
+        sys.exit(USAGE if is_usage else FAILED)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ open here and are closed by `component`.
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import re
 import tomllib
 from collections.abc import Iterable
@@ -19,10 +19,20 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from statewise.errors import UsageError, unknown
-from statewise.grid import NAME_PATTERN, check_levels, expand_grid, origin
-from statewise.overrides import apply_override, split_key
+from statewise.grid import NAME_PATTERN, check_levels, expand_grid
+from statewise.overrides import ROOTS, apply_override
+from statewise.place import Place
 
 Table = dict[str, Any]
+RESERVED = ("base", *ROOTS)
+# How a table is written that somebody gave as a value, which stands in the place of VALUE.
+EXAMPLES = {
+    "source": "{ kind = VALUE }", "signal": "{ kind = VALUE }", "locality": "{ kind = VALUE }",
+    "adapter": "{ kind = VALUE }", "update": "{ num_updates = ..., lr = ... }",
+    "budget": '{ unit = "loss_tokens", amount = VALUE }',
+}  # fmt: skip
+# Of AdamW: averages over the past, which forget.
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Strict(BaseModel):
@@ -106,7 +116,7 @@ class UpdateSection(Strict):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_updates: Annotated[int, Field(ge=0)] = 0
     # Not strict: TOML has lists only.
-    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     reduction: Literal["states", "trajectories", "constant"] = "states"
@@ -194,7 +204,14 @@ class StudyConfig(Strict):
 
 
 def read_study(path: Path, overrides: Iterable[str] = (), *, is_quick: bool = False) -> StudyConfig:
-    """Read, override and check a study file.
+    """Read, override and check a study file, as `read_study_and_place` does."""
+    return read_study_and_place(path, overrides, is_quick=is_quick)[0]
+
+
+def read_study_and_place(
+    path: Path, overrides: Iterable[str] = (), *, is_quick: bool = False
+) -> tuple[StudyConfig, Place]:
+    """Read, override and check a study file; also says where each of its keys stands.
 
     Args:
         path: the file.
@@ -206,7 +223,7 @@ def read_study(path: Path, overrides: Iterable[str] = (), *, is_quick: bool = Fa
             nearest right word.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
         raw = tomllib.loads(text)
     except OSError as error:
         raise UsageError(
@@ -216,60 +233,19 @@ def read_study(path: Path, overrides: Iterable[str] = (), *, is_quick: bool = Fa
         raise UsageError(f"{path}: not UTF-8 text; a study file is TOML") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
-    for override in [*(_quick_of(raw, path) if is_quick else []), *overrides]:
-        apply_override(raw, override)
-    place = _Place(path, text, raw)
+    quick = _quick_of(raw, path) if is_quick else []
+    by_quick = f"{Place(path, text).of(['study', 'quick'])}: study.quick"
+    called = [(override, by_quick) for override in quick] + [(override, "--set") for override in overrides]
+    applied = [(apply_override(raw, one), f"{by} {one.partition('=')[0].strip()}") for one, by in called]
+    place = Place(path, text, raw, tuple(applied))
     config = _validate(_with_defaults(expand_grid(raw, place.of), place), place)
     _check_names(config, place)
-    return config
+    return config, place
 
 
 def to_toml(config: StudyConfig) -> str:
     """The resolved study as TOML; reading it again gives the same study."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where a study was read from, to name file and line in an error."""
-
-    path: Path
-    text: str
-    raw: Table
-
-    def of(self, keys: Iterable[str | int]) -> str:
-        """`file:line` of the deepest key of the dotted path `keys` that the text holds; `file` alone if none.
-
-        A key of an arm may stand in `[shared]`, whose line is the answer where it holds more of the path; one of an arm
-        of the grid may stand in a level.
-        """
-        wanted = [str(key) for key in keys]
-        depth, line = self._deepest(wanted)
-        if wanted[:1] == ["arms"]:
-            if level := origin(self.raw, wanted):
-                depth, line = 2 + level.depth, self._deepest(level.keys)[1]
-            # `arms.<name>.` and `shared.` are two keys and one.
-            shared_depth, shared_line = self._deepest(["shared", *wanted[2:]])
-            if shared_depth > 1 and shared_depth - 1 > depth - 2:
-                line = shared_line
-        return f"{self.path}:{line}" if line else str(self.path)
-
-    def _deepest(self, wanted: list[str]) -> tuple[int, int]:
-        """How many of the keys `wanted` the text holds at most, and the line where; 0 and 0 for none."""
-        best_depth, best_line, section = 0, 0, list[str]()
-        for number, line in enumerate(self.text.splitlines(), start=1):
-            if header := re.match(r"\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(#.*)?$", line):
-                section = split_key(header[1])
-                here = section
-            elif key := re.match(r"\s*([A-Za-z0-9_.\"'-]+)\s*=", line):
-                here = section + split_key(key[1])
-            else:
-                continue
-            # An inline table holds the keys below `here` on the same line.
-            depth = len(here) if wanted[: len(here)] == here else 0
-            if depth > best_depth:
-                best_depth, best_line = depth, number
-        return best_depth, best_line
 
 
 def _quick_of(raw: Table, path: Path) -> list[str]:
@@ -280,7 +256,7 @@ def _quick_of(raw: Table, path: Path) -> list[str]:
     return [str(override) for override in quick]
 
 
-def _with_defaults(raw: Table, place: _Place) -> Table:
+def _with_defaults(raw: Table, place: Place) -> Table:
     """Copy `[shared.adapter]`, `[shared.update]`, … into every arm, and leave `[shared]` what only the study has."""
     shared = raw.get("shared", {})
     arms = raw.get("arms", {})
@@ -305,20 +281,32 @@ def _merge(defaults: Table, arm: Table) -> Table:
     return merged
 
 
-def _validate(raw: Table, place: _Place) -> StudyConfig:
+def _validate(raw: Table, place: Place) -> StudyConfig:
     try:
         return StudyConfig.model_validate(raw)
     except ValidationError as error:
         # A mistyped key is both unknown and missing; the former says more.
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-        loc = [part for part in first["loc"] if isinstance(part, (str, int))]
-        where = place.of(loc)
-        table = ".".join(str(part) for part in loc[:-1]) or "the study file"
-        if first["type"] == "extra_forbidden":
-            raise unknown(f"key in [{table}]:", str(loc[-1]), _known_keys(loc[:-1]), where) from None
-        if first["type"] == "missing":
-            raise UsageError(f"{where}: [{table}] needs the key {str(loc[-1])!r}") from None
-        raise UsageError(f"{where}: {'.'.join(map(str, loc))}: {first['msg']} (got {first['input']!r})") from None
+        # The branch of a union, such as `list[dict[str,any]]`, is no key.
+        loc = [part for part in first["loc"] if isinstance(part, int) or "[" not in part]
+        raise _refusal(loc, first["type"], first["msg"], first["input"], place.of(loc)) from None
+
+
+def _refusal(loc: list[str | int], kind: str, message: str, got: Any, where: str) -> UsageError:
+    """What is told of a value at `loc` that pydantic refuses with an error of `kind`."""
+    dotted, table, key = ".".join(map(str, loc)), ".".join(map(str, loc[:-1])), str(loc[-1])
+    if kind == "extra_forbidden":
+        what = f"key in [{table}]:" if table else "section:" if isinstance(got, (dict, list)) else "key before [study]:"
+        return unknown(what, key, _known_keys(loc[:-1]), where)
+    if kind == "missing":
+        return UsageError(f"{where}: [{table}] needs the key {key!r}" if table else f"{where}: needs a section [{key}]")
+    if loc == ["arms"] and not got:
+        return UsageError(f"{where}: has no arms; add [arms.<name>] with a source and a signal, or a [grid]")
+    if key in EXAMPLES and not isinstance(got, dict):
+        shown = json.dumps(got) if isinstance(got, (str, int, float)) else "..."
+        example = EXAMPLES[key].replace("VALUE", shown)
+        return UsageError(f"{where}: {dotted}: must be a table; write {key} = {example} (got {got!r})")
+    return UsageError(f"{where}: {dotted}: {message} (got {got!r})")
 
 
 def _known_keys(loc: list[str | int]) -> list[str]:
@@ -334,19 +322,22 @@ def _known_keys(loc: list[str | int]) -> list[str]:
         model = ArmSection
     for part in loc:
         model = by_name.get(str(part), model)
+    if not loc:
+        return [*model.model_fields, "grid"]
     extra = ArmSection.model_fields if model is SharedSection else {}
     return [*model.model_fields, *extra]
 
 
-def _check_names(config: StudyConfig, place: _Place) -> None:
+def _check_names(config: StudyConfig, place: Place) -> None:
     """Seeds are different, arms have safe names; teachers and the arms of phenomena exist."""
     seeds = config.study.seeds
     if twice := [seed for index, seed in enumerate(seeds) if seed in seeds[:index]]:
         raise UsageError(f"{place.of(['study', 'seeds'])}: seeds: {twice[0]} occurs twice; a seed is run once")
     for name, arm in config.arms.items():
-        if not re.fullmatch(NAME_PATTERN, name) or name == "base":
+        if not re.fullmatch(NAME_PATTERN, name) or name in RESERVED:
             raise UsageError(
-                f"{place.of(['arms', name])}: arm name {name!r} must match {NAME_PATTERN} and not be 'base'"
+                f"{place.of(['arms', name])}: arm name {name!r} must match {NAME_PATTERN} and not be "
+                f"{', '.join(RESERVED[:-1])} or {RESERVED[-1]}, which name something else in --set and in claims"
             )
         if (
             arm.teacher is not None
@@ -356,7 +347,7 @@ def _check_names(config: StudyConfig, place: _Place) -> None:
             known = [other for other in config.arms if other != name]
             raise unknown("teacher", arm.teacher, [*known, "base"], place.of(["arms", name, "teacher"]))
     check_levels({name: arm.levels for name, arm in config.arms.items() if arm.levels}, place.of)
-    for phenomenon in config.phenomena:
-        for arm_name in [*phenomenon.arms, phenomenon.than]:
+    for index, phenomenon in enumerate(config.phenomena):
+        for key, arm_name in [*(("arms", arm) for arm in phenomenon.arms), ("than", phenomenon.than)]:
             if arm_name not in config.arms and arm_name != "base":
-                raise unknown("arm", arm_name, [*config.arms, "base"], place.of(["phenomena"]))
+                raise unknown("arm", arm_name, [*config.arms, "base"], place.of(["phenomena", index, key]))

@@ -14,7 +14,14 @@ class StatewiseError(Exception):
 
 
 class UsageError(StatewiseError):
-    """The user's input (study, key, task, folder, data file) cannot be used as it is."""
+    """The user's input (study, key, task, folder, data file) cannot be used as it is.
+
+    `keys`: the key that it is about, below the table at hand, for whoever knows where that table stands.
+    """
+
+    def __init__(self, message: str, keys: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 class DivergedError(StatewiseError):
@@ -29,7 +36,7 @@ class InterruptedTrainingError(StatewiseError):
     """Training stopped at a checkpoint because the user asked for it; the same command continues it."""
 
 
-def unknown(what: str, got: str, known: Iterable[str], where: str = "") -> UsageError:
+def unknown(what: str, got: str, known: Iterable[str], where: str = "", keys: tuple[str, ...] = ()) -> UsageError:
     """The error for a mistyped name: lists the known names and the nearest one.
 
     Args:
@@ -37,9 +44,10 @@ def unknown(what: str, got: str, known: Iterable[str], where: str = "") -> Usage
         got: what the user typed.
         known: what could have been typed.
         where: place it was read from, e.g. "study.toml:12", or "".
+        keys: as of `UsageError`.
     """
     names = sorted(set(known))
     nearest = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
     hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
     place = f"{where}: " if where else ""
-    return UsageError(f"{place}unknown {what} {got!r}. {hint}Known: {', '.join(names)}.")
+    return UsageError(f"{place}unknown {what} {got!r}. {hint}Known: {', '.join(names)}.", keys)

@@ -98,9 +98,9 @@ def origin(raw: Table, keys: list[str]) -> Origin | None:
     levels = next((levels for levels in _cells(axes) if _name_of(levels) == keys[1]), None)
     if levels is None:
         return None
-    axis = max(levels, key=lambda axis: _depth(axes[axis][levels[axis]], keys[2:]))
+    axis = max(levels, key=lambda axis: held_depth(axes[axis][levels[axis]], keys[2:]))
     level = levels[axis]
-    return Origin(["grid", "axes", axis, level, *keys[2:]], _depth(axes[axis][level], keys[2:]))
+    return Origin(["grid", "axes", axis, level, *keys[2:]], held_depth(axes[axis][level], keys[2:]))
 
 
 def _check_grid(grid: Any, where: Where) -> Axes:
@@ -240,11 +240,11 @@ def _get(table: Table, key: tuple[str, ...]) -> Any:
     return value
 
 
-def _depth(table: Any, keys: list[str]) -> int:
+def held_depth(table: Any, keys: list[str]) -> int:
     """How many of `keys`, one below the other, `table` holds."""
     if not keys or not isinstance(table, dict) or keys[0] not in table:
         return 0
-    return 1 + _depth(table[keys[0]], keys[1:])
+    return 1 + held_depth(table[keys[0]], keys[1:])
 
 
 def _skipped(patterns: list[Any], names: list[str], where: Where) -> set[str]:

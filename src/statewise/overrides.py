@@ -30,8 +30,8 @@ def split_key(path: str) -> list[str]:
     return [*parts, ""] if not path or path.endswith(".") else parts
 
 
-def apply_override(raw: Table, override: str) -> None:
-    """Set one key of a parsed study in place.
+def apply_override(raw: Table, override: str) -> tuple[str, ...]:
+    """Set one key of a parsed study in place; returns its keys from the root of the study.
 
     Args:
         raw: the study as parsed.
@@ -52,6 +52,9 @@ def apply_override(raw: Table, override: str) -> None:
     if keys[0] == "grid":
         _check_grid_keys(raw, keys, place)
     elif keys[0] not in ROOTS:
+        if keys[0] == "arms" and "arms" not in raw.get("arms", {}):
+            rest = override.strip().removeprefix("arms.")
+            raise UsageError(f"{place}: an arm is named without 'arms.' before it; write --set {rest}")
         _check_arm(raw, keys[0], place)
         keys = ["arms", *keys]
     table = raw
@@ -60,6 +63,7 @@ def apply_override(raw: Table, override: str) -> None:
         if not isinstance(table, dict):
             raise UsageError(f"{place}: {key!r} is a value, not a table")
     table[keys[-1]] = value
+    return tuple(keys)
 
 
 def _check_arm(raw: Table, arm: str, place: str) -> None:

@@ -1,8 +1,8 @@
 """Runs the nodes of a plan side by side in warm local worker processes.
 
 Workers import torch and lm-eval once, not per node. The node with the longest chain behind it starts first. A worker
-that dies, or a node that fails, fails its dependents; everything else goes on. Ctrl-C asks the workers to stop at an
-update; what was checkpointed is continued by the same command.
+that dies, or a node that fails, fails its dependents; everything else goes on. Ctrl-C and SIGTERM ask the workers to
+stop at an update, a second one ends them at once; what was checkpointed is continued by the same command.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from statewise.errors import InterruptedTrainingError, StatewiseError
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from statewise.study.nodes import Workplace
 
 POLL_S = 0.2
+# How long workers may take to stop at an update, and how long that may take without a word.
+STOP_S, SILENT_S = 60.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -73,36 +77,93 @@ def execute(
     folder = str(store.folder)
     pool = ProcessPoolExecutor(workers.count, context, _start_worker, (plan, folder, workers.threads, messages, stop))
     running: dict[Future[dict[str, Any]], Node] = {}
-    try:
-        while running or not schedule.is_finished:
-            for node in schedule.take(workers.count - len(running)) if not stop.is_set() else []:
+    with _Interrupts() as interrupts, _shut_down_at_end(pool, interrupts):
+        while (running or not schedule.is_finished) and not interrupts.is_over(list(running.values()), on_event):
+            for node in [] if interrupts.count else schedule.take(workers.count - len(running)):
                 on_event(NodeEvent("started", node))
                 running[_submit(pool, node)] = node
             finished, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
+            if interrupts.count:
+                stop.set()
+                schedule.outcome.interrupted = True
             _forward(messages, on_event)
             for future in finished:
                 schedule.settle(running.pop(future), future)
-            if stop.is_set() and not running:
-                break
-    except KeyboardInterrupt:
-        stop.set()
-        schedule.outcome.interrupted = True
-        wait(running, timeout=60)
-        for future, node in running.items():
-            if future.done():
-                schedule.settle(node, future)
-        # Whoever has not stopped by now must not write beside the next run, for which the folder is soon free.
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
+    outcome = schedule.outcome
+    outcome.interrupted = interrupts.count > 0 and len(outcome.done) + len(outcome.failed) < len(plan.nodes)
+    return outcome
+
+
+class _Interrupts:
+    """Counts Ctrl-C and SIGTERM while a run goes on, so that neither ends this process between two of its steps.
+
+    A signal that this process was started to ignore, as a shell does for what it puts into the background, stays so.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._since = 0.0
+        self._is_told = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> _Interrupts:
+        # Python lets only the main thread have handlers; in another one the caller answers for signals.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before = signal.getsignal(number)
+                if before not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._since = self._since or time.monotonic()
+        self.count += 1
+
+    def is_over(self, running: list[Node], on_event: Callable[[NodeEvent], None]) -> bool:
+        """Whether to wait no longer for the nodes that are `running`; says that it waits, where that takes a while."""
+        if not self.count:
+            return False
+        waited = time.monotonic() - self._since
+        if running and waited > SILENT_S and not self._is_told:
+            self._is_told = True
+            text = "interrupted; the workers stop at their next update, and at once after another Ctrl-C"
+            on_event(NodeEvent("warning", running[0], message=text))
+        return not running or self.count > 1 or waited > STOP_S
+
+
+@contextmanager
+def _shut_down_at_end(pool: ProcessPoolExecutor, interrupts: _Interrupts) -> Iterator[None]:
+    """Let `pool` go; after an interrupt, whoever still works must not write beside the next run, and is ended."""
+    try:
+        yield
     finally:
+        for process in list((pool._processes or {}).values()) if interrupts.count else []:
+            process.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
-    return schedule.outcome
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Processes started in here never see Ctrl-C: it goes to every process of a terminal, and they are still importing.
+
+    Blocked rather than ignored, so that one which comes now reaches this process a moment later.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _submit(pool: ProcessPoolExecutor, node: Node) -> Future[dict[str, Any]]:
     """Hand `node` to a worker; a pool that is broken by now answers as one that breaks later does."""
     try:
-        return pool.submit(_work, node)
+        with _without_ctrl_c():  # the first node starts the workers
+            return pool.submit(_work, node)
     except BrokenProcessPool as error:
         future: Future[dict[str, Any]] = Future()
         future.set_exception(error)
@@ -148,6 +209,9 @@ class _Schedule:
         try:
             answer = future.result()
         except BrokenProcessPool:
+            if self.outcome.interrupted:  # a worker that had not begun ends at once
+                self._on_event(NodeEvent("interrupted", node))
+                return
             self._fail(node, "its worker process died (out of memory, or killed); run the same command to continue")
             for other in list(self._waiting.values()):
                 self._fail(other, "the worker processes are gone")
@@ -206,10 +270,24 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _end_if_stopped(stop: Event) -> None:
+    """End this process if it is told to stop while it still imports: it has nothing to keep."""
+
+    def watch() -> None:
+        while not _worker and not stop.is_set():
+            time.sleep(POLL_S)
+        if not _worker:
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _start_worker(plan: Plan, folder: str, threads: int, messages: Any, stop: Event) -> None:
     """Once per process: leave Ctrl-C to the parent and end with it, fix the thread count, import what is slow."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked worker has its parent's
     end_with_parent()
+    _end_if_stopped(stop)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
@@ -228,6 +306,8 @@ def _work(node: Node) -> dict[str, Any]:
     from statewise.study.nodes import run_node
 
     worker = _worker[0]
+    if worker.stop.is_set():
+        return {"status": "interrupted"}
     last_sent = 0.0
 
     def progress(done: int) -> None:

@@ -15,6 +15,7 @@ from statewise.component import component, describe
 from statewise.config import ArmSection, StudyConfig
 from statewise.errors import UsageError, unknown
 from statewise.locality import LOCALITIES, Locality
+from statewise.place import Place
 from statewise.policy.find import count_parameters
 from statewise.signals import WeightedSignal, read_signals
 from statewise.states import Source, leaves, read_source
@@ -83,36 +84,45 @@ class Plan:
         return (self.config.shared.target, *self.config.shared.retention)
 
 
-def make_plan(config: StudyConfig, model: Path, where: str, *, is_dry: bool = False) -> Plan:
+def make_plan(config: StudyConfig, model: Path, where: str | Place, *, is_dry: bool = False) -> Plan:
     """Check every arm and lay out the nodes; needs neither torch nor a GPU.
 
     Args:
         config: the resolved study.
         model: folder of the base model; its files enter the fingerprints.
-        where: the study file, for errors.
+        where: the study file or where its keys stand, for errors.
         is_dry: leave the weights unread; such a plan cannot be run.
 
     Raises:
         UsageError: an unknown or misconfigured source or signal, a teacher missing, unused or circular, arms that
             differ outside the declared factors, or a claim about what is not measured.
     """
+    place = where if isinstance(where, Place) else Place(Path(where))
     sources, signals, localities = {}, {}, {}
     for name, arm in config.arms.items():
-        place = f"{where}: [arms.{name}]"
-        sources[name], signals[name] = read_source(arm.source, place), read_signals(arm.signal, place)
-        localities[name] = _read_localities(arm, place)
+        told = f"[arms.{name}]"
+        with place.naming("arms", name, "source"):
+            sources[name] = read_source(arm.source, told)
+        with place.naming("arms", name, "signal"):
+            signals[name] = read_signals(arm.signal, told)
+        with place.naming("arms", name, "locality"):
+            localities[name] = _read_localities(arm, told)
     for name, arm in config.arms.items():
-        place = f"{where}: [arms.{name}]"
-        _check_records(name, sources, place)
-        _check_pairs(sources[name])
-        known = sources | recorded_sources(sources[name], config.study.seeds[0])
-        check_cell(resolve(sources[name], known), signals[name], place)
-        _check_teacher(arm, sources[name], signals[name], place)
-        _check_memory(config, localities[name], place)
-    order = _in_order(config, sources, where)
+        told = f"[arms.{name}]"
+        with place.naming("arms", name, "source"):
+            _check_records(name, sources, told)
+            _check_pairs(sources[name])
+            known = sources | recorded_sources(sources[name], config.study.seeds[0])
+        with place.naming("arms", name, "signal"):
+            check_cell(resolve(sources[name], known), signals[name], told)
+        with place.naming("arms", name, "teacher"):
+            _check_teacher(arm, sources[name], signals[name], told)
+        with place.naming("arms", name, "locality"):
+            _check_memory(config, localities[name], told)
+    order = _in_order(config, sources, str(place.path))
     arms = {name: _resolve(config.arms[name], sources[name], signals[name], localities[name]) for name in order}
-    check_factors(arms, config.study.factors, where)
-    check_measures(config, where)
+    check_factors(arms, config.study.factors, place.of(["study", "factors"]))
+    check_measures(config, place)
     inputs: dict[str, Any] = {
         "version": RECORD_VERSION,
         "model": digest_model(model, is_dry),
@@ -187,9 +197,18 @@ def recorded_arms(source: Source) -> list[str]:
 
 
 def _check_records(name: str, sources: dict[str, Source], place: str) -> None:
+    """The arms that `name` replays are trained, and are others."""
     for arm in recorded_arms(sources[name]):
-        if arm not in sources or arm == name:
-            raise unknown("arm to replay", arm, [other for other in sources if other != name], place)
+        others = [other for other in sources if other != name]
+        if arm in (name, BASE):
+            reason = "an arm cannot replay itself" if arm == name else "the base model is not trained and has no record"
+            raise UsageError(
+                f"{place}: source 'log' of arm {arm!r}: {reason}; name another arm of the study "
+                f"({', '.join(others) or 'there is none'}), or give the path of an arm of another run",
+                ("arm",),
+            )
+        if arm not in sources:
+            raise unknown("arm to replay", arm, others, place, ("arm",))
 
 
 def _check_pairs(source: Source) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from statewise.assets import SHAPES
-from statewise.config import StudyConfig, read_study
+from statewise.config import StudyConfig, read_study_and_place
 from statewise.errors import UsageError, unknown
+from statewise.place import Place
 from statewise.policy.find import ModelReference, look_up_model
 from statewise.study.catalog import find_model, find_study, task_folder
 from statewise.study.plan import Plan, make_plan
@@ -47,7 +48,7 @@ def plan_study(request: StudyRequest) -> Plan:
         UsageError: anything in the study or the overrides that cannot run, or that this machine lacks.
     """
     path = find_study(request.study)
-    config = read_study(path, (*request.overrides, *_overrides_of(request)), is_quick=request.is_quick)
+    config, place = read_study_and_place(path, (*request.overrides, *_overrides_of(request)), is_quick=request.is_quick)
     if request.num_seeds is not None:
         if request.num_seeds < 1:
             raise UsageError(f"--seeds {request.num_seeds}: expected a number >= 1")
@@ -58,12 +59,12 @@ def plan_study(request: StudyRequest) -> Plan:
         raise UsageError(f"--data {config.shared.data}: no such folder; give one with local copies of the data sets")
     if request.is_dry:
         reference = _look_up(config.shared.model)
-        _check_tasks(config, reference.folder)
-        plan = make_plan(config, reference.folder, path.name, is_dry=True)
+        _check_tasks(config, reference.folder, place)
+        plan = make_plan(config, reference.folder, place, is_dry=True)
         return replace(plan, download_bytes=reference.missing_bytes)
     model = _find_all(config)
-    _check_tasks(config, model)
-    return make_plan(config, model, path.name)
+    _check_tasks(config, model, place)
+    return make_plan(config, model, place)
 
 
 def _overrides_of(request: StudyRequest) -> list[str]:
@@ -114,17 +115,20 @@ def _has_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _check_tasks(config: StudyConfig, model: Path) -> None:
-    for task in (config.shared.target, *config.shared.retention):
-        if "/" in task or task.endswith(".yaml"):
-            raise UsageError(
-                f"task {task!r}: a study names its tasks, since its records are filed by name; put the YAML and its "
-                "data into the model folder's tasks/ and give the name (statewise eval takes paths)"
-            )
-        check_task_name(task, task_folder(model))
-    for task in config.shared.protocol:
-        if task not in (config.shared.target, *config.shared.retention):
-            raise unknown("task", task, (config.shared.target, *config.shared.retention), "[shared.protocol.<task>]")
+def _check_tasks(config: StudyConfig, model: Path, place: Place) -> None:
+    shared = config.shared
+    for key, task in [("target", shared.target), *(("retention", task) for task in shared.retention)]:
+        with place.naming("shared", key):
+            if "/" in task or task.endswith(".yaml"):
+                raise UsageError(
+                    f"task {task!r}: a study names its tasks, since its records are filed by name; put the YAML and "
+                    "its data into the model folder's tasks/ and give the name (statewise eval takes paths)"
+                )
+            check_task_name(task, task_folder(model))
+    for task in shared.protocol:
+        if task not in (shared.target, *shared.retention):
+            where = f"{place.of(['shared', 'protocol', task])}: [shared.protocol.<task>]"
+            raise unknown("task", task, (shared.target, *shared.retention), where)
 
 
 def _with_prompts(config: StudyConfig, most: int) -> StudyConfig:

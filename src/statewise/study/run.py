@@ -9,20 +9,21 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from statewise.config import SharedSection
 from statewise.errors import UsageError
 from statewise.records import StudySummary
 from statewise.study.catalog import pocket_tasks
 from statewise.study.estimate import estimate_plan
 from statewise.study.executor import NodeEvent, Outcome, execute
-from statewise.study.plan import BASE, Plan
+from statewise.study.plan import BASE, Node, Plan
 from statewise.study.request import Workers, choose_workers
 from statewise.study.store import Store
 
 
 def run_study(
     plan: Plan, folder: Path, on_event: Callable[[NodeEvent], None], num_workers: int | None = None
-) -> tuple[Outcome, StudySummary]:
-    """Run what is not done of `plan` in `folder`, and summarise it.
+) -> tuple[Outcome, StudySummary | None]:
+    """Run what is not done of `plan` in `folder`, and summarise it; None: interrupted before an arm has scores.
 
     Args:
         plan: what to run.
@@ -35,8 +36,7 @@ def run_study(
     """
     if plan.is_dry:
         raise UsageError("a dry plan does not know the weights and cannot be run; plan again without is_dry")
-    if set(plan.tasks) - set(pocket_tasks()):
-        # The embedded tasks are known to be sound; for them, lm-eval is not imported in this process.
+    if not _is_known_to_be_sound(plan):
         from statewise.study.benchmarks import check_tasks
 
         check_tasks(plan)
@@ -45,6 +45,8 @@ def run_study(
         store.open_for(plan)
         costs = estimate_plan(plan, workers.count).seconds
         outcome = execute(plan, store, costs, on_event, workers)
+        if outcome.interrupted and not any(_is_scored(node, outcome) for node in plan.nodes):
+            return outcome, None
         from statewise.study.summary import summarise, write_summary  # scipy: not before an error can be told
 
         summary = summarise(plan, store, environment(workers, _device_of(plan, store)))
@@ -52,6 +54,17 @@ def run_study(
         summary = replace(summary, problems=(*failures, *summary.problems))
         write_summary(summary, store)
     return outcome, summary
+
+
+def _is_known_to_be_sound(plan: Plan) -> bool:
+    """Whether all tasks are embedded ones in their usual roles, so that lm-eval need not be imported to check them."""
+    usual, shared = SharedSection(), plan.config.shared
+    has_usual_target = (shared.target, shared.reward_metric) == (usual.target, usual.reward_metric)
+    return has_usual_target and set(plan.tasks) <= set(pocket_tasks())
+
+
+def _is_scored(node: Node, outcome: Outcome) -> bool:
+    return node.action == "evaluate" and node.arm != BASE and node.id in outcome.done
 
 
 def _device_of(plan: Plan, store: Store) -> str:

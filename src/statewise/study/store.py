@@ -6,21 +6,29 @@ if and only if that file is there with the fingerprint of the plan.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from statewise import records
-from statewise.config import to_toml
+from statewise.config import StudyConfig, read_study, to_toml
 from statewise.errors import UsageError
+from statewise.study.contract import flatten
 from statewise.study.plan import Node, Plan
 
 RESULT_NAMES = {"train": "train.json", "evaluate": "done.json"}
 # What a run that was killed before its plan was written leaves behind.
 BEFORE_PLAN = (".lock", ".plan.json.tmp")
+
+# Room may be made, so that the same command then works: not an error of the user's.
+DISK_IS_FULL = (ENOSPC, EDQUOT)
+NUM_TOLD = 5  # differing keys
+WITHOUT_EFFECT = ("label", "levels")
 
 
 @dataclass(frozen=True)
@@ -59,10 +67,13 @@ class Store:
             try:
                 stored = records.read_json(path)
             except ValueError:
-                raise UsageError(f"{path} is damaged; choose another folder with --out") from None
+                stored = None
+            if not isinstance(stored, dict):
+                raise UsageError(f"{path} is damaged; choose another folder with --out")
             if stored.get("fingerprint") != plan.fingerprint:
                 raise UsageError(
-                    f"{self.folder}: holds a run of another study or with other settings (see its study.toml); "
+                    f"{self.folder}: holds a run of another study or with other settings "
+                    f"({_told_differences(self.folder / 'study.toml', plan.config)}); "
                     "choose another folder with --out, or repeat the settings it was made with"
                 )
         elif self.folder.exists() and any(path.name not in BEFORE_PLAN for path in self.folder.iterdir()):
@@ -76,12 +87,9 @@ class Store:
         """Hold the folder for one process; the lock goes with the process, however it ends.
 
         Raises:
-            UsageError: another process works in the folder, or it is a file.
+            UsageError: another process works in the folder, or it cannot be one.
         """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UsageError(f"{self.folder}: is a file; choose another folder with --out")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as stream:
+        with self._open_lock() as stream:
             try:
                 flock(stream, LOCK_EX | LOCK_NB)
             except BlockingIOError:
@@ -89,3 +97,41 @@ class Store:
                     f"{self.folder}: another statewise is at work here; wait for it or use --out"
                 ) from None
             yield
+
+    def _open_lock(self) -> TextIO:
+        try:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise UsageError(f"{self.folder}: is a file; choose another folder with --out")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return (self.folder / ".lock").open("w")
+        except OSError as error:
+            if error.errno in DISK_IS_FULL:
+                raise
+            raise UsageError(
+                f"{self.folder}: cannot be used as a folder of results ({error.strerror}: {error.filename}); choose "
+                "another with --out"
+            ) from None
+
+
+def _told_differences(path: Path, config: StudyConfig) -> str:
+    """The keys in which the study at `path` and `config` differ, of those that can change a result."""
+    try:
+        before, now = _settings_of(read_study(path)), _settings_of(config)
+    except UsageError:
+        return f"see {path}"
+    differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if not differing:
+        return "its settings are the same, so the files of the model or the data differ, or the version of statewise"
+    told = [f"{key} is {_told(before, key)} there, {_told(now, key)} here" for key in differing[:NUM_TOLD]]
+    more = len(differing) - NUM_TOLD
+    return "; ".join([*told, *([f"and {more} more"] if more > 0 else [])])
+
+
+def _told(settings: Mapping[str, Any], key: str) -> str:
+    return "not set" if settings.get(key) is None else json.dumps(settings[key], ensure_ascii=False)
+
+
+def _settings_of(config: StudyConfig) -> dict[str, Any]:
+    stored = config.model_dump(mode="json", include={"shared", "arms"})
+    arms = {name: {key: arm[key] for key in arm if key not in WITHOUT_EFFECT} for name, arm in stored["arms"].items()}
+    return flatten({"shared": stored["shared"], "arms": arms})
