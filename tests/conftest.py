@@ -28,6 +28,14 @@ def byte_tokenizer(end_of_text: str = END_OF_TEXT) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end_of_text, pad_token=end_of_text)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """In parallel, tests of a file stay together, for its fixtures; those of the contract are many and share none."""
+    for item in items:
+        if item.path.stem != "test_loop_contract":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)  # thread counts change sums, and the test machine shares its cores

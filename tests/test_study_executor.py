@@ -184,12 +184,24 @@ def test_a_pool_that_breaks_between_two_nodes_is_a_dead_worker_too(run):
     assert pool.is_shut_down
 
 
+@pytest.fixture(autouse=True)
+def heard_signals():
+    """Whoever runs the tests in the background, or in parallel, may ignore Ctrl-C, and so would they."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def interrupted_at(monkeypatch, number=signal.SIGINT, answers=lambda waits: False, times=1):
     """Send this process `number` in the first `times` waits; `answers(how many waits so far)`: the nodes have ended."""
     waits = []
 
     def wait(running, **how):
         waits.append(1)
+        assert len(waits) < 1000, "nobody heard the signal"
         if len(waits) <= times:
             signal.raise_signal(number)
         return (set(running), set()) if answers(len(waits)) else (set(), set(running))
