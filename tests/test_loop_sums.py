@@ -95,6 +95,36 @@ def test_no_step_of_adamw_raises_the_loss_on_the_memory_to_first_order(toy_polic
 
 
 @pytest.mark.parametrize("kind", ["gem", "a_gem"])
+@pytest.mark.parametrize("adapter", [None, Lora(rank=2)])
+def test_every_gradient_step_of_an_adapter_too_is_bent_before_the_average_follows(toy_policy, kind, adapter):
+    kept = (LOCALITIES[kind](num_prompts=4, max_new_tokens=4), LOCALITIES["ema"](decay=0.5))
+    setup = make_setup(
+        toy_policy, make_source("dataset"), SIGNALS["imitate"](), localities=kept, lr=1e-2, num_epochs=3,
+        adapter=adapter,
+    )  # fmt: skip
+    updater, trainable, projected = Updater(setup), setup.trainable, []
+    move = updater.constraints.move
+
+    def watched(optimizer, lr):
+        memory = memory_gradient(setup, updater.constraints._memories[0][0])
+        before = {name: p.detach().clone() for name, p in trainable.items()}
+        average = {name: value.clone() for name, value in updater.constraints.average.items()}
+        for name, parameter in trainable.items():  # against the memory
+            parameter.grad = -memory[name]
+        projected.append(move(optimizer, lr)[f"locality/{kind}_projected_rate"])
+        rise = sum(((p.detach() - before[name]) * memory[name]).sum().item() for name, p in trainable.items())
+        size = sum(((p.detach() - before[name]) * memory[name]).abs().sum().item() for name, p in trainable.items())
+        assert rise <= 1e-5 * size
+        for name, parameter in trainable.items():
+            torch.testing.assert_close(updater.constraints.average[name], (average[name] + parameter.detach()) / 2)
+        return {}
+
+    updater.constraints.move = watched
+    updater.apply(supervised_terms(setup), 0)
+    assert projected == [1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["gem", "a_gem"])
 def test_under_plain_gradient_descent_the_projected_step_is_the_published_one(toy_policy, kind):
     updater, memory_gradient = gem_updater(toy_policy, kind)
     trainable, memory = updater._setup.trainable, memory_gradient()
@@ -221,14 +251,14 @@ def test_memories_and_old_laws_are_halved_too_where_memory_runs_out(toy_policy, 
     whole = fit.TokenLimit.within
     most = []
 
-    def two_rows_at_most(self, batch, split, run):
+    def two_rows_at_most(self, batch, split, run, **how):
         def run_small(batches):
             most.append(max(len(rows) for part in batches for rows in part))
             if most[-1] > 2:
                 raise torch.OutOfMemoryError("small")
             return run(batches)
 
-        return whole(self, batch, split, run_small)
+        return whole(self, batch, split, run_small, **how)
 
     monkeypatch.setattr(fit.TokenLimit, "within", two_rows_at_most)
     gem = LOCALITIES["gem"](num_prompts=4, max_new_tokens=4)

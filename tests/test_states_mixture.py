@@ -101,7 +101,14 @@ def test_a_mixture_is_read_with_its_parts():
             "part 1: .*'weight'.*less than or equal to 1",
         ),
         ([{"kind": "dataset", "weight": 1.0}, {"kind": "rolout", "weight": 1.0}], "part 2: .*Did you mean 'rollout'"),
-        ([{"kind": "dataset", "weight": 0}, {"kind": "rollout", "weight": 0.0}], "the weights of a mixture are all 0"),
+        (
+            [{"kind": "dataset", "weight": 0}, {"kind": "rollout", "weight": 0.0}],
+            "a mixture are all 0 in the first",
+        ),
+        (
+            [{"kind": "dataset", "weight": 0}, {"kind": "rollout", "weight": {"start": 1, "end": 0}}],
+            "0 in the last",
+        ),
         ([{"kind": "dataset", "weight": 0}, {"kind": "rollout", "weight": {"start": 0, "end": 0}}], "are all 0"),
         (
             [{"kind": "dataset", "num_trajectories": 9, "weight": 1.0}, {"kind": "rollout", "weight": 1.0}],
@@ -112,14 +119,6 @@ def test_a_mixture_is_read_with_its_parts():
 def test_a_mixture_that_cannot_be_is_refused(parts, told):
     with pytest.raises(UsageError, match=told):
         read_source({"kind": "mixture", "parts": parts}, "here")
-
-
-def test_a_replay_buffer_in_a_mixture_need_only_hold_what_its_part_can_give():
-    parts = [{"kind": "dataset", "weight": 0.5}, {"kind": "rollout", "buffer_size": 8, "weight": 0.5}]
-    source = read_source({"kind": "mixture", "num_trajectories": 4, "parts": parts}, "here")
-    assert (source.parts[1].source.num_prompts, source.parts[1].source.buffer_size) == (4, 8)
-    with pytest.raises(UsageError, match="buffer_size 8 is below the 16 trajectories of an update"):
-        read_source({"kind": "mixture", "num_trajectories": 16, "parts": parts}, "here")
 
 
 def record_of(states):
@@ -147,11 +146,35 @@ def test_a_log_in_a_mixture_gives_all_of_its_states_alike(toy_policy, per):
         assert {len(states.lengths) for states in found} == {8}
 
 
-def test_a_record_that_is_shorter_than_its_share_is_drawn_from_more_than_one_update(toy_policy):
-    record = record_of(drawn(toy_policy, make_source("dataset", num_trajectories=2), 3))
-    source = Mixture((Part(SOURCES["log"](arm="short"), 0.9), Part(make_source("dataset"), 0.1)), "trajectory", 16)
-    setup = make_setup(toy_policy, source, SIGNALS["imitate"](), recorded={"short": record})
-    assert [len(source.sample(setup.context, step).lengths) for step in range(4)] == [16] * 4
+def test_a_record_that_is_shorter_than_its_share_is_drawn_from_other_updates_too(toy_policy):
+    record = record_of(drawn(toy_policy, make_source(num_prompts=1, max_new_tokens=12), 4))
+    log = SOURCES["log"](arm="short", num_trajectories=8)
+    setup = make_setup(toy_policy, log, SIGNALS["imitate"](), recorded={"short": record})
+    texts = {record.at(update).response_ids(row) for update in range(4) for row in range(2)}
+    for step in range(4):
+        states = log.sample(setup.context, step)
+        rows = [states.response_ids(row) for row in range(8)]
+        # All eight rows of the record, each once: its own update first, no group of one update in another.
+        assert set(rows) == texts and len(texts) == 8
+        assert rows[:2] == [record.at(step).response_ids(row) for row in range(2)]
+        assert sorted(states.group_ids.tolist().count(group) for group in set(states.group_ids.tolist())) == [2] * 4
+    more = SOURCES["log"](arm="short", num_trajectories=10).sample(setup.context, 0)
+    assert len(more.lengths) == 10
+    assert len(set(more.group_ids.tolist())) == 5  # what comes again is a group of its own
+
+
+def test_no_group_of_a_record_is_left_out_where_a_share_ends_within_one(toy_policy):
+    record = record_of(drawn(toy_policy, make_source(num_prompts=4, samples_per_prompt=4, max_new_tokens=12), 1))
+    source = Mixture((Part(SOURCES["log"](arm="r"), 1.0), Part(make_source("dataset"), 0.0)), "trajectory", 6)
+    setup = make_setup(toy_policy, source, SIGNALS["imitate"](), num_updates=200, recorded={"r": record})
+    places = {record.at(0).response_ids(row): row for row in range(16)}
+    counts = np.zeros(16)
+    for step in range(200):
+        states = source.sample(setup.context, step)
+        for row in range(6):
+            counts[places[states.response_ids(row)]] += 1
+    # Of each group of four on average 200 · 6 / 4 = 300, standard deviation about 26 (whole, half or none of it).
+    assert counts.reshape(4, 4).sum(1) == pytest.approx([300] * 4, abs=100)
 
 
 def test_a_log_keeps_the_groups_of_its_record_whole(toy_policy):

@@ -113,7 +113,6 @@ def test_a_buffer_draws_every_group_equally_often(toy_policy):
     [
         ({"by": "teacher", "lag": 1}, "lag is of a learner that moves on"),
         ({"max_age": 2}, "max_age is of a replay buffer; set buffer_size"),
-        ({"buffer_size": 3, "num_prompts": 4}, "buffer_size 3 is below the 4 trajectories of an update"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, told):

@@ -31,6 +31,25 @@ CASES = [
         ["rl.source={kind='prefix',trains_on='rest',share=0.4,samples_per_prompt=2}", "rl.signal.importance=token"],
     ),
     (
+        ["rl.source={kind='prefix',trains_on='rest',share={start=0.9,end=0.0},samples_per_prompt=2}",
+         "rl.signal.importance=token"],
+        "that of data is not known",
+        ["rl.source={kind='prefix',trains_on='rest',share={start=0.4,end=0.0},samples_per_prompt=2}",
+         "rl.signal.importance=token"],
+    ),
+    (
+        ["rl.source.buffer_size=4"],
+        "buffer_size 4 is below the 8 trajectories of an update",
+        ["rl.source.buffer_size=8"],
+    ),
+    (
+        ["sft.source={kind='mixture',num_trajectories=16,parts=[{kind='dataset',weight=0.5},"
+         "{kind='rollout',buffer_size=8,weight=0.5}]}"],
+        "buffer_size 8 is below the 16 trajectories of an update",
+        ["sft.source={kind='mixture',num_trajectories=8,parts=[{kind='dataset',weight=0.5},"
+         "{kind='rollout',buffer_size=8,weight=0.5}]}"],
+    ),
+    (
         ["sft.source={kind='mixture',parts=[{kind='dataset',weight=0.5},{kind='rollout',temperature=0.7,weight=0.5}]}"],
         "its parts have temperature 0.7 and 1, and the loss of an update is taken at one temperature",
         ["sft.source={kind='mixture',parts=[{kind='dataset',weight=0.5},{kind='rollout',temperature=1.0,weight=0.5}]}"],
@@ -85,6 +104,28 @@ def test_a_record_of_another_run_is_known_by_what_its_arm_says_of_its_source(tmp
         return
     with pytest.raises(UsageError, match=told):
         small_plan(tmp_path, *overrides)
+
+
+def test_a_record_behind_an_arm_of_this_study_is_known_too(tmp_path):
+    for seed in (0, 1):
+        path = recorded_run(tmp_path / "one", "{ kind = 'dataset' }", seed)
+    behind = [f"sft.source={{kind='log',path='{path}'}}", "rl.source={kind='log',arm='sft'}"]
+    with pytest.raises(UsageError, match="compares the answers to one prompt"):
+        small_plan(tmp_path, *behind)
+    with pytest.raises(UsageError, match="that of data is not known"):
+        small_plan(tmp_path, *behind, "rl.signal={kind='reward',advantage='reinforce',importance='token'}")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("train.json", '["state_hash"]'), ("train.json", "{"), ("config.toml", "arm = 3"), ("config.toml", "arm = [")],
+)
+def test_a_damaged_folder_of_another_run_is_told_with_the_line_that_names_it(tmp_path, name, text):
+    for seed in (0, 1):
+        path = recorded_run(tmp_path / "one", "{ kind = 'dataset' }", seed)
+    (tmp_path / "one" / "arms" / "a" / "0" / name).write_text(text)
+    with pytest.raises(UsageError, match=rf"--set rl.source: \[arms.rl\]: .*{name} is damaged|{name} is damaged"):
+        small_plan(tmp_path, f"rl.source={{kind='log',path='{path}'}}", "rl.signal={kind='imitate'}")
 
 
 @pytest.mark.parametrize(("refused", "told", "nearest"), CASES)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from statewise.errors import UsageError
+from statewise.errors import DivergedError, UsageError
 from statewise.locality import Locality
 from statewise.locality.ema import EMA, update_average
 from statewise.locality.ewc import EWC, add_penalty, diagonal_fisher
@@ -77,6 +77,8 @@ class Constraints:
             torch.stack([_flat(memory_gradient(self._setup, states)) for states in memories])
             for memories in self._memories
         ]
+        if not all(bool(gradients.isfinite().all()) for gradients in remembered):
+            raise DivergedError("the gradient of the loss on a memory is not finite; lower the learning rate")
         optimizer.step()
         metrics: dict[str, float | int] = {}
         for gem, gradients in zip(self._gems, remembered, strict=True):

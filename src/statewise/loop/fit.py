@@ -28,6 +28,8 @@ class TokenLimit:
         batch: Sequence[States],
         split: Callable[[int], Sequence[Batches]],
         run: Callable[[Sequence[Batches]], Result],
+        *,
+        is_packed: bool = False,
     ) -> Result:
         """`run` on micro-batches; where memory runs out, from the start again on micro-batches of half the size.
 
@@ -35,6 +37,7 @@ class TokenLimit:
             batch: what is split.
             split: from the most padded tokens of a micro-batch to the micro-batches of each of `batch`.
             run: what passes the model; it may be called several times, and only the last call counts.
+            is_packed: rows are laid end to end, so that a micro-batch has hardly any padding.
 
         Raises:
             OutOfMemoryError: a single trajectory (or preference) does not fit.
@@ -44,24 +47,19 @@ class TokenLimit:
             try:
                 return run(batches)
             except torch.OutOfMemoryError as error:
-                sizes = [
-                    _padded_tokens(states, rows) for states, part in zip(batch, batches, strict=True) for rows in part
+                parts = [
+                    (states.lengths[rows], states) for states, of in zip(batch, batches, strict=True) for rows in of
                 ]
-                if all(is_single for _, is_single in sizes):
+                if all(len(lengths) <= (1 if states.pair_ids is None else 2) for lengths, states in parts):
                     longest = max(int(states.lengths.max()) for states in batch)
                     raise OutOfMemoryError(
                         f"one trajectory of {longest} tokens does not fit the device's memory ({error}); train an "
                         "adapter, set update.activation_checkpointing, or shorten max_new_tokens"
                     ) from None
             # Outside of the handler, whose traceback would keep the tensors of the failed pass alive.
-            self.max_tokens = min(self.max_tokens, max(size for size, _ in sizes)) // 2
+            sizes = [int(lengths.sum() if is_packed else len(lengths) * lengths.max()) for lengths, _ in parts]
+            self.max_tokens = min(self.max_tokens, max(sizes)) // 2
             torch.cuda.empty_cache()
-
-
-def _padded_tokens(states: States, rows: IntArray) -> tuple[int, bool]:
-    """Padded tokens of a micro-batch, and whether it cannot be parted: one row, or the two of a preference."""
-    smallest = 1 if states.pair_ids is None else 2
-    return int(states.lengths[rows].max()) * len(rows), len(rows) <= smallest
 
 
 @contextmanager

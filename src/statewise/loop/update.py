@@ -134,6 +134,7 @@ class Updater:
             [group[0].states for group in groups],
             lambda max_tokens: [self._split(group, max_tokens) for group in groups],
             accumulate,
+            is_packed=self._setup.recipe.update.packing,
         )
 
     def _split(self, group: list[Term], max_tokens: int) -> list[IntArray]:

@@ -24,13 +24,7 @@ SOURCES: dict[str, type[Source]] = {
     "mixture": Mixture,
 }
 
-# What says how much a source yields an update, by its kind.
-COUNTS = {
-    "dataset": "num_trajectories",
-    "rollout": "num_prompts",
-    "prefix": "num_prompts",
-    "mixture": "num_trajectories",
-}
+COUNTS = ("num_trajectories", "num_prompts")  # what says how much a source yields an update
 
 __all__ = [
     "SOURCES",
@@ -57,10 +51,14 @@ def read_source(table: dict[str, Any], where: str) -> Source:
         raise UsageError(f"{where}: source 'mixture' needs two or more parts = [{{ kind = ..., weight = ... }}, ...]")
     rest = {key: value for key, value in table.items() if key != "parts"}
     mixture = component({Mixture.kind: Mixture}, rest, "source", where)
-    count = mixture.trajectories_per_update
-    read = tuple(_read_part(part, count, f"{where}: part {index}") for index, part in enumerate(parts, start=1))
-    if not any(weight for part in read for weight in ends_of(part.weight)):
-        raise UsageError(f"{where}: the weights of a mixture are all 0; give one part a weight above 0")
+    read = tuple(_read_part(part, f"{where}: part {index}") for index, part in enumerate(parts, start=1))
+    for weights, when in zip(
+        zip(*(ends_of(part.weight) for part in read), strict=True), ("first", "last"), strict=True
+    ):
+        if not any(weights):
+            raise UsageError(
+                f"{where}: the weights of a mixture are all 0 in the {when} update; give one part a weight above 0"
+            )
     return replace(mixture, parts=read)
 
 
@@ -69,23 +67,17 @@ class _Weight:
     weight: Share | Ramp
 
 
-def _read_part(table: dict[str, Any], count: int, where: str) -> Part:
-    """One part of a mixture of `count` trajectories an update, which are its own at the most."""
+def _read_part(table: dict[str, Any], where: str) -> Part:
     if "weight" not in table:
         raise UsageError(f"{where}: a part of a mixture needs a weight, 0..1 or {{ start = ..., end = ... }}")
-    for key in COUNTS.values():
+    for key in COUNTS:
         if key in table:
             raise UsageError(
                 f"{where}: {key} of a part of a mixture is not used, since its weight says how much it gives; leave it "
                 "out, and set num_trajectories of the mixture"
             )
     weighted = component({"part": _Weight}, {"kind": "part", "weight": table["weight"]}, "weight of a", where)
-    source = {key: value for key, value in table.items() if key != "weight"}
-    samples = source.get("samples_per_prompt", 1)
-    if source.get("kind") in COUNTS and isinstance(samples, int) and samples > 0:
-        is_of_prompts = COUNTS[source["kind"]] == "num_prompts"
-        source[COUNTS[source["kind"]]] = -(-count // samples) if is_of_prompts else count
-    return Part(read_source(source, where), weighted.weight)
+    return Part(read_source({key: value for key, value in table.items() if key != "weight"}, where), weighted.weight)
 
 
 def leaves(source: Source) -> Iterator[Source]:

@@ -6,6 +6,7 @@ same states and the running hash of an arm that replays in the recorded order eq
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -14,8 +15,9 @@ from pydantic import Field
 
 from statewise.errors import UsageError
 from statewise.seeding import generator
-from statewise.states.source import RecordedStates, Source, SourceContext
-from statewise.types import States, join_rows, take_rows
+from statewise.states.groups import apart, some_groups
+from statewise.states.source import Source, SourceContext
+from statewise.types import States, join_rows
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,23 @@ class Log:
         epoch, place = divmod(step, recorded.num_updates)
         if self.order == "shuffled":
             place = int(generator(context.key, "order", epoch).permutation(recorded.num_updates)[place])
-        states = recorded.at(place)
-        if self.num_trajectories is not None:
-            states = _drawn(recorded, states, self.num_trajectories, generator(context.key, "rows", step))
+        states = recorded.at(place) if self.num_trajectories is None else self._drawn(place, context, step)
         self._check_prompts(states, context)
         writers = tuple(f"{self.record}:{writer}" for writer in states.writers)
         return replace(states, writers=writers, advantages=np.full_like(states.advantages, np.nan))
+
+    def _drawn(self, place: int, context: SourceContext, step: int) -> States:
+        """At least `num_trajectories` rows, in whole groups and in the order in which these are drawn.
+
+        From the update at `place`, and where it has fewer, from others, each once before any comes again.
+        """
+        recorded, count = context.recorded[self.record], self.num_trajectories or 0
+        rng = generator(context.key, "rows", step)
+        others = _turns([other for other in range(recorded.num_updates) if other != place] or [place], rng)
+        updates = [recorded.at(place)]
+        while (missing := count - sum(len(update.lengths) for update in updates)) > 0:
+            updates.append(apart(recorded.at(next(others)), context, step, len(updates)))
+        return join_rows([*updates[:-1], some_groups(updates[-1], missing + len(updates[-1].lengths), rng)])
 
     def _check_prompts(self, states: States, context: SourceContext) -> None:
         """Another tokenizer, template or file of documents would give tokens and rewards another meaning."""
@@ -89,24 +102,7 @@ class Log:
                 )
 
 
-def _drawn(recorded: RecordedStates, first: States, count: int, rng: np.random.Generator) -> States:
-    """At least `count` rows of `first`, in whole groups; all of it and rows of further updates where it has fewer."""
-    updates, held = [first], len(first.lengths)
-    while held < count:
-        for place in rng.permutation(recorded.num_updates).tolist():
-            updates.append(recorded.at(place))
-            held += len(updates[-1].lengths)
-            if held >= count:
-                break
-    kept = [*updates[:-1], _some_groups(updates[-1], count - held + len(updates[-1].lengths), rng)]
-    return join_rows(kept)
-
-
-def _some_groups(states: States, count: int, rng: np.random.Generator) -> States:
-    """At least `count` rows, whole groups drawn without replacement, in the order of `states`."""
-    rows: list[int] = []
-    for group in rng.permutation(np.unique(states.group_ids)).tolist():
-        if len(rows) >= count:
-            break
-        rows += np.flatnonzero(states.group_ids == group).tolist()
-    return take_rows(states, sorted(rows))
+def _turns(updates: list[int], rng: np.random.Generator) -> Iterator[int]:
+    """The updates in random order, again and again in a new one."""
+    while True:
+        yield from rng.permutation(updates).tolist()

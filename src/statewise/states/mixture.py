@@ -30,7 +30,7 @@ class Part:
 class Mixture:
     """Trajectories or states drawn from several sources.
 
-    Fields: `parts`, each a source with a `weight` (its own count an update is not used); `per`: what is drawn, a
+    Fields: `parts`, each a source with a `weight` that says how much it gives; `per`: what is drawn, a
     `trajectory` or a `state` (each part then yields `num_trajectories`, and states are drawn from them until one part
     has none left); `num_trajectories` an update.
     """
@@ -69,10 +69,9 @@ class Mixture:
         return replace(self, num_trajectories=num_trajectories)
 
     def weights_at(self, step: int, num_updates: int) -> list[float]:
-        """The weights in update `step`, summing to 1; equal ones where all are 0."""
+        """The weights in update `step`, summing to 1; not all of them are 0 (`states.read_source`)."""
         weights = [value_at(part.weight, step, num_updates) for part in self.parts]
-        total = sum(weights)
-        return [weight / total if total else 1 / len(weights) for weight in weights]
+        return [weight / sum(weights) for weight in weights]
 
     def sample(self, context: SourceContext, step: int) -> States:
         """Rows of the parts in turn; a part of weight 0 is not asked, and a row without a state is left out."""

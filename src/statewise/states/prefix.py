@@ -14,7 +14,7 @@ from pydantic import Field
 
 from statewise.errors import UsageError
 from statewise.seeding import generator
-from statewise.states.ramp import Ramp, Share, value_at
+from statewise.states.ramp import Ramp, Share, ends_of, value_at
 from statewise.states.source import EncodedExample, RolloutRequest, Source, SourceContext
 from statewise.types import Rollout, States, Trajectory, collate
 
@@ -23,9 +23,8 @@ from statewise.types import Rollout, States, Trajectory, collate
 class Prefix:
     """The first `share` of a trajectory `of` the dataset or the teacher, then the learner.
 
-    Fields: `share` in 0..1: a number, `uniform` (drawn anew for each trajectory), or a ramp over the updates;
-    `trains_on`: `all` states, or the `rest` after the prefix (a whole given trajectory keeps its last state); the
-    others as in source `rollout`, of the learner and, where it begins, the teacher.
+    Fields: `share` in 0..1: a number, `uniform` (drawn anew for each trajectory) or a ramp; `trains_on`: `all` states,
+    or the `rest` after the prefix (a whole given text keeps its last state); the others as in source `rollout`.
     """
 
     kind: ClassVar[str] = "prefix"
@@ -49,7 +48,8 @@ class Prefix:
     @property
     def is_law_known(self) -> bool:
         # A whole given text keeps its last state, whose law data do not tell; below one half none is given as a whole.
-        return self.of == "teacher" or (self.trains_on == "rest" and isinstance(self.share, float) and self.share < 0.5)
+        is_part = self.trains_on == "rest" and self.share != "uniform" and max(ends_of(self.share)) < 0.5
+        return is_part or self.of == "teacher"
 
     @property
     def trajectories_per_update(self) -> int:

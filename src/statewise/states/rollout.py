@@ -45,10 +45,6 @@ class ModelRollout:
             raise ValueError(f"lag is of a learner that moves on; {self.by!r} does not change, so leave it out")
         if self.max_age is not None and not self.buffer_size:
             raise ValueError("max_age is of a replay buffer; set buffer_size")
-        if 0 < self.buffer_size < self.trajectories_per_update:
-            raise ValueError(
-                f"buffer_size {self.buffer_size} is below the {self.trajectories_per_update} trajectories of an update"
-            )
 
     @property
     def needs_teacher(self) -> bool:

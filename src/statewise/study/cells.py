@@ -143,7 +143,7 @@ def name_of(column: str, signal: str) -> str:
 
 def refusal(source: Source, signals: Sequence[WeightedSignal]) -> Refusal | None:
     """Why this cell cannot train; None where it can. Of a log, ask with what `resolve` gives."""
-    if found := _refuse_laws(source):
+    if found := _refuse_laws(source) or _refuse_buffer(source):
         return found
     for one in signals:
         signal = one.signal
@@ -172,6 +172,19 @@ def _refuse_laws(source: Source) -> Refusal | None:
                 f"taken at one {name} (data count as 1)",
                 f"{name} = {1 if 1.0 in values else values[0]:g} in every part",
             )
+    return None
+
+
+def _refuse_buffer(source: Source, most: int = 0) -> Refusal | None:
+    """`most`: trajectories that an update may draw from `source`; 0: as many as it says itself."""
+    if isinstance(source, Mixture):
+        of_parts = (_refuse_buffer(part.source, source.num_trajectories) for part in source.parts)
+        return next((found for found in of_parts if found), None)
+    most = most or source.trajectories_per_update
+    if isinstance(source, ModelRollout) and 0 < source.buffer_size < most:
+        return Refusal(
+            f"buffer_size {source.buffer_size} is below the {most} trajectories of an update", f"buffer_size >= {most}"
+        )
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from statewise.component import fields_of
 from statewise.config import AdapterSection, BudgetSection, StudyConfig, UpdateSection
@@ -65,9 +65,11 @@ def _possible_keys() -> Iterator[str]:
 
 
 def _keys_of(kind: type[Any]) -> Iterator[str]:
+    hints = get_type_hints(kind)
     for key, tables in fields_of(kind).items():
         yield key
-        yield from (f"{key}.{inner}" for table in tables for inner in fields_of(table))
+        if get_origin(hints[key]) is not tuple:  # a list of tables is compared as a whole
+            yield from (f"{key}.{inner}" for table in tables for inner in fields_of(table))
 
 
 def _prefixes(key: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from statewise.config import BudgetSection
@@ -20,7 +21,6 @@ from statewise.states.mixture import Mixture
 from statewise.states.prefix import Prefix
 from statewise.states.rollout import ModelRollout
 from statewise.study.catalog import task_folder
-from statewise.study.cells import resolve
 from statewise.study.plan import Node, Plan
 
 # Measured on one core of a 2-core cloud machine with the 0.9 M pocket model: tokens a second.
@@ -106,18 +106,18 @@ def plan_budgets(plan: Plan) -> dict[str, dict[str, float]]:
     scale = (plan.num_parameters or RATE_PARAMETERS) / RATE_PARAMETERS
     for name in plan.config.arms:
         budget = _estimate_arm(plan, name, lengths, scale).budget
-        is_open = _is_open(resolve(plan.sources[name], plan.sources))
+        is_open = _is_open(plan.sources[name], plan.sources)
         known = ["num_updates", *([] if is_open else ["num_trajectories"])]
         is_known = lengths.is_measured and not is_open
         budgets[name] = budget if is_known else {key: budget[key] for key in known}
     return budgets
 
 
-def _is_open(source: Source) -> bool:
+def _is_open(source: Source, sources: Mapping[str, Source]) -> bool:
     """Whether only a run tells how many trajectories `source` yields."""
-    if isinstance(source, Mixture):
-        return source.per == "state" or any(_is_open(part.source) for part in source.parts)
-    return isinstance(source, Log) and source.num_trajectories is None
+    if isinstance(source, Log):
+        return source.arm is None or source.num_trajectories is not None or _is_open(sources[source.arm], sources)
+    return isinstance(source, Mixture) and source.per == "state"
 
 
 def _longest_chain(nodes: tuple[Node, ...], seconds: dict[str, float]) -> float:

@@ -285,7 +285,7 @@ def _end_if_stopped(stop: Event) -> None:
 def _start_worker(plan: Plan, folder: str, threads: int, messages: Any, stop: Event) -> None:
     """Once per process: leave Ctrl-C to the parent and end with it, fix the thread count, import what is slow."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked worker has its parent's
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever started the run may have had it ignored
     end_with_parent()
     _end_if_stopped(stop)
     os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -2,7 +2,7 @@
 
 Counts weights, what is trained (float32, with AdamW's two moments), the activations of a micro-batch, chunks of logits
 and the cache of rollouts. Speed is a card's published peak times an assumed share of it. Good for choosing a card; a
-run that does not fit halves its micro-batches anyway (`loop.update`).
+run that does not fit halves its micro-batches anyway (`loop.fit`).
 """
 
 from __future__ import annotations

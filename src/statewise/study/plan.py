@@ -29,7 +29,7 @@ from statewise.study.recorded import digest_record, recorded_sources
 
 BASE = "base"
 # Raised when the meaning of a record or the arithmetic of the loop changes: finished nodes are then done again.
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,16 @@ def make_plan(config: StudyConfig, model: Path, where: str | Place, *, is_dry: b
             signals[name] = read_signals(arm.signal, told)
         with place.naming("arms", name, "locality"):
             localities[name] = _read_localities(arm, told)
+    known = dict(sources)
+    for name, source in sources.items():
+        with place.naming("arms", name, "source"):
+            _check_records(name, sources, f"[arms.{name}]")
+            _check_pairs(source)
+            known |= recorded_sources(source, config.study.seeds[0])
+            for seed in config.study.seeds:
+                _digest_records(source, seed, config.shared.model_dump(mode="json"))
     for name, arm in config.arms.items():
         told = f"[arms.{name}]"
-        with place.naming("arms", name, "source"):
-            _check_records(name, sources, told)
-            _check_pairs(sources[name])
-            known = sources | recorded_sources(sources[name], config.study.seeds[0])
         with place.naming("arms", name, "signal"):
             check_cell(resolve(sources[name], known), signals[name], told)
         with place.naming("arms", name, "teacher"):
@@ -272,16 +276,21 @@ def _nodes_of_seed(
     return nodes
 
 
+def _digest_records(source: Source, seed: int, shared: dict[str, Any]) -> dict[str, str]:
+    """The hashes of the records of other runs that `source` replays, by path."""
+    paths = [leaf.path for leaf in leaves(source) if isinstance(leaf, Log) and leaf.path is not None]
+    return {path: digest_record(path, seed, shared) for path in paths}
+
+
 def _outside(
     arm: dict[str, Any], source: Source, replayed: dict[str, str], seed: int, shared: dict[str, Any]
 ) -> dict[str, Any]:
     """What an arm's training depends on beside its own table: only where it does, so that others keep their print."""
-    logs = [leaf.path for leaf in leaves(source) if isinstance(leaf, Log) and leaf.path is not None]
     pairs = [leaf.pairs for leaf in leaves(source) if isinstance(leaf, Dataset) and leaf.pairs is not None]
     remembers = {kind for kind in arm["locality"] if LOCALITIES[kind].needs_memory}
     outside: dict[str, Any] = {
         "replayed": replayed,
-        "records": {path: digest_record(path, seed, shared) for path in logs},
+        "records": _digest_records(source, seed, shared),
         "pairs": {path: records.digest_file(Path(path)) for path in pairs},
         "retention": {task: shared["protocol"].get(task) for task in shared["retention"]} if remembers else {},
     }

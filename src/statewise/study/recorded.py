@@ -40,7 +40,7 @@ def digest_record(path: str, seed: int, shared: Mapping[str, Any]) -> str:
     _Parts(folder).check()
     study = folder.parent.parent.parent / "study.toml"
     if study.is_file():
-        theirs = _read_toml(study).get("shared", {})
+        theirs = _read_table(study, "shared")
         for key in ("target", "reward_metric"):
             if theirs.get(key) != shared[key]:
                 raise UsageError(
@@ -60,7 +60,9 @@ def _state_hash(folder: Path, seed: int) -> str:
     try:
         trained = records.read_json(result) if result.is_file() else {}
     except ValueError:
-        raise UsageError(f"source 'log': {result} is damaged (no JSON); train its arm again") from None
+        trained = None
+    if not isinstance(trained, dict):
+        raise UsageError(f"source 'log': {result} is damaged (no JSON object); train its arm again")
     if "state_hash" in trained:
         return str(trained["state_hash"])
     if trained:
@@ -74,11 +76,15 @@ def _state_hash(folder: Path, seed: int) -> str:
     raise UsageError(f"source 'log': {folder} holds no trained arm: {why}")
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_table(path: Path, name: str) -> dict[str, Any]:
+    """The table `name` of a TOML file."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"source 'log': {path} is damaged ({error}); train its study again") from None
+        table = tomllib.loads(path.read_text(encoding="utf-8")).get(name)
+    except ValueError:
+        table = None
+    if not isinstance(table, dict):
+        raise UsageError(f"source 'log': {path} is damaged (no TOML with a table {name!r}); train its study again")
+    return table
 
 
 def recorded_sources(source: Source, seed: int) -> dict[str, Source]:
@@ -94,17 +100,19 @@ def recorded_sources(source: Source, seed: int) -> dict[str, Source]:
         config = folder / "config.toml"
         if log.record in found or not config.is_file():
             continue
-        table = _read_toml(config).get("arm", {}).get("source", {})
-        found[log.record] = replace_leaves(read_source(table, str(config)), partial(_by_path, folder))
+        table = _read_table(config, "arm").get("source")
+        source = read_source(table if isinstance(table, dict) else {}, str(config))
+        found[log.record] = replace_leaves(source, partial(_by_path, folder))
         waiting += [leaf for leaf in leaves(found[log.record]) if isinstance(leaf, Log)]
     return found
 
 
 def _by_path(folder: Path, leaf: Source) -> Source:
-    """A log of an arm beside that in `folder` as a log by path, so that no arm of this study is meant."""
-    if isinstance(leaf, Log) and leaf.arm is not None:
-        return Log(path=str(folder.parent.parent / leaf.arm / folder.name))
-    return leaf
+    """A log of an arm beside that in `folder` as a log by path, and of its seed: nothing of this study is meant."""
+    if not isinstance(leaf, Log):
+        return leaf
+    path = folder.parent.parent / leaf.arm / folder.name if leaf.arm else leaf.record.replace("{seed}", folder.name)
+    return Log(path=str(path))
 
 
 @dataclass(frozen=True)
