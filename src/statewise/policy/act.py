@@ -6,12 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from statewise.errors import DivergedError
 from statewise.policy.load import Policy, eval_mode
-from statewise.policy.score import action_logprobs, batch_tensors, head_logits, micro_batches, state_hidden
-from statewise.policy.score import states_per_chunk as logits_at_once
+from statewise.policy.sampler import Sampling, check_law, draw
+from statewise.policy.score import action_logprobs, batch_tensors, micro_batches, state_hidden
 from statewise.seeding import generator
 from statewise.types import FloatArray, IntArray, States, take_rows
 
@@ -39,28 +37,12 @@ def draw_actions(policy: Policy, states: States, temperature: float, key: int) -
         for rows in micro_batches(states, FORWARD_TOKENS):
             micro = take_rows(states, rows)
             hidden = state_hidden(policy, micro)
-            drawn = uniforms[rows, : micro.token_ids.shape[1]][micro.action_mask]
+            own = torch.from_numpy(uniforms[rows, : micro.token_ids.shape[1]][micro.action_mask]).to(hidden.device)
+            drawn, logprobs = draw(policy, hidden, own, Sampling(temperature=temperature))
+            check_law(policy, logprobs)
             chosen = np.zeros_like(micro.token_ids)
-            chosen[micro.action_mask] = _draw(policy, hidden, torch.from_numpy(drawn).to(hidden.device), temperature)
+            chosen[micro.action_mask] = drawn.numpy(force=True)
             actions[rows, : micro.token_ids.shape[1]] = chosen
-    return actions
-
-
-def _draw(policy: Policy, hidden: Tensor, uniforms: Tensor, temperature: float) -> IntArray:
-    """[states] int64."""
-    drawn = []
-    size = logits_at_once(policy)
-    for part, uniform in zip(torch.split(hidden, size), torch.split(uniforms, size), strict=True):
-        logits = head_logits(policy, part, temperature or 1.0)
-        if bool(logits.isnan().any()):
-            raise DivergedError(f"{policy.name}: its next-token law is not a number at some state")
-        if temperature == 0:
-            drawn.append(logits.argmax(-1))
-            continue
-        cumulative = logits.double().softmax(-1).cumsum(-1)
-        target = uniform[:, None] * cumulative[:, -1:]
-        drawn.append(torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=policy.vocab_size - 1))
-    actions: IntArray = torch.cat(drawn).numpy(force=True)
     return actions
 
 

@@ -260,6 +260,20 @@ def draw(policy: Policy, hidden: Tensor, uniforms: Tensor, sampling: Sampling) -
     return torch.cat([actions for actions, _ in drawn]), torch.cat([logprobs for _, logprobs in drawn])
 
 
+def check_law(policy: Policy, logprobs: Tensor) -> None:
+    """Refuse what was drawn from a law that is not a number.
+
+    Args:
+        policy: whose law.
+        logprobs: of what `draw` drew, any shape; asked once for many draws, since it waits for the device.
+
+    Raises:
+        DivergedError: one of them is not finite.
+    """
+    if not bool(logprobs.isfinite().all()):
+        raise DivergedError(f"{policy.name}: its next-token law is not a number at some state")
+
+
 def _draw_chunk(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     logprobs = logits.log_softmax(-1)
     if sampling.temperature == 0:
@@ -273,7 +287,7 @@ def _draw_chunk(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[T
     total = cumulative[:, -1]
     # Below the total even after rounding, so that the interval found is never one of probability 0.
     target = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
-    # Only where the law is not a number is the place found beyond the vocabulary; `_finish_rows` refuses it.
+    # Only where the law is not a number is the place found beyond the vocabulary; `check_law` refuses it.
     actions = torch.searchsorted(cumulative, target[:, None], right=True).clamp(max=probs.shape[-1] - 1)
     drawn = logprobs.gather(-1, actions).squeeze(-1)
     return actions.squeeze(-1), drawn - total.log().float() if sampling.top_p < 1 else drawn
@@ -304,8 +318,7 @@ def _finish_rows(
     Raises:
         DivergedError: a token was drawn from a law that is not a number.
     """
-    if not bool(rows.logprobs.isfinite().all()):
-        raise DivergedError(f"{policy.name}: its next-token law is not a number at some state")
+    check_law(policy, rows.logprobs)
     rollouts = []
     columns = (rows.tokens, rows.logprobs, rows.num_tokens, rows.is_finished)
     for prompt, *row in zip(prompts, *(column.tolist() for column in columns), strict=True):

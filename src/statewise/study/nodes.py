@@ -67,7 +67,11 @@ def run_node(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]
     action: Callable[[Workplace, Node, Observer], dict[str, Any]] = {"train": _train, "evaluate": _evaluate}[
         node.action
     ]
-    result = {**action(place, node, observer), "node_s": round(time.perf_counter() - began, 2)}
+    try:
+        done = action(place, node, observer)
+    except DivergedError as error:  # of a model that was trained to its end, and whose answers are no numbers
+        done = {"status": DIVERGED, "reason": str(error)}
+    result = {**done, "node_s": round(time.perf_counter() - began, 2)}
     place.store.finish(node, result)
     return result
 
