@@ -6,9 +6,12 @@ from xml.etree import ElementTree
 import pytest
 from report_fixture import diverged, fake_study, replace_run, run_named, trained
 
+from statewise.drift.measure import DriftValue
+from statewise.drift.over_seeds import over_seeds
 from statewise.records import DriftEstimate, Estimate
-from statewise.report import figures
+from statewise.report import figures, tables
 from statewise.report.page import render_page, write_report
+from statewise.report.summary_json import summary_from_json, summary_to_json
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -121,11 +124,30 @@ def test_the_reference_is_labelled_as_not_comparable():
     assert "another source" not in render_page(without)
 
 
-def test_drift_is_shown_with_floor_range_and_p_values():
+def test_drift_is_shown_with_floor_interval_and_the_p_of_all_seeds():
     text = Page(render_page(fake_study())).text
     assert "noise floor base against base .000410" in text
-    assert ".00956 [.00822, .0112] p .002–.004" in text
-    assert ".000440 n.r. [.000378, .000515] p .048–.600" in text
+    assert ".00956 [.00822, .0112] p 2.90 × 10⁻⁶" in text
+    assert ".000440 n.r. [.000378, .000515] p .143" in text
+    assert "Tests: 20, each at .050 and not adjusted for their number." in text
+    assert "drift t interval over seeds" in text  # among the methods
+
+
+def test_seeds_that_resolve_a_drift_only_together_resolve_it():
+    drift = over_seeds([DriftValue(value, 0.03, p, 40, 160) for value, p in ((0.02, 0.08), (0.05, 0.03), (0.06, 0.04))])
+    assert tables.is_drift_resolved(drift)
+    assert not tables.is_drift_resolved(dataclasses.replace(drift, p_value=0.05))
+
+
+def test_drift_of_an_earlier_version_is_shown_as_it_was_measured():
+    summary = fake_study()
+    old = {"mmd": {"value": 0.01, "low": 0.008, "high": 0.012, "floor": 0.001, "p_values": [0.002, 0.004]}}
+    stored = summary_to_json(summary)
+    for run in stored["runs"][1:]:
+        run["drift"] = old
+    text = Page(render_page(summary_from_json(stored))).text
+    assert ".0100 n.r. [.00800, .0120] p .002–.004" in text
+    assert "drift brackets: smallest and largest seed (an earlier version); p: not combined over seeds" in text
 
 
 def test_a_diverged_arm_is_named_and_has_no_numbers():
@@ -140,11 +162,11 @@ def test_a_diverged_arm_is_named_and_has_no_numbers():
 def test_one_seed_says_what_its_intervals_leave_out():
     summary = fake_study()
     run = trained("mild_sft", "mild SFT", (0.064, -0.005, 0.008), 0.00956, "", num_seeds=1)
-    run = dataclasses.replace(run, drift={"mmd": DriftEstimate(0.01, 0.01, 0.01, 0.001)})
+    run = dataclasses.replace(run, drift={"mmd": DriftEstimate(0.01, None, None, 0.001, p_value=0.01)})
     text = Page(render_page(dataclasses.replace(summary, runs=(summary.runs[0], run), phenomena=()))).text
     assert "1 post-trained run, 1 seed each." in text
     assert "intervals cover the choice of test items only" in text
-    assert "noise floor base against base .00100 mild SFT .0100 Recipes" in text
+    assert "noise floor base against base .00100 mild SFT .0100 p .010 Recipes" in text
 
 
 def test_a_teacher_outside_the_study_is_called_by_its_name():

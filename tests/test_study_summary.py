@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from study_fixture import STUDY, small_plan
@@ -146,14 +147,26 @@ def test_forgetting_retention_and_the_teacher_are_paired(tmp_path):
     assert (base.forgetting, base.retention_ratio, base.against_base, base.recipe) == (None, None, {}, "not trained")
 
 
+def test_a_distance_that_a_seed_did_not_measure_is_summarised_over_the_others(tmp_path):
+    folder = Folder(tmp_path)
+    folder.everything()
+    path = folder.store.arm_folder("sft", 1) / "drift.json"
+    one = records.read_json(path)["mmd"]
+    records.write_json(path, {"mmd": one, "within_prompt_mmd": one})
+    drift = run_of(folder.summarise(), "sft").drift
+    assert {name: estimate.num_seeds for name, estimate in drift.items()} == {"mmd": 2, "within_prompt_mmd": 1}
+
+
 def test_drift_and_budget_are_means_over_seeds(tmp_path):
     folder = Folder(tmp_path)
     folder.everything()
     folder.trained("sft", 1, node_s=4.0)
     sft = run_of(folder.summarise(), "sft")
     drift = sft.drift["mmd"]
-    assert (drift.value, drift.low, drift.high) == pytest.approx((0.15, 0.1, 0.2))
-    assert (drift.floor, drift.p_values) == (0.05, (0.05, 0.05))
+    # Values .1 and .2: standard error .05, t of 1 degree of freedom at .975: 12.706. p: q (1 - ln q), q = .05 * .05.
+    assert (drift.value, drift.low, drift.high) == pytest.approx((0.15, 0.15 - 0.6353, 0.15 + 0.6353), abs=1e-4)
+    assert (drift.floor, drift.p_values, drift.num_seeds) == (0.05, (0.05, 0.05), 2)
+    assert drift.p_value == pytest.approx(0.0025 * (1 - math.log(0.0025)))
     assert sft.budget["train_s"] == 3.0
     assert sft.budget["num_tokens"] == 200.0
 

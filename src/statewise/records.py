@@ -189,15 +189,19 @@ class Estimate:
 class DriftEstimate:
     """A distance of one run's states from the base model's, over seeds.
 
-    `value` is the mean over seeds, `low`/`high` the smallest and largest seed; `floor` is the same distance between two
-    base samples (mean over seeds). `p_values` has one permutation p-value per seed, or is empty where none applies.
+    `value` is the mean over seeds with its 95 % interval `low`, `high` (None where none can be given: `method` says
+    why); `floor` is the same distance between two base samples (mean over seeds). `p_value` is one for all seeds: that
+    no seed's states differ from base's; None where no seed has one. `p_values` are the seeds' own.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     floor: float
     p_values: tuple[float, ...] = ()
+    p_value: float | None = None
+    num_seeds: int = 0
+    method: str = "brackets: smallest and largest seed (an earlier version); p: not combined over seeds"
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def _table(comparison: Comparison) -> Table:
 
 def _count_cells(score: ScoreComparison) -> list[Cell]:
     seeds = f" × {score.difference.num_seeds}" if score.difference.num_seeds > 1 else ""
-    p = "" if score.mcnemar_p is None else f"p {_p_text(score.mcnemar_p)}"
+    p = "" if score.mcnemar_p is None else f"p {numbers.p_value(score.mcnemar_p)}"
     alone = EMPTY if score.num_only_a is None else Cell(f"{score.num_only_a:,} / {score.num_only_b:,}", p)
     return [Cell(f"{score.difference.num_items:,}{seeds}"), alone]
 
@@ -132,10 +132,6 @@ def _missing_lines(comparison: Comparison) -> list[str]:
         if missing := _missing(score.difference):
             lines.setdefault(missing, []).append(f"{score.task} {score.decoding} {score.metric}".replace(",none", ""))
     return [f"Not resolved: {', '.join(names)}. {missing}." for missing, names in lines.items()]
-
-
-def _p_text(p: float) -> str:
-    return numbers.score(p) if p >= 0.0005 else numbers.quantity(p)
 
 
 def _score_cell(estimate: Estimate) -> Cell:

@@ -103,22 +103,23 @@ def _add_legend(axes: Axes, styles: list[tuple[str, str, str]]) -> None:
 
 
 def drift_figure(summary: StudySummary) -> str | None:
-    """The first measured distance of every run from base, smallest to largest seed, with the noise floor."""
+    """MMD², or else the first distance, of every run from base: mean and interval over seeds, with the noise floor."""
     distances = tables.drift_distances(summary)
     if not distances or len(tables.trained_runs(summary)) > tables.MOST_ROWS:
         return None
     distance = "mmd" if "mmd" in distances else distances[0]
     rows = [(run, run.drift[distance]) for run in tables.trained_runs(summary) if distance in run.drift]
     figure, axes = _row_axes([run.label for run, _ in rows])
-    floors = {drift.floor for _, drift in rows}
+    floors, ends = {drift.floor for _, drift in rows}, [0.0]
     for y, (run, drift) in enumerate(rows):
         color = _color(summary, run)
-        axes.plot([drift.low, drift.high], [y, y], color=color, linewidth=2.2, alpha=0.75, solid_capstyle="round")
-        is_clear = not tables.is_drift_noise(drift)
-        _mark(axes, drift.value, y, color, is_resolved=is_clear)
+        ends += [drift.value, drift.floor]
+        if drift.low is not None and drift.high is not None:
+            ends += [drift.low, drift.high]
+            axes.plot([drift.low, drift.high], [y, y], color=color, linewidth=2.2, alpha=0.75, solid_capstyle="round")
+        _mark(axes, drift.value, y, color, is_resolved=tables.is_drift_resolved(drift))
         axes.plot([drift.floor] * 2, [y - 0.5, y + 0.5], color=INK, linewidth=1.2, linestyle=(0, (3, 2)))
-    ends = [value for _, drift in rows for value in (drift.low, drift.high, drift.floor)]
-    left, right = _padded(min(*ends, 0.0), max(ends), 0.06)
+    left, right = _padded(min(ends), max(ends), 0.06)
     axes.set_xlim(left, right)
     # On the side of the floor where there is room for it.
     is_right = max(floors) > (left + right) / 2

@@ -25,6 +25,11 @@ def score(value: float) -> str:
     return _fixed(value, 3)
 
 
+def p_value(p: float) -> str:
+    """A p-value like a score, with three significant digits where that would say .000: .016, .000120, 1.50 × 10⁻⁶."""
+    return score(p) if p >= 0.0005 else quantity(p)
+
+
 def delta(value: float) -> str:
     """A difference with its sign: +.064, −.015; exact zero has none."""
     return ("+" if value > 0 else "") + _fixed(value, 3)

@@ -22,8 +22,8 @@ GAIN_CAPTION = (
     "Hollow: gain, forgetting or both are not resolved."
 )
 DRIFT_CAPTION = (
-    "Drift of the states. Dots are means, lines run from the smallest to the largest seed. "
-    "Hollow: some seed cannot be told from the noise floor."
+    "Drift of the states. Dots are means, lines 95 % intervals over seeds; dashed: the noise floor. "
+    "Hollow: not resolved, p of all seeds together is not below .05."
 )
 FOREST_CAPTION = "Paired differences from base with 95 % intervals. Hollow: not resolved."
 

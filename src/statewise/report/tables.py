@@ -107,10 +107,13 @@ def drift_table(summary: StudySummary) -> Table | None:
         Row(run.label, tuple(_drift_cell(run.drift.get(distance)) for distance in distances), divergence(run))
         for run in trained_runs(summary)
     ]
+    tested = [drift for run in trained_runs(summary) for drift in run.drift.values() if drift.p_value is not None]
+    level = numbers.score(SIGNIFICANCE)
     return Table(
         title="Drift of the states from base",
-        caption="Mean over seeds, smallest and largest seed in brackets, p of a permutation test per seed. "
-        f"{numbers.UNRESOLVED} here: a seed at or below the floor, or with p ≥ {numbers.score(SIGNIFICANCE)}.",
+        caption="Mean over seeds with its 95 % interval over seeds, and one p for all seeds: that in none of them the "
+        f"states differ from base's. {numbers.UNRESOLVED} here: p is not below {level}. Tests: {len(tested)}, each at "
+        f"{level} and not adjusted for their number.",
         headings=tuple(distance_heading(distance) for distance in distances),
         rows=tuple(rows),
     )
@@ -244,9 +247,9 @@ def drift_distances(summary: StudySummary) -> tuple[str, ...]:
     return tuple(dict.fromkeys(distance for run in trained_runs(summary) for distance in run.drift))
 
 
-def is_drift_noise(drift: DriftEstimate) -> bool:
-    """Whether some seed cannot be told from base: at or below the floor, or without significance."""
-    return drift.low <= drift.floor or any(p >= SIGNIFICANCE for p in drift.p_values)
+def is_drift_resolved(drift: DriftEstimate) -> bool:
+    """Whether the seeds together tell the states from base's. The test decides; the floor is a scale to read by."""
+    return drift.p_value is not None and drift.p_value < SIGNIFICANCE
 
 
 def distance_heading(distance: str) -> str:
@@ -254,15 +257,16 @@ def distance_heading(distance: str) -> str:
     return DISTANCE_HEADINGS.get(distance, distance.replace("_", " "))
 
 
-def all_estimates(summary: StudySummary) -> dict[str, list[Estimate]]:
+def all_estimates(summary: StudySummary) -> dict[str, list[Estimate | DriftEstimate]]:
     """Every estimate of the summary under the name of what it estimates."""
     runs = summary.runs
-    groups: dict[str, Iterable[Estimate | None]] = {
+    groups: dict[str, Iterable[Estimate | DriftEstimate | None]] = {
         "scores": [estimate for run in runs for estimate in run.scores.values()],
         "differences from base": [estimate for run in runs for estimate in run.against_base.values()],
         "differences from the teacher": [estimate for run in runs for estimate in run.against_teacher.values()],
         "forgetting F": [run.forgetting for run in runs],
         "retention ratio": [run.retention_ratio for run in runs],
+        "drift": [drift for run in runs for drift in run.drift.values()],
         "contrasts of the statements": [e for claim in summary.phenomena for e in claim.contrasts.values()],
     }
     present = {name: [estimate for estimate in group if estimate is not None] for name, group in groups.items()}
@@ -289,14 +293,18 @@ def _delta_cells(summary: StudySummary, deltas: Mapping[str, Estimate]) -> tuple
 def _drift_cell(drift: DriftEstimate | None) -> Cell:
     if drift is None:
         return EMPTY
-    bounds = "" if drift.low == drift.high else f"[{numbers.quantity(drift.low)}, {numbers.quantity(drift.high)}]"
-    mark = numbers.UNRESOLVED if is_drift_noise(drift) else ""
-    return Cell(numbers.quantity(drift.value), bounds, mark, _p_text(drift.p_values))
+    bounds = ""
+    if drift.low is not None and drift.high is not None:
+        bounds = f"[{numbers.quantity(drift.low)}, {numbers.quantity(drift.high)}]"
+    mark = "" if is_drift_resolved(drift) else numbers.UNRESOLVED
+    return Cell(numbers.quantity(drift.value), bounds, mark, _p_text(drift))
 
 
-def _p_text(p_values: tuple[float, ...]) -> str:
-    shown = list(dict.fromkeys(numbers.score(p) for p in sorted(p_values)))
-    return "p " + "–".join(dict.fromkeys((shown[0], shown[-1]))) if shown else ""
+def _p_text(drift: DriftEstimate) -> str:
+    """The p of all seeds; the smallest and largest of those that an earlier version did not combine."""
+    seeds = sorted(drift.p_values)
+    ends = (drift.p_value,) if drift.p_value is not None else (*seeds[:1], *seeds[-1:])
+    return f"p {'–'.join(dict.fromkeys(map(numbers.p_value, ends)))}" if ends else ""
 
 
 def _floor_cell(summary: StudySummary, distance: str) -> Cell:

@@ -13,6 +13,8 @@ import numpy as np
 
 from statewise import records
 from statewise.config import PhenomenonSection, StudyConfig
+from statewise.drift.measure import DriftValue
+from statewise.drift.over_seeds import over_seeds
 from statewise.records import DriftEstimate, EffectTable, Estimate, PhenomenonSummary, RunSummary, StudySummary
 from statewise.study.anova import Cell, estimate_effects
 from statewise.study.cells import told_signals, told_source
@@ -249,13 +251,11 @@ def _recipe(plan: Plan, name: str) -> str:
 def _drift(store: Store, name: str, seeds: list[int]) -> dict[str, DriftEstimate]:
     paths = [store.arm_folder(name, seed) / "drift.json" for seed in seeds]
     measured = [records.read_json(path) for path in paths if path.exists()]
-    drift = {}
-    for distance in measured[0] if measured else []:
-        values = [one[distance]["value"] for one in measured]
-        p_values = [one[distance]["p_value"] for one in measured if one[distance]["p_value"] is not None]
-        floor = float(np.mean([one[distance]["floor"] for one in measured]))
-        drift[distance] = DriftEstimate(float(np.mean(values)), min(values), max(values), floor, tuple(p_values))
-    return drift
+    distances = dict.fromkeys(distance for one in measured for distance in one)
+    return {
+        distance: over_seeds([DriftValue(**one[distance]) for one in measured if distance in one])
+        for distance in distances
+    }
 
 
 def _mean_budget(results: list[dict[str, object]]) -> dict[str, float]:
