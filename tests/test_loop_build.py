@@ -182,7 +182,7 @@ def test_a_response_is_graded_as_the_task_grades_its_text(toy_policy):
 
 
 def test_building_an_arm_changes_neither_teacher_nor_base(toy_policy):
-    setup = make_setup(toy_policy, make_source(), SIGNALS["reverse_kl"](), lr=1e-2)
+    setup = make_setup(toy_policy, make_source("dataset"), SIGNALS["reverse_kl"](), lr=1e-2)
     before = {name: [p.clone() for p in setup.engine.policies[name].model.parameters()] for name in ("teacher", "base")}
     Updater(setup).apply(terms_of(setup, gold_states(setup)), 0)
     for name, parameters in before.items():

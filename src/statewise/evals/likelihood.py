@@ -37,7 +37,7 @@ def score_continuations(policy: Policy, pairs: Sequence[Pair]) -> list[tuple[flo
         One (nats, is_greedy) a pair, in order; is_greedy: greedy decoding would write the continuation.
 
     Raises:
-        UsageError: an empty continuation, or one that is longer than the model's context.
+        UsageError: an empty context or continuation, or a continuation that is longer than the model's context.
     """
     if not pairs:
         return []
@@ -70,6 +70,11 @@ def _fit_all(policy: Policy, pairs: Sequence[Pair]) -> list[Pair]:
     limit = policy.context_length + 1
     fitted = []
     for pair in pairs:
+        if not pair.context:
+            raise UsageError(
+                f"no token stands before a choice of {len(pair.continuation)} tokens: its context is spaces alone, to "
+                f"which the tokenizer of {policy.name!r} gives no token; give doc_to_text of the task a text"
+            )
         if not 0 < len(pair.continuation) < limit:
             raise UsageError(
                 f"a choice of {len(pair.continuation)} tokens cannot be scored by {policy.name!r}, whose context has "

@@ -19,7 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from statewise.errors import UsageError
 from statewise.evals.likelihood import Pair, score_continuations, warn_of_cuts
-from statewise.policy.load import Policy, decode_all, encode, encode_prompt
+from statewise.policy.load import Policy, decode_all, encode, encode_prompt, encode_start
 from statewise.policy.sampler import Sampling, sample
 from statewise.seeding import derive_key
 from statewise.tasks.task import DEFAULT_MAX_NEW_TOKENS, cut_at, max_tokens_of, stops_of
@@ -52,13 +52,11 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without context: begin-of-text where the tokenizer has it, as in HFLM."""
-        begin = self.tokenizer.bos_token_id
-        return self.policy.end_token_id if begin is None else int(begin)
+        return self.policy.prefix_token_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
         """As in HFLM: begin-of-text by the tokenizer's own habit, unless `add_special_tokens` is False."""
-        return list(encode(self.policy, string) if add_special_tokens is False else encode_prompt(self.policy, string))
+        return list(encode(self.policy, string) if add_special_tokens is False else encode_start(self.policy, string))
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = True
@@ -120,6 +118,6 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
                 f"answers of {max_new_tokens} tokens leave no room for a prompt in {self.policy.name!r}, whose context "
                 f"has {self.policy.context_length}; lower max_new_tokens"
             )
-        prompts = [encode_prompt(self.policy, context) or (self.prefix_token_id,) for context in contexts]
+        prompts = [encode_prompt(self.policy, context) for context in contexts]
         warn_of_cuts(self.policy, sum(len(prompt) > room for prompt in prompts), len(prompts))
         return [prompt[-room:] for prompt in prompts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,12 +16,20 @@ from statewise.loop.account import Account
 from statewise.loop.fit import TokenLimit
 from statewise.loop.history import WeightHistory
 from statewise.policy.act import draw_actions
-from statewise.policy.load import Policy, chat_of, check_chat_end, check_same_tokenizer, decode, encode, encode_prompt
+from statewise.policy.load import (
+    Policy,
+    chat_of,
+    check_chat_end,
+    check_same_tokenizer,
+    decode,
+    encode_after,
+    encode_prompt,
+)
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.samplers import Sampler
 from statewise.seeding import derive_key
 from statewise.signals.signal import ActRequest, Supervision, WeightedSignal, WriteRequest
-from statewise.states import EncodedExample, RecordedStates, Source, SourceContext, leaves
+from statewise.states import EncodedExample, RecordedStates, Source, SourceContext, leaves, reads_gold
 from statewise.states.dataset import Dataset
 from statewise.states.pairs import read_pairs
 from statewise.states.source import RolloutRequest
@@ -145,7 +153,8 @@ def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], material: 
     if recipe.is_chat:
         check_chat_end(learner)
     documents = material.task.examples("train", chat_of(learner) if recipe.is_chat else None)
-    examples = tuple(encode_example(learner, document) for document in documents)
+    needed = documents if reads_gold(recipe.source) else [replace(document, gold="") for document in documents]
+    examples = tuple(encode_example(learner, document) for document in needed)
     if not examples:
         raise UsageError(f"task {material.task.name!r} has no training documents, so there is nothing to train on")
     pairs = {
@@ -166,13 +175,16 @@ def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], material: 
 
 
 def encode_example(policy: Policy, example: Example) -> EncodedExample:
-    """Prompt and gold text in tokens, the gold text closed by end-of-text.
+    """Prompt and gold text in tokens, the gold text as it stands after the prompt and closed by end-of-text.
 
     Raises:
-        UsageError: prompt and gold text are longer than the model's context.
+        UsageError: prompt and gold text are longer than the model's context, or share a token.
     """
     prompt_ids = encode_prompt(policy, example.prompt)
-    gold_ids = (*encode(policy, example.gold), policy.end_token_id) if example.gold else ()
+    try:
+        gold_ids = (*encode_after(policy, example.prompt, example.gold), policy.end_token_id) if example.gold else ()
+    except UsageError as error:
+        raise UsageError(f"training document {example.index}: {error}") from None
     if len(prompt_ids) + max(1, len(gold_ids)) > policy.context_length:
         raise UsageError(
             f"training document {example.index}: prompt ({len(prompt_ids)} tokens) and gold text ({len(gold_ids)}) "

@@ -64,6 +64,12 @@ class Policy:
         return tuple(whole[:start])
 
     @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without a prompt: begin-of-text where the tokenizer has it, as in HFLM."""
+        begin = self.tokenizer.bos_token_id
+        return self.end_token_id if begin is None else int(begin)
+
+    @property
     def context_length(self) -> int:
         return int(self.model.config.get_text_config().max_position_embeddings)
 
@@ -77,8 +83,8 @@ def encode(policy: Policy, text: str) -> tuple[int, ...]:
     return tuple(policy.tokenizer.encode(text, add_special_tokens=False))
 
 
-def encode_prompt(policy: Policy, text: str) -> tuple[int, ...]:
-    """The tokens of a text that stands at the start of a sequence, in training and in evaluation alike.
+def encode_start(policy: Policy, text: str) -> tuple[int, ...]:
+    """The tokens of a text that stands at the start of a sequence; () if it has none.
 
     As lm-eval's HFLM: begin-of-text comes first where the tokenizer adds one (Llama, Gemma; not Qwen, SmolLM), unless
     `text` brings it along, as a chat template does. What a tokenizer would add at the end is left out.
@@ -86,6 +92,33 @@ def encode_prompt(policy: Policy, text: str) -> tuple[int, ...]:
     ids = encode(policy, text)
     begin = policy.begin_token_ids
     return ids if ids[: len(begin)] == begin else (*begin, *ids)
+
+
+def encode_prompt(policy: Policy, text: str) -> tuple[int, ...]:
+    """The tokens that an answer to `text` is sampled from, in training and in evaluation alike; never ()."""
+    return encode_start(policy, text) or (policy.prefix_token_id,)
+
+
+def encode_after(policy: Policy, prompt: str, text: str) -> tuple[int, ...]:
+    """The tokens of `text` as they stand in the joined text, after those of `encode_prompt(policy, prompt)`.
+
+    Tokenizers that put a space before every text (Llama 1 and 2, Mistral) or join letters into words give other tokens
+    to `text` alone. As lm-eval's `_encode_pair`, save that spaces at the end of a prompt, which lm-eval counts to the
+    text, stay with the prompt: sampling starts behind them.
+
+    Raises:
+        UsageError: a token lies across the border, so that no answer to `prompt` could be written in these tokens.
+    """
+    start, whole = encode_start(policy, prompt), encode_start(policy, prompt + text)
+    if whole[: len(start)] == start:
+        return whole[len(start) :]
+    place = next(i for i, token in enumerate(start) if whole[i : i + 1] != (token,))
+    alone, joined = (policy.tokenizer.decode(list(ids)) for ids in (start[place:], whole[place : place + 1]))
+    raise UsageError(
+        f"{alone!r} at the end of the prompt is one token with the text that follows ({joined!r}), so nothing that is "
+        "sampled from the prompt has the tokens of the joined text; end doc_to_text before it and begin "
+        "target_delimiter with it"
+    )
 
 
 def chat_of(policy: Policy) -> Callable[..., str]:
