@@ -1,14 +1,16 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_loop_build import make_setup, make_source, supervised_states, supervised_terms, terms_of
+from test_loop_build import gold_states, make_setup, make_source, supervised_states, supervised_terms, terms_of
 
 from statewise.errors import DivergedError, OutOfMemoryError
 from statewise.locality.adapter import Lora
 from statewise.loop import update
+from statewise.loop.constrain import memory_gradient
 from statewise.loop.score import score_terms
 from statewise.loop.update import Updater, contributing_rows
 from statewise.policy.load import copy_policy
@@ -233,6 +235,52 @@ def test_a_teacher_equal_to_the_learner_moves_nothing(toy_policy):
     result = Updater(setup).apply(supervised_terms(setup), 0)
     assert abs(result.loss) < 1e-6
     assert result.grad_norm < 1e-5
+
+
+def without_states(setup, step):
+    """The terms of an update in which a signal has left nothing to learn from."""
+    return [replace(term, states=nothing_of(term.states)) for term in supervised_terms(setup, step)]
+
+
+def nothing_of(states):
+    return replace(states, action_mask=np.zeros_like(states.action_mask))
+
+
+def test_an_update_without_states_steps_every_weight_as_adamw_does_with_gradient_zero(toy_policy):
+    settings = {"weight_decay": 0.1, "lr": 1e-2, "betas": BETAS}
+    setup = make_setup(toy_policy, make_source("dataset"), SIGNALS["imitate"](), **settings)
+    assert "lm_head.weight" in setup.trainable  # untied: no loss, no path to it
+    updater = Updater(setup)
+    theirs = {name: torch.nn.Parameter(p.detach().clone()) for name, p in setup.trainable.items()}
+    oracle = torch.optim.AdamW(update.decay_groups(theirs.values(), 0.1), lr=1e-2, betas=BETAS)
+    for step, of in enumerate((supervised_terms, without_states, supervised_terms, without_states)):
+        updater.apply(of(setup, step), step)
+        for name, parameter in theirs.items():
+            ours = setup.trainable[name].grad
+            parameter.grad = torch.zeros_like(parameter) if of is without_states else ours.clone()
+        oracle.step()
+        for name, parameter in theirs.items():
+            torch.testing.assert_close(setup.trainable[name], parameter, atol=0, rtol=0, msg=f"{name} in update {step}")
+
+
+def test_a_first_update_without_states_gives_every_weight_its_moments(toy_policy):
+    # Checkpoints hold what there is: a weight without moments would be a step behind all others from then on.
+    setup = make_setup(toy_policy, make_source("dataset"), SIGNALS["imitate"]())
+    updater = Updater(setup)
+    updater.apply(without_states(setup, 0), 0)
+    assert {int(updater.optimizer.state[p]["step"]) for p in setup.trainable.values()} == {1}
+
+
+def test_a_weight_that_no_loss_reaches_has_gradient_zero(toy_policy):
+    # As that of an expert to which no token was routed.
+    setup = make_setup(toy_policy, make_source("dataset"), SIGNALS["imitate"]())
+    setup.trainable["idle"] = torch.nn.Parameter(torch.ones(2, 2))
+    updater = Updater(setup)
+    updater.apply(supervised_terms(setup), 0)
+    assert setup.trainable["idle"].grad.tolist() == [[0, 0], [0, 0]]
+    assert int(updater.optimizer.state[setup.trainable["idle"]]["step"]) == 1
+    remembered = memory_gradient(setup, gold_states(setup))
+    assert remembered["idle"].tolist() == [[0, 0], [0, 0]]
 
 
 def gradients_of(setup):

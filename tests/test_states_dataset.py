@@ -38,7 +38,7 @@ def test_epochs_have_orders_of_their_own():
 
 def test_the_first_place_of_an_epoch_is_given_to_every_document():
     # 700 epochs, 100 a document on average; the standard deviation is sqrt(700 · 1/7 · 6/7) = 9.3.
-    first = Counter(context(7).draw_examples(7, step)[0].index for step in range(700))
+    first = Counter(context(7).draw_examples(7, step, 1)[0].index for step in range(700))
     assert all(abs(first[i] - 100) < 40 for i in range(7))
 
 

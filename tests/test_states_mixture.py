@@ -1,13 +1,18 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_loop_build import make_setup, make_source
 
 from statewise.errors import UsageError
 from statewise.signals import SIGNALS
-from statewise.states import SOURCES, RecordedStates, read_source
+from statewise.states import SOURCES, EncodedExample, RecordedStates, SourceContext, read_source
 from statewise.states.mixture import Mixture, Part
 from statewise.states.ramp import Ramp
+from statewise.types import Rollout
 
 
 def mixture(weight, per="trajectory", count=8):
@@ -45,6 +50,74 @@ def test_every_row_of_a_mixture_by_state_keeps_a_state_and_its_log_probabilities
         is_written = np.array([writer == "base" for writer in states.writers])[:, None] & states.action_mask
         assert np.isfinite(states.behavior_logprobs[is_written]).all()
         assert np.isnan(states.behavior_logprobs[~is_written]).all()
+
+
+class Documents:
+    """Documents whose prompt is their number, and how often each was written on, by writer."""
+
+    def __init__(self, num_documents, num_updates, key=0):
+        self.written = {"learner": Counter(), "teacher": Counter(), "base": Counter()}
+        examples = tuple(EncodedExample(i, (i + 1,), (1, 2)) for i in range(num_documents))
+        self.context = SourceContext(examples, self.write, key, num_updates)
+
+    def write(self, request):
+        self.written[request.writer].update(prompt[0] - 1 for prompt in request.prompts)
+        return [Rollout(prompt, (3, 4), (-1.0, -1.0), True) for prompt in request.prompts]
+
+
+def is_even(seen, num_documents):
+    """Whether each of the documents was seen as often as any other, or once more."""
+    times = [seen[index] for index in range(num_documents)]
+    return max(times) - min(times) <= 1
+
+
+weights = st.one_of(st.floats(0.05, 1), st.builds(Ramp, st.floats(0.05, 1), st.floats(0.05, 1)))
+from_nothing = st.one_of(weights, st.just(Ramp(0.0, 1.0)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    of_parts=st.tuples(weights, weights, from_nothing), num_documents=st.integers(1, 40), count=st.integers(1, 24),
+    num_updates=st.integers(1, 30), key=st.integers(0, 99),
+)  # fmt: skip
+@pytest.mark.parametrize("per", ["trajectory", "state"])
+def test_each_part_goes_through_its_documents_in_epochs_without_a_gap(
+    per, of_parts, num_documents, count, num_updates, key
+):
+    # A mixture within a mixture; a part that writes groups moves on by prompts, and its share may end within a group.
+    one, other, grouped = (
+        make_source(by=by, samples_per_prompt=size) for by, size in (("learner", 1), ("base", 1), ("teacher", 3))
+    )
+    inner = Mixture((Part(other, of_parts[0]), Part(grouped, of_parts[1])), per)
+    source = Mixture((Part(one, 0.5), Part(inner, of_parts[2])), per, count)
+    there = Documents(num_documents, num_updates, key)
+    for step in range(num_updates):
+        source.sample(there.context, step)
+    for writer, size in (("learner", 1), ("base", 1), ("teacher", 3)):
+        seen = Counter({index: times // size for index, times in there.written[writer].items()})
+        assert is_even(seen, num_documents), (writer, seen)
+
+
+def test_every_document_of_the_dataset_is_seen_before_any_comes_again():
+    # 25 updates of 8 at a share of one half: about 100 trajectories of each part, and 40 documents.
+    source = Mixture((Part(make_source("dataset"), 0.5), Part(make_source(samples_per_prompt=1), 0.5)), "trajectory", 8)
+    there, seen = Documents(40, 25), Counter()
+    for step in range(25):
+        states = source.sample(there.context, step)
+        is_data = [writer == "data" for writer in states.writers]
+        seen.update(states.prompt_indices[is_data].tolist())
+        assert is_even(seen, 40)
+    assert 70 < seen.total() < 130
+
+
+def test_an_update_of_a_mixture_does_not_depend_on_the_updates_that_were_drawn_before():
+    parts = (Part(make_source("dataset"), Ramp(1.0, 0.2)), Part(make_source(samples_per_prompt=1), Ramp(0.0, 0.8)))
+    source = Mixture(parts, "trajectory", 8)
+    whole, resumed = Documents(11, 20), Documents(11, 20)
+    drawn_before = [source.sample(whole.context, step).prompt_indices.tolist() for step in range(20)]
+    assert [source.sample(resumed.context, step).prompt_indices.tolist() for step in (13, 4, 19)] == [
+        drawn_before[step] for step in (13, 4, 19)
+    ]
 
 
 @pytest.mark.parametrize(("weight", "asked"), [(0.0, {}), (1.0, {"base"})])

@@ -175,7 +175,7 @@ def memory_gradient(setup: Setup, states: States) -> dict[str, Tensor]:
         for rows in batches[0]:
             with recomputed_activations(setup.learner.model):
                 loss = -_logprobs(setup, take_rows(states, rows)).sum() / states.num_states
-                gradients = torch.autograd.grad(loss, [*setup.trainable.values()])
+                gradients = torch.autograd.grad(loss, [*setup.trainable.values()], materialize_grads=True)
             for name, gradient in zip(setup.trainable, gradients, strict=True):
                 total[name] += gradient
         return total
@@ -205,6 +205,6 @@ def _sample_gradients(setup: Setup, memories: list[States]) -> Iterator[dict[str
         for row in range(len(states.lengths)):
             with recomputed_activations(setup.learner.model):
                 logprob = _logprobs(setup, take_rows(states, np.array([row]))).sum()
-                gradients = torch.autograd.grad(logprob, parameters)
+                gradients = torch.autograd.grad(logprob, parameters, materialize_grads=True)
             yield dict(zip(setup.trainable, gradients, strict=True))
         setup.engine.account.train(setup.learner.model, setup.num_adapted, int(states.lengths.sum()))

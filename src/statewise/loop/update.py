@@ -127,6 +127,9 @@ class Updater:
             self.optimizer.zero_grad(set_to_none=True)
             for group, rows in zip(groups, batches, strict=True):
                 self._accumulate(group, rows, step, gradient)
+            for parameter in self._setup.trainable.values():
+                if parameter.grad is None:  # AdamW would pass over it: no decay, no moments, a step behind the others
+                    parameter.grad = torch.zeros_like(parameter)
             self._charge(groups, batches)
             return gradient
 

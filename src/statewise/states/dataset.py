@@ -49,11 +49,11 @@ class Dataset:
             UsageError: a document without gold text.
         """
         if self.pairs is not None:
-            drawn = context.draw_examples(-(-self.num_trajectories // 2), step, self.num_examples, self.pairs)
+            drawn = context.draw_examples(-(-self.num_trajectories // 2), step, 2, self.num_examples, self.pairs)
             # A prompt may have several pairs, and a pair may come twice in an update: each is compared within itself.
             groups = [context.row_key(step, place, "pair") >> 1 for place in range(len(drawn))]
             return collate([one for pair in zip(drawn, groups, strict=True) for one in self._pair(*pair)])
-        examples = context.draw_examples(self.num_trajectories, step, self.num_examples)
+        examples = context.draw_examples(self.num_trajectories, step, 1, self.num_examples)
         return collate([self._trajectory(example, example.gold_ids) for example in examples])
 
     def _pair(self, example: EncodedExample, group: int) -> tuple[Trajectory, Trajectory]:

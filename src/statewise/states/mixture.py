@@ -15,7 +15,7 @@ from pydantic import Field, InstanceOf
 from statewise.seeding import generator
 from statewise.states.ramp import Ramp, Share, value_at
 from statewise.states.source import Source, SourceContext
-from statewise.types import States, join_rows, take_rows
+from statewise.types import IntArray, States, join_rows, take_rows
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,8 @@ class Part:
 class Mixture:
     """Trajectories or states drawn from several sources.
 
-    Fields: `parts`, each a source with a `weight` that says how much it gives; `per`: what is drawn, a
-    `trajectory` or a `state` (each part then yields `num_trajectories`, and states are drawn from them until one part
-    has none left); `num_trajectories` an update.
+    Fields: `parts`, each a source with a `weight`, how much it gives; `per`: what is drawn, a `trajectory` or a `state`
+    (each part then yields `num_trajectories`, and states are drawn until one has none left); `num_trajectories`.
     """
 
     kind: ClassVar[str] = "mixture"
@@ -75,25 +74,30 @@ class Mixture:
 
     def sample(self, context: SourceContext, step: int) -> States:
         """Rows of the parts in turn; a part of weight 0 is not asked, and a row without a state is left out."""
-        weights = self.weights_at(step, context.num_updates)
-        rng = generator(context.key, "mixture", step)
-        if self.per == "state":
-            return _thinned(
-                self._parts(context, step, [self.num_trajectories * (w > 0) for w in weights]), weights, rng
-            )
-        counts = rng.multinomial(self.num_trajectories, weights)
-        return join_rows([part for part in self._parts(context, step, counts.tolist()) if part is not None])
+        asked = self._asked(context, step)
+        parts = [self._part(context, step, index, asked[:, index]) for index in range(len(self.parts))]
+        if self.per == "trajectory":
+            return join_rows([part for part in parts if part is not None])
+        return _thinned(parts, self.weights_at(step, context.num_updates), generator(context.key, "mixture", step))
 
-    def _parts(self, context: SourceContext, step: int, counts: list[int]) -> list[States | None]:
-        """So many trajectories of each part; None for none."""
-        drawn: list[States | None] = []
-        for index, (part, count) in enumerate(zip(self.parts, counts, strict=True)):
-            if not count:
-                drawn.append(None)
-                continue
-            states = part.source.sized(count).sample(context.part(index, self.num_trajectories), step)
-            drawn.append(take_rows(states, range(min(count, len(states.lengths)))))
-        return drawn
+    def _asked(self, context: SourceContext, step: int) -> IntArray:
+        """Trajectories asked of every part in the updates up to `step`, int64 [step + 1, parts]: where each stands.
+
+        They are drawn from one stream, so that more updates do not change the first ones.
+        """
+        before = np.full(step, self.num_trajectories) if context.asked is None else context.asked
+        totals = np.append(before, self.num_trajectories)
+        weights = np.array([self.weights_at(update, context.num_updates) for update in range(step + 1)])
+        if self.per == "state":
+            return np.where(weights > 0, totals[:, None], 0)
+        return np.asarray(generator(context.key, "mixture").multinomial(totals, weights), dtype=np.int64)
+
+    def _part(self, context: SourceContext, step: int, index: int, asked: IntArray) -> States | None:
+        """The trajectories of one part, `asked` for in this update and those before it; None for none."""
+        if not (count := int(asked[-1])):
+            return None
+        states = self.parts[index].source.sized(count).sample(context.part(index, asked[:-1]), step)
+        return take_rows(states, range(min(count, len(states.lengths))))
 
 
 def _thinned(parts: list[States | None], weights: list[float], rng: np.random.Generator) -> States:
@@ -102,8 +106,7 @@ def _thinned(parts: list[States | None], weights: list[float], rng: np.random.Ge
     draws = rng.choice(len(parts), size=sum(available), p=weights)
     taken = np.cumsum(draws[:, None] == np.arange(len(parts)), axis=0)
     is_over = (taken > np.array(available)).any(axis=1)
-    end = int(is_over.argmax()) if is_over.any() else len(draws)
-    counts = np.bincount(draws[:end], minlength=len(parts)).tolist()
+    counts = np.bincount(draws[: is_over.argmax() if is_over.any() else None], minlength=len(parts)).tolist()
     return join_rows([_keep(part, n, rng) for part, n in zip(parts, counts, strict=True) if part is not None and n])
 
 
@@ -114,5 +117,4 @@ def _keep(states: States, count: int, rng: np.random.Generator) -> States:
     mask = np.zeros_like(states.action_mask)
     mask[rows[chosen], columns[chosen]] = True
     behavior = np.where(mask, states.behavior_logprobs, np.float32(np.nan))
-    thinned = replace(states, action_mask=mask, behavior_logprobs=behavior)
-    return take_rows(thinned, np.flatnonzero(mask.any(axis=1)))
+    return take_rows(replace(states, action_mask=mask, behavior_logprobs=behavior), np.flatnonzero(mask.any(axis=1)))

@@ -64,7 +64,7 @@ class Prefix:
         Raises:
             UsageError: a document without gold text, where the dataset begins.
         """
-        drawn = context.draw_examples(self.num_prompts, step, self.num_examples)
+        drawn = context.draw_examples(self.num_prompts, step, self.samples_per_prompt, self.num_examples)
         examples = [example for example in drawn for _ in range(self.samples_per_prompt)]
         begun = [self._cut(whole, context, step, row) for row, whole in enumerate(self._whole(examples, context, step))]
         open_rows = [row for row, start in enumerate(begun) if not start.is_finished]

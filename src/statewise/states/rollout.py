@@ -78,7 +78,7 @@ class ModelRollout:
         return buffer.draw(self.num_prompts, generator(context.key, "replay", step))
 
     def _write(self, context: SourceContext, step: int) -> States:
-        drawn = context.draw_examples(self.num_prompts, step, self.num_examples)
+        drawn = context.draw_examples(self.num_prompts, step, self.samples_per_prompt, self.num_examples)
         examples = [example for example in drawn for _ in range(self.samples_per_prompt)]
         written_by = max(0, step - self.lag) if self.by == "learner" else -1
         rollouts = context.roll_out(

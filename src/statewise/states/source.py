@@ -14,7 +14,7 @@ import numpy as np
 
 from statewise.seeding import derive_key, generator
 from statewise.states.buffer import ReplayBuffer
-from statewise.types import Rollout, States
+from statewise.types import IntArray, Rollout, States
 
 Writer = Literal["learner", "teacher", "base"]
 
@@ -60,8 +60,9 @@ class RecordedStates:
 class SourceContext:
     """What a source may use: documents, a rollout engine, and the key that all its randomness derives from.
 
-    `num_updates`: of the whole arm, for schedules. `stride`: documents that an update moves on by (None: as many as it
-    takes). `recorded`: the states that a source `log` replays, by its `record`; `pairs`: given preferences, by file.
+    `num_updates`: of the whole arm, for schedules. `asked`: of a part of a mixture, the trajectories that were asked of
+    it in each update before this one, int64 [step] (None: as many as in this one). `recorded`: the states that a source
+    `log` replays, by its `record`; `pairs`: given preferences, by file.
     `buffers` are the replay buffers, by the part of the source that owns them (`name`): the only thing that a source
     changes, and so a part of every checkpoint.
     """
@@ -70,27 +71,28 @@ class SourceContext:
     roll_out: Callable[[RolloutRequest], list[Rollout]]
     key: int
     num_updates: int = 1
-    stride: int | None = None
+    asked: IntArray | None = None
     recorded: Mapping[str, RecordedStates] = field(default_factory=dict)
     pairs: Mapping[str, tuple[EncodedExample, ...]] = field(default_factory=dict)
     buffers: dict[str, ReplayBuffer] = field(default_factory=dict)
     name: str = ""
 
     def draw_examples(
-        self, count: int, step: int, pool: int | None = None, pairs: str | None = None
+        self, count: int, step: int, rows_each: int, pool: int | None = None, pairs: str | None = None
     ) -> list[EncodedExample]:
         """The `count` documents of update `step`: epochs in a new order each, without a gap between them.
 
         Args:
             count: number of documents, >= 1.
             step: update, from 0.
+            rows_each: trajectories that a document gives.
             pool: use only the first `pool` documents; None: all.
             pairs: take them from this file of preferences; None: from the training split.
         """
         examples = self.examples if pairs is None else self.pairs[pairs]
         size = min(pool or len(examples), len(examples))
         drawn: list[EncodedExample] = []
-        position = step * (self.stride or count)
+        position = step * count if self.asked is None else int((-(-self.asked // rows_each)).sum())
         while len(drawn) < count:
             epoch, offset = divmod(position, size)
             order = generator(self.key, "order", epoch).permutation(size)
@@ -108,10 +110,10 @@ class SourceContext:
         """The replay buffer of this source or part of one."""
         return self.buffers.setdefault(self.name, ReplayBuffer())
 
-    def part(self, index: int, stride: int) -> SourceContext:
-        """The context of one part of a mixture: documents, randomness and buffer of its own."""
+    def part(self, index: int, asked: IntArray) -> SourceContext:
+        """The context of one part of a mixture: epochs, randomness and buffer of its own; `asked` as in the fields."""
         return replace(
-            self, key=derive_key(self.key, "part", index), stride=stride, name=f"{self.name}/{index}".lstrip("/")
+            self, key=derive_key(self.key, "part", index), asked=asked, name=f"{self.name}/{index}".lstrip("/")
         )
 
 
