@@ -10,6 +10,7 @@ from statewise.errors import UsageError
 from statewise.pocket.world import World, write_benchmarks
 from statewise.tasks.load import load_task
 from statewise.tasks.task import Task, cut_at
+from statewise.tasks.task_file import read_task_file
 
 LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
 STRICT, FLEXIBLE = "exact_match,strict-match", "exact_match,flexible-extract"
@@ -140,7 +141,7 @@ def test_an_answer_that_the_grader_fails_on_is_nan_not_zero(tmp_path):
     )
     path = write_math(tmp_path, ["#### 5", "#### 6"], filter_list=None)
     path.write_text(path.read_text() + "process_results: !function grader.grade\n")
-    task = load_task(str(path))
+    task = load_task(str(path), trusted=read_task_file(path).told_code)
     assert task.reward(0, "12") == 1
     assert task.reward(0, "-1") == 0
     assert math.isnan(task.reward(0, "twelve"))

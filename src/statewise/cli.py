@@ -69,6 +69,7 @@ def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has 
     limit: Annotated[int | None, typer.Option(help="Items a task and prompts of drift, at most.")] = None,
     quick: QuickOption = False,
     chat: Annotated[bool, typer.Option("--chat", help="Prompts in the tokenizer's chat template.")] = False,
+    trust_task_code: cli_models.TrustOption = False,
     workers: WorkersOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: JsonOption = False,
@@ -81,6 +82,7 @@ def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has 
     request = StudyRequest(
         study, tuple(overrides or ()), seeds, str(world) if world else model,
         str(data) if data else None, limit, is_quick=quick, is_chat=chat, is_dry=dry_run,
+        trusts_task_code=trust_task_code,
     )  # fmt: skip
     if dry_run:
         _print_plan(request, workers, as_json)
@@ -92,6 +94,7 @@ def _run(request: StudyRequest, out: Path | None, workers: int | None, as_json: 
     from statewise.study.request import choose_workers, plan_study
 
     plan = plan_study(request)  # before the slow imports: a mistyped word is answered at once
+    cli_models.tell_code(plan.task_code)
 
     from rich.console import Console
 
@@ -133,6 +136,7 @@ def _print_plan(request: StudyRequest, workers: int | None, as_json: bool, *, ha
     from statewise.study.request import choose_workers, plan_study
 
     plan = plan_study(request)
+    cli_models.tell_code(plan.task_code)
     num_workers = choose_workers(plan, workers).count
     estimate = estimate_plan(plan, num_workers)
     if as_json:
@@ -156,13 +160,16 @@ def plan(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has
     seeds: Annotated[int | None, typer.Option(help="Number of seeds; default: as the study says.")] = None,
     model: ModelOption = None,
     quick: QuickOption = False,
+    trust_task_code: cli_models.TrustOption = False,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """What a study will need: arms, budget, time, and memory on GPUs of 24, 40 and 80 GB. Computes nothing."""
     from statewise.study.request import StudyRequest
 
-    request = StudyRequest(study, tuple(overrides or ()), seeds, model, is_quick=quick, is_dry=True)
+    request = StudyRequest(
+        study, tuple(overrides or ()), seeds, model, is_quick=quick, is_dry=True, trusts_task_code=trust_task_code
+    )
     _print_plan(request, workers, as_json, has_cards=True)
 
 

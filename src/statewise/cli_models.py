@@ -15,6 +15,15 @@ PARTIAL = 3
 app = typer.Typer()
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-task-code", help="Run the Python that a task file names; it is named first.")
+]
+
+
+def tell_code(task_code: tuple[str, ...]) -> None:
+    """Name the Python of task files, before it runs."""
+    for line in task_code:
+        typer.echo(f"Python of a task file: {line}", err=True)
 
 
 @app.command()
@@ -51,6 +60,7 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
         int | None, typer.Option(min=0, help="Worked examples in a prompt; default: as each task says.")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Prompts in the tokenizer's chat template.")] = False,
+    trust_task_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score any model on any task, item by item. The same command resumes; done tasks are kept."""
@@ -61,8 +71,12 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
         raise UsageError(f"--tasks {tasks!r}: names no task; give one or several, separated by commas")
     given = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     plan = plan_evaluation(
-        EvaluationRequest(model, names, limit, data, seed, out=out, is_chat=chat, num_fewshot=num_fewshot, **given)
-    )
+        EvaluationRequest(
+            model, names, limit, data, seed, out=out, is_chat=chat, num_fewshot=num_fewshot,
+            trusts_task_code=trust_task_code, **given,
+        )
+    )  # fmt: skip
+    tell_code(plan.task_code)
 
     from rich.console import Console
 

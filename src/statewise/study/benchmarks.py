@@ -23,6 +23,7 @@ def build_task(plan: Plan, name: str) -> Task:
         data=Path(shared.data) if shared.data else None,
         reward_metric=shared.reward_metric if name == shared.target else "",
         options=TaskOptions(shared.protocol[name].num_fewshot if name in shared.protocol else None),
+        trusted=plan.task_code,
     )
 
 

@@ -24,8 +24,12 @@ def digest_model(folder: Path, is_dry: bool = False) -> dict[str, str]:
         folder: of the model.
         is_dry: give the size of a large file instead of its digest.
     """
+    tasks = folder / "tasks"  # whose Python may be run; that of the model never is
     files = sorted(
-        path for path in folder.rglob("*") if path.suffix in SUFFIXES and not path.name.startswith("pretrain")
+        path
+        for path in folder.rglob("*")
+        if (path.suffix in SUFFIXES or (path.suffix == ".py" and path.is_relative_to(tasks)))
+        and not path.name.startswith("pretrain")
     )
     return {str(path.relative_to(folder)): _digest(path, is_dry) for path in files}
 

@@ -30,6 +30,7 @@ from statewise.study.model_folder import (
     stored_weights,
 )
 from statewise.study.run_folder import read_object
+from statewise.tasks.find import find_code
 
 if TYPE_CHECKING:
     from statewise.policy.load import Policy
@@ -46,7 +47,8 @@ class EvaluationRequest:
 
     `limit`: the first so many items of a task, None for all; `data`: folder of a task's local data; `seed`: of sampled
     answers; `max_new_tokens`: cap on an answer; `out` None: `evals/<model>`;
-    `is_chat`: prompts in the tokenizer's chat template; `num_fewshot`: worked examples, None: as each task says.
+    `is_chat`: prompts in the tokenizer's chat template; `num_fewshot`: worked examples, None: as each task says;
+    `trusts_task_code`: Python that a task file names may run.
     """
 
     model: str
@@ -58,13 +60,15 @@ class EvaluationRequest:
     out: Path | None = None
     is_chat: bool = False
     num_fewshot: int | None = None
+    trusts_task_code: bool = False
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
     """A checked request: where the model, its tasks and the records lie; `stored` is what `eval.json` holds so far.
 
-    `task_folders` has one entry a task: where it lies, None for lm-eval's own and for paths.
+    `task_folders` has one entry a task: where it lies, None for lm-eval's own and for paths. `task_code`: Python of
+    their files, which the user trusts.
     """
 
     request: EvaluationRequest
@@ -73,6 +77,7 @@ class EvaluationPlan:
     task_folders: dict[str, Path | None]
     out: Path
     stored: dict[str, Any]
+    task_code: tuple[str, ...] = ()
 
     @property
     def waiting(self) -> tuple[str, ...]:
@@ -96,8 +101,14 @@ def plan_evaluation(request: EvaluationRequest) -> EvaluationPlan:
         check_adapter(model)
     origin = read_origin(model)
     task_folders = {task: find_tasks(task, model, origin) for task in request.tasks}
+    code = [
+        line
+        for task, folder in task_folders.items()
+        for line in find_code(task, folder, is_trusted=request.trusts_task_code)
+    ]
     out = request.out or Path("evals") / _name_of(request.model)
-    return EvaluationPlan(request, model, origin, task_folders, out, _open_for(request, model, origin, out))
+    stored = _open_for(request, model, origin, out)
+    return EvaluationPlan(request, model, origin, task_folders, out, stored, tuple(dict.fromkeys(code)))
 
 
 def _name_of(model: str) -> str:
@@ -187,7 +198,9 @@ def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict
     policy, options = _load(plan), TaskOptions(request.num_fewshot)
     for asked in plan.waiting:
         on_task(asked)
-        task = load_task(asked, task_folder=plan.task_folders[asked], data=request.data, options=options)
+        task = load_task(
+            asked, task_folder=plan.task_folders[asked], data=request.data, options=options, trusted=plan.task_code
+        )
         _check_is_new(plan, asked, task.name)
         rows = evaluate(policy, task, protocol)
         records.write_table(plan.out / "evals" / f"{task.name}.parquet", rows, records.ITEM_SCHEMA)

@@ -52,6 +52,8 @@ class Plan:
     """A checked study: its arms' sources, signals and localities, and its nodes in an order in which they can run.
 
     `is_dry`: to be shown only, since the weights were not read; `download_bytes` of them are not on this machine.
+    `task_code`: Python of task files that the user trusts (`tasks.task_file`); no part of the fingerprint, since
+    without it nothing is computed at all.
     """
 
     config: StudyConfig
@@ -63,6 +65,7 @@ class Plan:
     fingerprint: str
     is_dry: bool = False
     download_bytes: int = 0
+    task_code: tuple[str, ...] = ()
 
     @property
     def num_parameters(self) -> float:

@@ -15,7 +15,7 @@ from statewise.policy.find import ModelReference, look_up_model
 from statewise.study.catalog import find_model, find_study, task_folder
 from statewise.study.plan import Plan, make_plan
 from statewise.study.shape import Shape
-from statewise.tasks.find import check_task_name
+from statewise.tasks.find import check_task_name, find_code
 
 LARGE_PARAMETERS = 50e6
 GPU_FILE = Path("/dev/nvidia0")  # there is a GPU; asking torch would take seconds
@@ -27,7 +27,7 @@ class StudyRequest:
 
     `is_quick`: the study's own small size; `limit`: items a task and prompts of drift, at most; `data`: folder of local
     copies of hub data sets; `is_chat`: prompts in the tokenizer's chat template; `is_dry`: the plan is to be shown, not
-    run, so no weights are downloaded or read for it.
+    run, so no weights are downloaded or read for it. `trusts_task_code`: Python that a task file names may run.
     """
 
     study: str
@@ -39,6 +39,7 @@ class StudyRequest:
     is_quick: bool = False
     is_chat: bool = False
     is_dry: bool = False
+    trusts_task_code: bool = False
 
 
 def plan_study(request: StudyRequest) -> Plan:
@@ -59,12 +60,12 @@ def plan_study(request: StudyRequest) -> Plan:
         raise UsageError(f"--data {config.shared.data}: no such folder; give one with local copies of the data sets")
     if request.is_dry:
         reference = _look_up(config.shared.model)
-        _check_tasks(config, reference.folder, place)
+        code = _check_tasks(config, reference.folder, place, request.trusts_task_code)
         plan = make_plan(config, reference.folder, place, is_dry=True)
-        return replace(plan, download_bytes=reference.missing_bytes)
+        return replace(plan, download_bytes=reference.missing_bytes, task_code=code)
     model = _find_all(config)
-    _check_tasks(config, model, place)
-    return make_plan(config, model, place)
+    code = _check_tasks(config, model, place, request.trusts_task_code)
+    return replace(make_plan(config, model, place), task_code=code)
 
 
 def _overrides_of(request: StudyRequest) -> list[str]:
@@ -115,8 +116,9 @@ def _has_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _check_tasks(config: StudyConfig, model: Path, place: Place) -> None:
-    shared = config.shared
+def _check_tasks(config: StudyConfig, model: Path, place: Place, trusts_code: bool) -> tuple[str, ...]:
+    """Refuse a task that is not there, or whose Python is not trusted; returns the Python that is."""
+    shared, code = config.shared, list[str]()
     for key, task in [("target", shared.target), *(("retention", task) for task in shared.retention)]:
         with place.naming("shared", key):
             if "/" in task or task.endswith(".yaml"):
@@ -125,10 +127,12 @@ def _check_tasks(config: StudyConfig, model: Path, place: Place) -> None:
                     "its data into the model folder's tasks/ and give the name (statewise eval takes paths)"
                 )
             check_task_name(task, task_folder(model))
+            code += find_code(task, task_folder(model), is_trusted=trusts_code)
     for task in shared.protocol:
         if task not in (shared.target, *shared.retention):
             where = f"{place.of(['shared', 'protocol', task])}: [shared.protocol.<task>]"
             raise unknown("task", task, (shared.target, *shared.retention), where)
+    return tuple(dict.fromkeys(code))
 
 
 def _with_prompts(config: StudyConfig, most: int) -> StudyConfig:

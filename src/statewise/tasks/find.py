@@ -7,16 +7,18 @@ import os
 import re
 from collections.abc import Iterator
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 from statewise.errors import unknown
+from statewise.tasks.task_file import built_in_folder, read_task_file
 
 NUM_SUGGESTIONS = 3
 SLIP = 0.9  # as similar as that to one of the user's own tasks, a name is one of them, mistyped
 MAX_SLIP = 3  # letters more or less
 HEAD_BYTES = 2000  # a name stands near the top of its file
-DECLARATION = re.compile(rb'^"?(?:task|group|tag)"?:\s*"?([A-Za-z0-9_.-]+)"?\s*$', re.MULTILINE)
+# What a task may be called: its records are files of that name. All of lm-eval's own are called so.
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.()-]{0,199}")
+DECLARATION = re.compile(rb'^"?(?:task|group|tag)"?:\s*"?([A-Za-z0-9_.()-]+)"?\s*$', re.MULTILINE)
 
 
 def list_tasks(task_folder: Path) -> tuple[str, ...]:
@@ -34,10 +36,24 @@ def find_task_file(name_or_path: str, task_folder: Path | None) -> Path | None:
     named = Path(name_or_path)
     if named.suffix == ".yaml":
         return named if named.is_file() else None
-    if task_folder is None or named.name != name_or_path:
+    if task_folder is None or not NAME.fullmatch(name_or_path):
         return None
     path = task_folder / f"{name_or_path}.yaml"
     return path if path.is_file() else None
+
+
+def find_code(name_or_path: str, task_folder: Path | None, *, is_trusted: bool) -> tuple[str, ...]:
+    """The Python that the file of a task would run, a line each; none of lm-eval's own.
+
+    Raises:
+        UsageError: there is some, and it is not trusted; or the file cannot be read.
+    """
+    path = find_task_file(name_or_path, task_folder)
+    if path is None:
+        return ()
+    file = read_task_file(path)
+    file.check_trusted(file.told_code if is_trusted else ())
+    return file.told_code
 
 
 def _yaml_files(place: str) -> Iterator[str]:
@@ -53,10 +69,8 @@ def lm_eval_names() -> dict[str, list[Path]]:
 
     lm-eval's own index parses the files, which takes 30 times as long and imports it.
     """
-    spec = find_spec("lm_eval")  # finds the folder without running the package
-    places = (spec.submodule_search_locations or []) if spec else []
     names: dict[str, list[Path]] = {}
-    for path in (path for place in places for path in _yaml_files(os.path.join(place, "tasks"))):
+    for path in _yaml_files(str(built_in_folder())):
         with open(path, "rb") as stream:
             head = stream.read(HEAD_BYTES)
         for name in DECLARATION.findall(head):
