@@ -1,6 +1,7 @@
 """A policy: a causal language model with its tokenizer, loaded from and saved to a folder of open formats.
 
-Learner, teacher and base are all a `Policy`. Weights are safetensors only and no code of a model folder is ever run.
+Learner, teacher and base are all a `Policy`. Weights are safetensors only and no code of a model is ever run (that of
+the tasks beside it: `tasks.task_file`).
 What other rooms rely on is checked here, once: an end-of-text token, a context length, attention layers that the
 rollout engine can cache, and logits that are the output head applied to the last hidden state.
 """
