@@ -13,7 +13,7 @@ from conftest import byte_tokenizer
 from statewise.config import UpdateSection
 from statewise.errors import UsageError
 from statewise.locality.adapter import Full
-from statewise.loop.build import Material, Recipe, build, encode_example
+from statewise.loop.build import Material, Recipe, build
 from statewise.loop.score import Term, score_terms
 from statewise.loop.train import supervise
 from statewise.loop.update import Updater
@@ -106,28 +106,6 @@ def losses_of(setup, states):
 def gold_states(setup):
     """The gold trajectories of the toy arm, all in one batch."""
     return make_source("dataset", num_trajectories=5).sample(setup.context, 0)
-
-
-def test_a_document_is_encoded_with_its_end_of_text(toy_policy):
-    encoded = encode_example(toy_policy, Example(3, "ab", " c"))
-    assert (encoded.index, len(encoded.prompt_ids), len(encoded.gold_ids)) == (3, 2, 3)
-    assert encoded.gold_ids[-1] == toy_policy.end_token_id
-
-
-def test_a_document_without_gold_text_has_no_gold_tokens(toy_policy):
-    assert encode_example(toy_policy, Example(0, "ab", "")).gold_ids == ()
-
-
-@pytest.mark.parametrize(("prompt", "gold"), [("x" * 100, "y" * 28), ("x" * 128, "")])
-def test_a_document_longer_than_the_context_is_refused(toy_policy, prompt, gold):
-    # 100 + 28 + end of text = 129 > 128; a prompt of 128 leaves no room for one new token.
-    with pytest.raises(UsageError, match=r"training document 5: .* exceed the context of 128 tokens"):
-        encode_example(toy_policy, Example(5, prompt, gold))
-
-
-def test_a_document_that_just_fits_the_context_is_taken(toy_policy):
-    assert len(encode_example(toy_policy, Example(5, "x" * 100, "y" * 27)).gold_ids) == 28
-    assert len(encode_example(toy_policy, Example(5, "x" * 127, "")).prompt_ids) == 127
 
 
 @pytest.mark.parametrize(

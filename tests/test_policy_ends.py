@@ -17,7 +17,8 @@ from statewise.config import UpdateSection
 from statewise.errors import UsageError
 from statewise.evals.policy_lm import PolicyLM
 from statewise.locality.adapter import Full
-from statewise.loop.build import Material, Recipe, build, encode_example
+from statewise.loop.build import Material, Recipe, build
+from statewise.loop.documents import encode_example
 from statewise.policy.load import (
     Policy,
     check_same_tokenizer,

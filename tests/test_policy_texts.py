@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from statewise.errors import UsageError
 from statewise.evals.policy_lm import PolicyLM
-from statewise.loop.build import encode_example
+from statewise.loop.documents import encode_example
 from statewise.policy.find import POCKET_MODEL
 from statewise.policy.load import Policy, encode, encode_after, encode_prompt
 from statewise.signals import SIGNALS

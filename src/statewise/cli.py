@@ -132,23 +132,32 @@ def _print_plan(request: StudyRequest, workers: int | None, as_json: bool, *, ha
 
     from statewise.progress import cards_table, plan_table
     from statewise.study.estimate import estimate_plan
+    from statewise.study.materials import check_materials
     from statewise.study.memory import estimate_memory
     from statewise.study.request import choose_workers, plan_study
 
     plan = plan_study(request)
     cli_models.tell_code(plan.task_code)
+    notes = check_materials(plan)
     num_workers = choose_workers(plan, workers).count
     estimate = estimate_plan(plan, num_workers)
     if as_json:
         nodes = [{"id": n.id, "needs": list(n.needs), "seconds": estimate.seconds[n.id]} for n in plan.nodes]
         _print_json(
-            {"nodes": nodes, "arms": {k: asdict(v) for k, v in estimate.arms.items()}, "wall_s": estimate.wall_s}
+            {
+                "nodes": nodes,
+                "arms": {k: asdict(v) for k, v in estimate.arms.items()},
+                "wall_s": estimate.wall_s,
+                "notes": notes,
+            }
             | ({"memory": {k: asdict(v) for k, v in estimate_memory(plan).items()}} if has_cards else {})
         )
         return
     Console().print(plan_table(plan, estimate, num_workers))
     if has_cards:
         Console().print(cards_table(plan, estimate))
+    for note in notes:
+        typer.echo(note)
     if plan.download_bytes:
         typer.echo(f"Model {plan.config.shared.model}: {plan.download_bytes / 1e9:.1f} GB to be downloaded.")
 

@@ -135,12 +135,15 @@ class SharedSection(Strict):
     it is not the tokenizer's own. `data`: folder of local copies of hub data sets. `chat`: prompts, in training and
     evaluation, are put into the tokenizer's chat template. `device` and `dtype` "auto": a GPU where there is one, and
     the checkpoint's precision (`policy.device`). `sampler`: the rollout engine of training (`policy.samplers`).
+    `too_long`: what becomes of documents, given pairs and prompts that exceed the model's context: "refuse" the study,
+    or "skip" them in every arm, which the report says.
     """
 
     model: str = "pocket"
     end_of_text: str | None = None
     data: str | None = None
     chat: bool = False
+    too_long: Literal["refuse", "skip"] = "refuse"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     sampler: Literal["own", "generate_batch"] = "own"

@@ -24,6 +24,10 @@ class UsageError(StatewiseError):
         self.keys = keys
 
 
+class NotHereError(UsageError):
+    """What the input names is elsewhere (a hub that cannot be reached) and may be as good as any."""
+
+
 class DivergedError(StatewiseError):
     """A loss or gradient is not finite; the arm is a result marked diverged, the study goes on."""
 

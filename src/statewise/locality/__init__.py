@@ -25,6 +25,9 @@ class Locality(Protocol):
     needs_memory: ClassVar[bool]
 
 
+# The kinds with `needs_memory`, which all have `num_prompts`.
+Remembering = EWC | GEM | AGEM
+
 LOCALITIES: dict[str, type[Locality]] = {
     "kl_to_base": KLToBase,
     "ewc": EWC,
@@ -33,4 +36,4 @@ LOCALITIES: dict[str, type[Locality]] = {
     "ema": EMA,
 }
 
-__all__ = ["LOCALITIES", "Locality"]
+__all__ = ["LOCALITIES", "Locality", "Remembering"]

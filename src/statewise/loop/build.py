@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
 
@@ -13,35 +12,27 @@ from statewise.errors import UsageError
 from statewise.locality import Locality
 from statewise.locality.adapter import Adapter
 from statewise.loop.account import Account
+from statewise.loop.documents import DocumentRule, Documents, read_documents, rule_of
 from statewise.loop.fit import TokenLimit
 from statewise.loop.history import WeightHistory
 from statewise.policy.act import draw_actions
-from statewise.policy.load import (
-    Policy,
-    chat_of,
-    check_chat_end,
-    check_same_tokenizer,
-    decode,
-    encode_after,
-    encode_prompt,
-)
+from statewise.policy.load import Policy, check_same_tokenizer, decode
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.samplers import Sampler
 from statewise.seeding import derive_key
 from statewise.signals.signal import ActRequest, Supervision, WeightedSignal, WriteRequest
-from statewise.states import EncodedExample, RecordedStates, Source, SourceContext, leaves, reads_gold
-from statewise.states.dataset import Dataset
-from statewise.states.pairs import read_pairs
+from statewise.states import RecordedStates, Source, SourceContext
 from statewise.states.source import RolloutRequest
 from statewise.tasks.task import Task
-from statewise.types import Example, IntArray, Rollout
+from statewise.types import IntArray, Rollout
 
 
 @dataclass(frozen=True)
 class Recipe:
     """The four independent parts of an arm, and the key that all its randomness derives from.
 
-    `is_chat`: prompts and gold texts are those of the tokenizer's chat template; `sampler`: the rollout engine.
+    `documents`: which may be trained on, in all arms of the study alike (None: those that fit this one), and whether
+    they are put into the chat template; `sampler`: the rollout engine.
     """
 
     source: Source
@@ -50,7 +41,7 @@ class Recipe:
     update: UpdateSection
     key: int
     localities: tuple[Locality, ...] = ()
-    is_chat: bool = False
+    documents: DocumentRule | None = None
     sampler: Sampler = sample
 
 
@@ -105,7 +96,8 @@ class Engine:
 class Setup:
     """Everything `train` needs.
 
-    `trainable` are the learner's parameters that the optimiser moves, by name; `limit`: what passes a model at once.
+    `trainable` are the learner's parameters that the optimiser moves, by name; `limit`: what passes a model at once;
+    `documents`: what `context` draws from.
     """
 
     recipe: Recipe
@@ -115,6 +107,7 @@ class Setup:
     material: Material
     trainable: dict[str, torch.nn.Parameter]
     limit: TokenLimit
+    documents: Documents
 
     @property
     def num_adapted(self) -> int | None:
@@ -150,67 +143,15 @@ def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], material: 
         raise UsageError(f"source {recipe.source.kind!r} with signal {kinds!r} needs a teacher; name one")
     for other in others.values():
         check_same_tokenizer(learner, other)
-    if recipe.is_chat:
-        check_chat_end(learner)
-    documents = material.task.examples("train", chat_of(learner) if recipe.is_chat else None)
-    needed = documents if reads_gold(recipe.source) else [replace(document, gold="") for document in documents]
-    examples = tuple(encode_example(learner, document) for document in needed)
-    if not examples:
-        raise UsageError(f"task {material.task.name!r} has no training documents, so there is nothing to train on")
-    pairs = {
-        source.pairs: _encode_pairs(source.pairs, learner, documents)
-        for source in leaves(recipe.source)
-        if isinstance(source, Dataset) and source.pairs is not None
-    }
+    documents = read_documents(learner, material.task, [recipe.source], recipe.documents or rule_of([recipe.source]))
     trainable = recipe.adapter.attach(learner.model, derive_key(recipe.key, "adapter"))
     if recipe.update.activation_checkpointing:
         learner.model.activation_checkpointing_enable({"use_reentrant": False})
     history = WeightHistory(trainable, recipe.source.max_lag)
     engine = Engine({"learner": learner, **others}, history, sampler=recipe.sampler)
     context = SourceContext(
-        examples, engine.roll_out, derive_key(recipe.key, "source"), recipe.update.num_updates,
-        recorded=material.recorded, pairs=pairs,
+        documents.examples, engine.roll_out, derive_key(recipe.key, "source"), recipe.update.num_updates,
+        recorded=material.recorded, pairs=documents.pairs,
     )  # fmt: skip
-    return Setup(recipe, learner, engine, context, material, trainable, TokenLimit(recipe.update.max_tokens))
-
-
-def encode_example(policy: Policy, example: Example) -> EncodedExample:
-    """Prompt and gold text in tokens, the gold text as it stands after the prompt and closed by end-of-text.
-
-    Raises:
-        UsageError: prompt and gold text are longer than the model's context, or share a token.
-    """
-    prompt_ids = encode_prompt(policy, example.prompt)
-    try:
-        gold_ids = (*encode_after(policy, example.prompt, example.gold), policy.end_token_id) if example.gold else ()
-    except UsageError as error:
-        raise UsageError(f"training document {example.index}: {error}") from None
-    if len(prompt_ids) + max(1, len(gold_ids)) > policy.context_length:
-        raise UsageError(
-            f"training document {example.index}: prompt ({len(prompt_ids)} tokens) and gold text ({len(gold_ids)}) "
-            f"exceed the context of {policy.context_length} tokens; remove the document or use a model with a longer "
-            "context"
-        )
-    return EncodedExample(example.index, prompt_ids, gold_ids)
-
-
-def _encode_pairs(path: str, policy: Policy, documents: Sequence[Example]) -> tuple[EncodedExample, ...]:
-    """Given preferences in tokens.
-
-    Raises:
-        UsageError: a file that cannot be read, or a line that names no training document or is empty in tokens.
-    """
-    by_index = {document.index: document for document in documents}
-    encoded: list[EncodedExample] = []
-    for pair in read_pairs(Path(path)):
-        document = by_index.get(pair.index)
-        if document is None:
-            raise UsageError(
-                f"{path}:{pair.line}: index {pair.index} is not one of the {len(by_index)} training documents"
-            )
-        chosen, rejected = (
-            encode_example(policy, Example(document.index, document.prompt, text))
-            for text in (pair.chosen, pair.rejected)
-        )
-        encoded.append(EncodedExample(document.index, chosen.prompt_ids, chosen.gold_ids, rejected.gold_ids))
-    return tuple(encoded)
+    limit = TokenLimit(recipe.update.max_tokens)
+    return Setup(recipe, learner, engine, context, material, trainable, limit, documents)

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from statewise.errors import DivergedError, UsageError
-from statewise.locality import Locality
+from statewise.locality import Locality, Remembering
 from statewise.locality.ema import EMA, update_average
 from statewise.locality.ewc import EWC, add_penalty, diagonal_fisher
 from statewise.locality.gem import AGEM, GEM, project_agem, project_gem
 from statewise.locality.kl_to_base import KLToBase
 from statewise.loop.build import Setup
+from statewise.loop.documents import remembered_prompts
 from statewise.loop.fit import recomputed_activations
 from statewise.loop.score import Term
 from statewise.loop.tensors import write_tensors
-from statewise.policy.load import chat_of, encode_prompt
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.score import action_logprobs, batch_tensors, micro_batches, state_hidden
 from statewise.seeding import derive_key
@@ -141,7 +141,7 @@ def _project(
     return True
 
 
-def _memories(setup: Setup, locality: EWC | GEM | AGEM) -> list[States]:
+def _memories(setup: Setup, locality: Remembering) -> list[States]:
     """What the base model writes on prompts of each retention task; the learner still is the base model.
 
     Raises:
@@ -152,10 +152,9 @@ def _memories(setup: Setup, locality: EWC | GEM | AGEM) -> list[States]:
     return [_write_memory(setup, task, locality) for task in setup.material.retention]
 
 
-def _write_memory(setup: Setup, task: Task, locality: EWC | GEM | AGEM) -> States:
+def _write_memory(setup: Setup, task: Task, locality: Remembering) -> States:
     learner = setup.learner
-    chat = chat_of(learner) if setup.recipe.is_chat else None
-    prompts = [encode_prompt(learner, text) for text in task.memory_prompts(locality.num_prompts, chat)]
+    prompts = remembered_prompts(learner, task, locality, setup.documents.rule)
     keys = [derive_key(setup.recipe.key, "memory", task.name, row) for row in range(len(prompts))]
     written = sample(learner, prompts, keys, Sampling(max_new_tokens=locality.max_new_tokens))
     setup.engine.account.write("base", learner.model, sum(map(len, prompts)), sum(len(r.token_ids) for r in written))

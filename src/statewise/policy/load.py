@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from statewise.errors import UsageError
 from statewise.records import replacing_folder
@@ -26,6 +26,7 @@ from statewise.records import replacing_folder
 CACHEABLE_LAYERS = {"full_attention", "sliding_attention"}
 NO_ADAPTER = ""
 LOADING_NOTES = ("is_local", "local_files_only")  # transformers saves how a tokenizer was loaded as if it were its own
+NOT_LOADED = "transformers cannot load it (its own code is never run)"
 NAMED_TOKENS = 12  # in an error; some tokenizers have hundreds of special tokens
 
 
@@ -229,9 +230,7 @@ def load_policy(
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"model folder {folder}: transformers cannot load it (its own code is never run): {error}"
-        ) from error
+        raise UsageError(f"model folder {folder}: {NOT_LOADED}: {error}") from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:5])
         raise UsageError(
@@ -248,6 +247,26 @@ def load_policy(
     policy = Policy(model, tokenizer, name, end, tuple(others))
     _check_model(policy, folder)
     return policy
+
+
+def load_without_weights(folder: Path, name: str, end_of_text: str | None = None) -> Policy:
+    """A policy that encodes and decodes texts and knows its context, with a model that holds no numbers.
+
+    Its parameters are on torch's meta device: a plan is checked with the code that a run uses, in a second and without
+    the weights' memory.
+
+    Raises:
+        UsageError: configuration or tokenizer missing or unusable.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"model folder {folder}: {NOT_LOADED}: {error}") from error
+    end, *others = _find_ends(folder, tokenizer, end_of_text)
+    return Policy(model, tokenizer, name, end, tuple(others))
 
 
 def _find_ends(folder: Path, tokenizer: PreTrainedTokenizerBase, end_of_text: str | None) -> list[int]:

@@ -34,7 +34,6 @@ __all__ = [
     "SourceContext",
     "leaves",
     "read_source",
-    "reads_gold",
     "replace_leaves",
 ]
 
@@ -88,14 +87,6 @@ def leaves(source: Source) -> Iterator[Source]:
         return
     for part in source.parts:
         yield from leaves(part.source)
-
-
-def reads_gold(source: Source) -> bool:
-    """Whether gold texts of the training split are part of the states that `source` yields."""
-    return any(
-        (isinstance(one, Dataset) and one.pairs is None) or (isinstance(one, Prefix) and one.of == "dataset")
-        for one in leaves(source)
-    )
 
 
 def replace_leaves(source: Source, change: Callable[[Source], Source]) -> Source:

@@ -32,6 +32,10 @@ class Dataset:
     pairs: str | None = None
 
     @property
+    def needs_gold(self) -> bool:
+        return self.pairs is None
+
+    @property
     def trajectories_per_update(self) -> int:
         return self.num_trajectories
 

@@ -33,6 +33,8 @@ class Log:
     kind: ClassVar[str] = "log"
     needs_teacher: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
+    needs_gold: ClassVar[bool] = False
+    num_examples: ClassVar[int] = 0
     # What only the record knows is taken from the arm that is replayed (study.cells).
     is_law_known: ClassVar[bool] = True
     max_lag: ClassVar[int] = 0

@@ -15,6 +15,7 @@ from pydantic import Field, InstanceOf
 from statewise.seeding import generator
 from statewise.states.ramp import Ramp, Share, value_at
 from statewise.states.source import Source, SourceContext
+from statewise.states.thin import thin
 from statewise.types import IntArray, States, join_rows, take_rows
 
 
@@ -35,6 +36,7 @@ class Mixture:
     """
 
     kind: ClassVar[str] = "mixture"
+    num_examples: ClassVar[None] = None
 
     parts: tuple[InstanceOf[Part], ...] = ()  # two or more, read by `states.read_source`
     per: Literal["trajectory", "state"] = "trajectory"
@@ -47,6 +49,10 @@ class Mixture:
     @property
     def needs_base(self) -> bool:
         return any(part.source.needs_base for part in self.parts)
+
+    @property
+    def needs_gold(self) -> bool:
+        return any(part.source.needs_gold for part in self.parts)
 
     @property
     def is_law_known(self) -> bool:
@@ -78,7 +84,7 @@ class Mixture:
         parts = [self._part(context, step, index, asked[:, index]) for index in range(len(self.parts))]
         if self.per == "trajectory":
             return join_rows([part for part in parts if part is not None])
-        return _thinned(parts, self.weights_at(step, context.num_updates), generator(context.key, "mixture", step))
+        return thin(parts, self.weights_at(step, context.num_updates), generator(context.key, "mixture", step))
 
     def _asked(self, context: SourceContext, step: int) -> IntArray:
         """Trajectories asked of every part in the updates up to `step`, int64 [step + 1, parts]: where each stands.
@@ -98,23 +104,3 @@ class Mixture:
             return None
         states = self.parts[index].source.sized(count).sample(context.part(index, asked[:-1]), step)
         return take_rows(states, range(min(count, len(states.lengths))))
-
-
-def _thinned(parts: list[States | None], weights: list[float], rng: np.random.Generator) -> States:
-    """States drawn one by one, each from part k with probability w_k, until the part that is drawn has none left."""
-    available = [0 if part is None else part.num_states for part in parts]
-    draws = rng.choice(len(parts), size=sum(available), p=weights)
-    taken = np.cumsum(draws[:, None] == np.arange(len(parts)), axis=0)
-    is_over = (taken > np.array(available)).any(axis=1)
-    counts = np.bincount(draws[: is_over.argmax() if is_over.any() else None], minlength=len(parts)).tolist()
-    return join_rows([_keep(part, n, rng) for part, n in zip(parts, counts, strict=True) if part is not None and n])
-
-
-def _keep(states: States, count: int, rng: np.random.Generator) -> States:
-    """`count` of the states, each equally likely; rows that are left without one are dropped."""
-    rows, columns = np.nonzero(states.action_mask)
-    chosen = rng.permutation(len(rows))[:count]
-    mask = np.zeros_like(states.action_mask)
-    mask[rows[chosen], columns[chosen]] = True
-    behavior = np.where(mask, states.behavior_logprobs, np.float32(np.nan))
-    return take_rows(replace(states, action_mask=mask, behavior_logprobs=behavior), np.flatnonzero(mask.any(axis=1)))

@@ -46,6 +46,10 @@ class Prefix:
         return self.of == "teacher"
 
     @property
+    def needs_gold(self) -> bool:
+        return self.of == "dataset"
+
+    @property
     def is_law_known(self) -> bool:
         # A whole given text keeps its last state, whose law data do not tell; below one half none is given as a whole.
         is_part = self.trains_on == "rest" and self.share != "uniform" and max(ends_of(self.share)) < 0.5
@@ -106,15 +110,8 @@ class Prefix:
         logprobs = begun.logprobs + (rest.logprobs if rest else ())
         skipped = min(given, len(tokens) - 1) if self.trains_on == "rest" else 0
         writer = first if rest is None else "learner" if given == 0 else f"{first}+learner"
+        is_finished = rest.is_finished if rest else begun.is_finished
         return Trajectory(
-            token_ids=begun.prompt_ids + tokens,
-            prompt_length=prompt,
-            prompt_index=example.index,
-            source=self.kind,
-            writer=writer,
-            behavior_logprobs=logprobs[skipped:],
-            is_finished=rest.is_finished if rest else begun.is_finished,
-            first_action=prompt + skipped,
-            writer_update=step if rest else -1,
-            num_given=given,
-        )
+            begun.prompt_ids + tokens, prompt, example.index, self.kind, writer, logprobs[skipped:], is_finished,
+            first_action=prompt + skipped, writer_update=step if rest else -1, num_given=given,
+        )  # fmt: skip

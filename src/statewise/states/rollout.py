@@ -28,6 +28,7 @@ class ModelRollout:
 
     kind: ClassVar[str] = "rollout"
     is_law_known: ClassVar[bool] = True
+    needs_gold: ClassVar[bool] = False
 
     by: Writer = "learner"
     num_prompts: Annotated[int, Field(ge=1)] = 32

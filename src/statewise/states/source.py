@@ -146,6 +146,16 @@ class Source(Protocol):
         ...
 
     @property
+    def needs_gold(self) -> bool:
+        """Whether gold texts of training documents are among these states."""
+        ...
+
+    @property
+    def num_examples(self) -> int | None:
+        """The first documents of the training split (or given pairs) that are used; None: all."""
+        ...
+
+    @property
     def trajectories_per_update(self) -> int: ...
 
     @property

@@ -1,9 +1,21 @@
-"""The tasks of a plan, built as its study says, and checked before a model is loaded for them."""
+"""The tasks of a plan, built as its study says, and all that they and the tokenizer tell of a run before it begins."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from statewise.assets import SHAPES
+from statewise.errors import NotHereError, UsageError
+from statewise.locality import Remembering
+from statewise.loop.documents import (
+    DocumentRule,
+    fitting_prompts,
+    read_documents,
+    remembered_prompts,
+    rule_of,
+)
+from statewise.policy.load import Policy, load_without_weights
 from statewise.study.catalog import task_folder
 from statewise.study.plan import Plan
 from statewise.tasks.load import load_task
@@ -27,12 +39,69 @@ def build_task(plan: Plan, name: str) -> Task:
     )
 
 
-def check_tasks(plan: Plan) -> None:
-    """Build every task of `plan` once, so that what is wrong with it is said before workers and models are loaded.
+def document_rule(plan: Plan) -> DocumentRule:
+    """Which documents every arm of `plan` trains on."""
+    shared = plan.config.shared
+    return rule_of(plan.sources.values(), shared.too_long, is_chat=shared.chat)
+
+
+def drift_prompts(plan: Plan, policy: Policy, target: Task) -> list[tuple[int, ...]]:
+    """The first prompts of the target's test split, in tokens, on which drift is measured.
 
     Raises:
-        UsageError: a task cannot be built, or the target cannot be trained on.
+        UsageError: one does not fit the context.
     """
-    build_task(plan, plan.config.shared.target).check_target()
+    rule, count = document_rule(plan), plan.config.shared.drift.num_prompts
+    texts = [example.prompt for example in target.examples("test", rule.chat(policy))[:count]]
+    return fitting_prompts(policy, texts, rule, f"task {target.name!r}, on whose test prompts drift is measured")
+
+
+def check_texts(plan: Plan) -> tuple[str, ...]:
+    """Check all that tasks, tokenizer and context tell of a run, before workers and models are loaded.
+
+    Returns:
+        What a reader of the plan must know: what is left out, and, of a dry plan, what could not be checked here.
+
+    Raises:
+        UsageError: a task cannot be built, has no such metric or cannot be trained on; no chat template; documents,
+            pairs or prompts that do not fit the context (all are named); answers that leave no room for a prompt.
+    """
+    shared, notes, tasks = plan.config.shared, list[str](), dict[str, Task]()
+    for name in plan.tasks:
+        try:
+            tasks[name] = build_task(plan, name)
+        except NotHereError as error:
+            if not plan.is_dry:
+                raise
+            notes.append(f"Not checked: {error}")
+    if target := tasks.get(shared.target):
+        target.check_target()
+    if plan.model.parent == SHAPES:
+        return (*notes, f"Not checked: whether texts fit {shared.model}, whose tokenizer is not on this machine")
+    policy = load_without_weights(plan.model, shared.model, shared.end_of_text)
+    _check_evaluation(plan, policy, tasks)
+    _check_memories(plan, policy, tasks)
+    if target:
+        notes += read_documents(policy, target, plan.sources.values(), document_rule(plan)).notes
+        drift_prompts(plan, policy, target)
+    return tuple(notes)
+
+
+def _check_memories(plan: Plan, policy: Policy, tasks: Mapping[str, Task]) -> None:
+    """The prompts that localities remember fit."""
+    rule = document_rule(plan)
+    remembering = {one for localities in plan.localities.values() for one in localities if isinstance(one, Remembering)}
     for name in plan.config.shared.retention:
-        build_task(plan, name)
+        for one in remembering if name in tasks else ():
+            remembered_prompts(policy, tasks[name], one, rule)
+
+
+def _check_evaluation(plan: Plan, policy: Policy, tasks: Mapping[str, Task]) -> None:
+    """Answers leave room for a prompt."""
+    for task in tasks.values():
+        longest = min(task.max_new_tokens, plan.config.shared.evaluation.max_new_tokens)
+        if task.is_generative and longest >= policy.context_length:
+            raise UsageError(
+                f"task {task.name!r}: answers of {longest} tokens leave no room for a prompt in the context of "
+                f"{policy.context_length} of {policy.name}; lower shared.evaluation.max_new_tokens"
+            )

@@ -19,20 +19,19 @@ from statewise.drift.measure import DriftConfig, measure_drift
 from statewise.drift.rollout_records import rollouts_to_rows, rows_to_rollouts
 from statewise.errors import DivergedError, InterruptedTrainingError
 from statewise.evals.evaluate import EvalProtocol, evaluate
+from statewise.locality import Remembering
 from statewise.locality.adapter import ADAPTERS, Adapter
-from statewise.locality.ewc import EWC
-from statewise.locality.gem import AGEM, GEM
-from statewise.loop.build import Material, Recipe, build
+from statewise.loop.build import Material, Recipe, Setup, build
 from statewise.loop.train import Observer, train
 from statewise.policy.device import choose_device, choose_dtype
-from statewise.policy.load import NO_ADAPTER, Policy, chat_of, encode_prompt, load_policy
+from statewise.policy.load import NO_ADAPTER, Policy, load_policy
 from statewise.policy.lora import load_adapter, num_parameters
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.samplers import SAMPLERS
 from statewise.seeding import derive_key
 from statewise.states import leaves
 from statewise.states.log import Log
-from statewise.study.benchmarks import build_task
+from statewise.study.benchmarks import build_task, document_rule, drift_prompts
 from statewise.study.plan import BASE, Node, Plan, recorded_arms
 from statewise.study.protocol import describe_device, describe_protocol, digest_items
 from statewise.study.recorded import folder_of, open_record
@@ -104,7 +103,7 @@ def _train(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
         "state_hash": recorder.state_hash,
         "weights_sha256": records.digest_file(weights),
         "budget": _budget(folder / "metrics.jsonl"),
-        **_notes(place, node),
+        **_notes(place, node, setup),
     }
 
 
@@ -112,7 +111,7 @@ def _recipe(place: Workplace, node: Node, adapter: Adapter) -> Recipe:
     plan, options = place.plan, place.plan.config.shared
     return Recipe(
         plan.sources[node.arm], plan.signals[node.arm], adapter, plan.config.arms[node.arm].update,
-        place.key(node, "train"), plan.localities[node.arm], options.chat, SAMPLERS[options.sampler],
+        place.key(node, "train"), plan.localities[node.arm], document_rule(plan), SAMPLERS[options.sampler],
     )  # fmt: skip
 
 
@@ -129,14 +128,13 @@ def _material(place: Workplace, node: Node, learner: Policy) -> Material:
     return Material(place.task(shared.target), retention, recorded)
 
 
-def _notes(place: Workplace, node: Node) -> dict[str, list[str]]:
-    """What a reader must know of a trained arm: prompts that it remembered and is evaluated on."""
-    notes, limit = [], place.plan.config.shared.evaluation.limit
-    for one in place.plan.localities[node.arm]:
-        if isinstance(one, EWC | GEM | AGEM):
+def _notes(place: Workplace, node: Node, setup: Setup) -> dict[str, list[str]]:
+    """What a reader must know of a trained arm: what was left out; prompts that it remembered and is evaluated on."""
+    notes, limit = [*setup.documents.notes], place.plan.config.shared.evaluation.limit
+    for one in setup.recipe.localities:
+        if isinstance(one, Remembering):
             tasks = [place.task(name) for name in place.plan.config.shared.retention]
-            shared = sum(task.num_remembered(one.num_prompts, limit) for task in tasks)
-            if shared:
+            if shared := sum(task.num_remembered(one.num_prompts, limit) for task in tasks):
                 notes.append(f"{one.kind} remembers the prompts, not the answers, of {shared} evaluated items")
     return {"notes": notes} if notes else {}
 
@@ -256,9 +254,7 @@ def _measure(place: Workplace, node: Node, policy: Policy) -> None:
 def _roll_out(place: Workplace, node: Node, policy: Policy, purpose: str) -> list[Rollout]:
     """One rollout at temperature 1 on each of the first prompts of the target's test split."""
     section = place.plan.config.shared.drift
-    chat = chat_of(policy) if place.plan.config.shared.chat else None
-    examples = place.task(place.plan.config.shared.target).examples("test", chat)[: section.num_prompts]
-    prompts = [encode_prompt(policy, example.prompt) for example in examples]
+    prompts = drift_prompts(place.plan, policy, place.task(place.plan.config.shared.target))
     key = place.key(node, purpose)
     keys = [derive_key(key, row) for row in range(len(prompts))]
     return sample(policy, prompts, keys, Sampling(max_new_tokens=section.max_new_tokens))

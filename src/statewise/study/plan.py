@@ -252,6 +252,8 @@ def _nodes_of_seed(
         key: shared[key] for key in ("target", "reward_metric", "chat", "end_of_text", "device", "dtype", "sampler")
     }
     target["protocol"] = shared["protocol"].get(shared["target"])
+    if shared["too_long"] == "skip":  # then all are trained on the documents that fit every arm
+        target["needs_gold"] = any(source.needs_gold for source in sources.values())
     for name, arm in arms.items():
         teacher = arm["teacher"]
         is_taught = teacher not in (None, BASE)

@@ -9,12 +9,11 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from statewise.config import SharedSection
 from statewise.errors import UsageError
 from statewise.records import StudySummary
-from statewise.study.catalog import pocket_tasks
 from statewise.study.estimate import estimate_plan
 from statewise.study.executor import NodeEvent, Outcome, execute
+from statewise.study.materials import check_materials
 from statewise.study.plan import BASE, Node, Plan
 from statewise.study.request import Workers, choose_workers
 from statewise.study.store import Store
@@ -36,10 +35,7 @@ def run_study(
     """
     if plan.is_dry:
         raise UsageError("a dry plan does not know the weights and cannot be run; plan again without is_dry")
-    if not _is_known_to_be_sound(plan):
-        from statewise.study.benchmarks import check_tasks
-
-        check_tasks(plan)
+    check_materials(plan)
     store, workers = Store(folder), choose_workers(plan, num_workers)
     with store.lock():
         store.open_for(plan)
@@ -54,13 +50,6 @@ def run_study(
         summary = replace(summary, problems=(*failures, *summary.problems))
         write_summary(summary, store)
     return outcome, summary
-
-
-def _is_known_to_be_sound(plan: Plan) -> bool:
-    """Whether all tasks are embedded ones in their usual roles, so that lm-eval need not be imported to check them."""
-    usual, shared = SharedSection(), plan.config.shared
-    has_usual_target = (shared.target, shared.reward_metric) == (usual.target, usual.reward_metric)
-    return has_usual_target and set(plan.tasks) <= set(pocket_tasks())
 
 
 def _is_scored(node: Node, outcome: Outcome) -> bool:

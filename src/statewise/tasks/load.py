@@ -21,7 +21,7 @@ from lm_eval.api.registry import metric_registry
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
-from statewise.errors import UsageError, unknown
+from statewise.errors import NotHereError, UsageError, unknown
 from statewise.tasks.data import LOCAL_FORMATS, local_dataset
 from statewise.tasks.find import NAME, check_task_name, find_task_file, lm_eval_names
 from statewise.tasks.offline import offline_without_hub
@@ -152,7 +152,7 @@ def _build(path: Path, data: Path | None, options: TaskOptions, trusted: tuple[s
     except BUILD_ERRORS as error:
         raise UsageError(f"task file {path}: lm-eval cannot build the task: {_describe(error)}") from error
     except OSError as error:  # also what datasets and the hub raise where there is no network
-        raise UsageError(
+        raise NotHereError(
             f"task file {path}: its data set {config.get('dataset_path')!r} cannot be loaded: {_describe(error)}; "
             "download it while online, or give local copies with --data"
         ) from error

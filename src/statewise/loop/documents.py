@@ -1,0 +1,222 @@
+"""What an arm is trained on, in tokens: the documents that fit the model, given pairs, prompts to remember.
+
+Needs a policy's tokenizer and context, not its weights (`policy.load.load_without_weights`), so that a plan can be
+checked with the code that a run uses. All arms of a study train on the same documents: where one of them needs gold
+texts, a document whose gold text does not fit is left out for the others as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from statewise.errors import UsageError
+from statewise.locality import Remembering
+from statewise.policy.load import Policy, chat_of, check_chat_end, encode_after, encode_prompt
+from statewise.states import EncodedExample, Source, leaves
+from statewise.states.dataset import Dataset
+from statewise.states.pairs import read_pairs
+from statewise.tasks.task import Chat, Task
+from statewise.types import Example
+
+TooLong = Literal["refuse", "skip"]
+
+
+@dataclass(frozen=True)
+class DocumentRule:
+    """Which documents are trained on.
+
+    `needs_gold`: their gold texts must fit the context as well; `num_documents`: the first of the split that are used
+    (None: all); `too_long`: what becomes of those that do not fit; `is_chat`: prompts and gold texts are those of the
+    tokenizer's chat template.
+    """
+
+    needs_gold: bool
+    num_documents: int | None = None
+    too_long: TooLong = "refuse"
+    is_chat: bool = False
+
+    def chat(self, policy: Policy) -> Chat | None:
+        """The chat template of `policy`, where it is used."""
+        return chat_of(policy) if self.is_chat else None
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Training documents and given pairs (by file) in tokens; `notes` say what was left out."""
+
+    rule: DocumentRule
+    examples: tuple[EncodedExample, ...]
+    pairs: Mapping[str, tuple[EncodedExample, ...]]
+    notes: tuple[str, ...] = ()
+
+
+def rule_of(sources: Iterable[Source], too_long: TooLong = "refuse", *, is_chat: bool = False) -> DocumentRule:
+    """The rule under which every one of `sources` can draw."""
+    used = [source.num_examples for source in sources]
+    counts = [count for count in used if count is not None]
+    num_documents = max(counts, default=0) if len(counts) == len(used) else None
+    return DocumentRule(any(source.needs_gold for source in sources), num_documents, too_long, is_chat)
+
+
+def read_documents(policy: Policy, task: Task, sources: Iterable[Source], rule: DocumentRule) -> Documents:
+    """The training documents of `task`, and the pairs that `sources` are given.
+
+    Raises:
+        UsageError: there is none; some do not fit, or have no gold text, and are needed (all of them are named); a gold
+            text that shares a token with its prompt; no chat template, or one that ends a turn with another token; a
+            file of pairs that cannot be used.
+    """
+    chat = rule.chat(policy)
+    if chat is not None:
+        check_chat_end(policy)
+    documents = task.examples("train", chat)
+    needed = documents if rule.needs_gold else [replace(document, gold="") for document in documents]
+    encoded = [encode_example(policy, document) for document in needed]
+    is_long = {example.index: num_tokens(example, rule.needs_gold) > policy.context_length for example in encoded}
+    kept = tuple(example for example in encoded if rule.too_long == "refuse" or not is_long[example.index])
+    if not kept:
+        what = "training documents" if not encoded else f"training document that fits {policy.context_length} tokens"
+        raise UsageError(f"task {task.name!r} has no {what}, so there is nothing to train on")
+    used = kept[: rule.num_documents]
+    _check_lengths(policy, task, [example for example in used if is_long[example.index]], rule)
+    if rule.needs_gold and (empty := [example.index for example in used if not example.gold_ids]):
+        raise UsageError(
+            f"task {task.name!r}: {told_count(len(empty), 'training document')} without gold text ({told(empty)}), "
+            "which an arm trains on; use a rollout source, or another task"
+        )
+    notes = [
+        f"{sum(is_long.values())} of {len(encoded):,} training documents of {task.name} exceed the context of "
+        f"{policy.context_length:,} tokens and are left out of every arm ({told([i for i in is_long if is_long[i]])})"
+    ] * (len(kept) < len(encoded))
+    pairs = {}
+    for path in _files_of_pairs(sources):
+        pairs[path], left_out = encode_pairs(path, policy, documents, rule.too_long)
+        notes += left_out
+    return Documents(rule, kept, pairs, tuple(notes))
+
+
+def _files_of_pairs(sources: Iterable[Source]) -> dict[str, None]:
+    found = (leaf for source in sources for leaf in leaves(source) if isinstance(leaf, Dataset))
+    return {leaf.pairs: None for leaf in found if leaf.pairs is not None}
+
+
+def _check_lengths(policy: Policy, task: Task, too_long: Sequence[EncodedExample], rule: DocumentRule) -> None:
+    if not too_long:
+        return
+    longest = max(too_long, key=lambda example: num_tokens(example, rule.needs_gold))
+    gold = f" and {len(longest.gold_ids):,} of gold text" * rule.needs_gold
+    raise UsageError(
+        f"task {task.name!r}: {told_count(len(too_long), 'training document')} "
+        f"({told([example.index for example in too_long])}) {_excess(policy)}, the longest, {longest.index}, with "
+        f"{len(longest.prompt_ids):,} tokens of prompt{gold}; shorten them, use a model with a longer context, or "
+        'leave them out of every arm with shared.too_long = "skip"'
+    )
+
+
+def _excess(policy: Policy) -> str:
+    return f"exceeding the context of {policy.context_length:,} tokens"
+
+
+def fitting_prompts(policy: Policy, texts: Sequence[str], rule: DocumentRule, what: str) -> list[tuple[int, ...]]:
+    """The prompts in tokens that leave room for an answer.
+
+    Args:
+        policy: whose tokenizer and context they are for.
+        texts: the prompts.
+        rule: whether one that does not fit is refused or left out.
+        what: what they are, for the error.
+
+    Raises:
+        UsageError: one does not fit, and is not to be left out; or none fits.
+    """
+    prompts = [encode_prompt(policy, text) for text in texts]
+    fits = [len(prompt) < policy.context_length for prompt in prompts]
+    if not all(fits) and (rule.too_long == "refuse" or not any(fits)):
+        bad = [place for place, is_fitting in enumerate(fits) if not is_fitting]
+        raise UsageError(
+            f"{what}: {told_count(len(bad), 'prompt')} ({told(bad)}) {_excess(policy)}; shorten them, use fewer worked "
+            'examples or a model with a longer context, or leave them out with shared.too_long = "skip"'
+        )
+    return [prompt for prompt, is_fitting in zip(prompts, fits, strict=True) if is_fitting]
+
+
+def remembered_prompts(policy: Policy, task: Task, locality: Remembering, rule: DocumentRule) -> list[tuple[int, ...]]:
+    """The prompts of a retention task that a locality remembers.
+
+    Raises:
+        UsageError: as `fitting_prompts`.
+    """
+    texts = task.memory_prompts(locality.num_prompts, rule.chat(policy))
+    return fitting_prompts(policy, texts, rule, f"task {task.name!r}, whose prompts {locality.kind} remembers")
+
+
+def num_tokens(example: EncodedExample, needs_gold: bool) -> int:
+    """Tokens of a document; a rollout from its prompt has at least one."""
+    return len(example.prompt_ids) + (max(1, len(example.gold_ids), len(example.rejected_ids)) if needs_gold else 1)
+
+
+def encode_example(policy: Policy, example: Example) -> EncodedExample:
+    """Prompt and gold text in tokens, the gold text as it stands after the prompt and closed by end-of-text.
+
+    Raises:
+        UsageError: prompt and gold text share a token.
+    """
+    try:
+        gold_ids = (*encode_after(policy, example.prompt, example.gold), policy.end_token_id) if example.gold else ()
+    except UsageError as error:
+        raise UsageError(f"training document {example.index}: {error}") from None
+    return EncodedExample(example.index, encode_prompt(policy, example.prompt), gold_ids)
+
+
+def encode_pairs(
+    path: str, policy: Policy, documents: Sequence[Example], too_long: TooLong
+) -> tuple[tuple[EncodedExample, ...], list[str]]:
+    """Given preferences in tokens, and notes of what was left out.
+
+    Raises:
+        UsageError: a file that cannot be read, a line that names no training document or is empty in tokens, or pairs
+            that do not fit the context and are not to be left out.
+    """
+    by_index = {document.index: document for document in documents}
+    encoded: list[EncodedExample] = []
+    bad: list[int] = []
+    for pair in read_pairs(Path(path)):
+        document = by_index.get(pair.index)
+        if document is None:
+            raise UsageError(
+                f"{path}:{pair.line}: index {pair.index} is not one of the {len(by_index)} training documents"
+            )
+        chosen, rejected = (
+            encode_example(policy, Example(document.index, document.prompt, text))
+            for text in (pair.chosen, pair.rejected)
+        )
+        both = EncodedExample(document.index, chosen.prompt_ids, chosen.gold_ids, rejected.gold_ids)
+        if num_tokens(both, needs_gold=True) > policy.context_length:
+            bad.append(pair.line)
+        else:
+            encoded.append(both)
+    if bad and (too_long == "refuse" or not encoded):
+        raise UsageError(
+            f"{path}: {told_count(len(bad), 'pair')} (lines {told(bad)}) {_excess(policy)}; shorten them, or leave "
+            'them out with shared.too_long = "skip"'
+        )
+    return tuple(encoded), [f"{path}: {told_count(len(bad), 'pair')} left out (lines {told(bad)})"] * bool(bad)
+
+
+def told(indices: Sequence[int]) -> str:
+    """Whole numbers with runs drawn together: 0–3, 7, 20–45."""
+    runs: list[list[int]] = []
+    for index in sorted(indices):
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ", ".join(str(low) if low == high else f"{low}–{high}" for low, high in runs)
+
+
+def told_count(count: int, noun: str) -> str:
+    """The count with its noun: 1 pair, 3 pairs."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
