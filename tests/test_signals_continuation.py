@@ -30,6 +30,12 @@ def supervision(pen, key=0):
     return Supervision(pen, pen, grade, key)
 
 
+def test_what_the_teacher_writes_has_the_temperature_that_it_was_written_at():
+    for temperature, taken_at in ((0.4, 0.4), (1.0, 1.0), (0.0, 1.0)):  # an arg-max has no temperature: as data
+        continued = Continuation(temperature=temperature).supervise(trajectories(2), supervision(Pen()))
+        assert continued.temperature == taken_at
+
+
 def trajectories(num_rows=1, prompt_length=3, length=11):
     return collate([
         Trajectory(tuple(range(10, 10 + length + row % 2)), prompt_length, 40 + row, "rollout", "learner",

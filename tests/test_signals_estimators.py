@@ -1,20 +1,25 @@
 """Sampled estimators and top-k laws, by enumeration of the vocabulary: expectations are exact, nothing is sampled."""
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statewise.signals import JSD, ForwardKL, ReverseKL
+from statewise.loop.train import supervise
+from statewise.signals import SIGNALS, WeightedSignal
+from statewise.signals.divergence import JSD, ForwardKL, ReverseKL
 from statewise.signals.estimators import (
     cut_to_top,
     forward_kl_estimate,
     jsd_estimate,
     reverse_kl_estimate,
 )
-from statewise.types import SignalInputs
+from statewise.signals.signal import Supervision
+from statewise.types import Rollout, SignalInputs, Trajectory, collate
 
 BETA = 0.3
 
@@ -134,3 +139,71 @@ def test_without_the_bucket_mass_outside_would_be_free():
     policy = torch.tensor([[0.01, 0.99]]).log()
     loss = ReverseKL(estimator="top_k", top_k=1).loss(SignalInputs(policy_logits=policy, teacher_logits=teacher))
     assert loss.item() == pytest.approx(0.98 * math.log(99), abs=1e-4)
+
+
+END = 3  # of a vocabulary of five
+
+
+def one_action(signal, action, drawn, writer, *, temperature=1.0, **update):
+    """What the loop makes of a state of one action, where whoever is asked acts `drawn`."""
+    prompt, states = (0,), collate([Trajectory((0, action), 1, 0, "rollout", writer, (-1.0,))], temperature)
+    states.writer_updates[:] = 0 if writer == "learner" else -1
+
+    def supervision(step, place):
+        return Supervision(
+            write=lambda request: [Rollout(prompt, (drawn,), (-1.0,), True)],
+            act=lambda request: np.array([[0, drawn]]),
+            grade=lambda index, tokens: math.nan,
+            key=0,
+            trains_end_of_text=setup.recipe.update.trains_end_of_text,
+        )
+
+    settings = SimpleNamespace(**{"trains_end_of_text": True, **update})
+    recipe = SimpleNamespace(signals=(WeightedSignal(signal),), update=settings)
+    setup = SimpleNamespace(recipe=recipe, supervision=supervision, learner=SimpleNamespace(end_token_ids=(END,)))
+    return supervise(setup, states, 0)[0].states
+
+
+def loss_of(signal, states, policy_logits, teacher_logits):
+    """The loss of the one state, at the temperature of its states as the loop takes it; 0 outside the mask."""
+    label = int(states.labels[0, -1])
+    policy, teacher = ((logits / states.temperature).log_softmax(-1) for logits in (policy_logits, teacher_logits))
+    inputs = SignalInputs(policy_logprobs=policy[label][None], teacher_logprobs=teacher[label][None])
+    return states.num_states * signal.loss(inputs).sum()
+
+
+@pytest.mark.parametrize("writer", ["learner", "teacher", "data"])
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+@pytest.mark.parametrize(("kind", "drawn_by"), [(ReverseKL, "policy"), (ForwardKL, "teacher"), (JSD, "policy")])
+def test_ends_left_out_of_the_loss_leave_an_estimator_unbiased(kind, drawn_by, estimator, writer):
+    # The trajectory ends where it ends; a state that it goes on from has the whole law's divergence, its end included.
+    policy, teacher = two_laws(vocab=5)
+    signal, law = kind(estimator=estimator), {"policy": policy.detach().softmax(-1), "teacher": teacher.exp()}
+    law |= {"learner": law["policy"], "data": torch.full((5,), 0.2, dtype=torch.float64)}
+    total = torch.zeros((), dtype=torch.float64)
+    for action in range(5):
+        for label in range(5):
+            states = one_action(signal, action, label, writer, trains_end_of_text=False)
+            total = total + law[writer][action] * law[drawn_by][label] * loss_of(signal, states, policy, teacher)
+    whole = (1 - law[writer][END]) * exact(kind(), policy, teacher)
+    assert total.item() == pytest.approx(whole.item(), abs=1e-12)
+    ours, theirs = (torch.autograd.grad(value, policy)[0] for value in (total, whole))
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("kind", ["continuation", "expert"])
+def test_a_teacher_that_acts_at_a_temperature_is_learned_at_it(kind, temperature):
+    # E over a ~ q_T of ∇ -log p_T(a) = ∇ KL(q_T ‖ p_T): the policy becomes the teacher, not the teacher cooled twice.
+    policy, teacher = two_laws(vocab=5)
+    signal, cooled = SIGNALS[kind](temperature=temperature), (teacher / temperature).softmax(-1)
+    at = 0.7 if kind == "continuation" else temperature  # of the source; of `expert` it is the same, or refused
+    total = sum(
+        cooled[label] * loss_of(signal, one_action(signal, 1, label, "learner", temperature=at), policy, teacher)
+        for label in range(5)
+    )
+    whole = exact(ForwardKL(), policy / temperature, teacher / temperature)
+    entropy = -(cooled * cooled.log()).sum().item()  # what a cross-entropy has more than its divergence
+    assert total.item() == pytest.approx(whole.item() + entropy, abs=1e-12)
+    ours, theirs = (torch.autograd.grad(value, policy)[0] for value in (total, whole))
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-9)

@@ -54,6 +54,16 @@ CASES = [
         "its parts have temperature 0.7 and 1, and the loss of an update is taken at one temperature",
         ["sft.source={kind='mixture',parts=[{kind='dataset',weight=0.5},{kind='rollout',temperature=1.0,weight=0.5}]}"],
     ),
+    (
+        ["opd.signal={kind='expert',temperature=1.0}", "opd.source.temperature=0.7"],
+        "drawn at temperature 1, and the loss on these states is taken at 0.7",
+        ["opd.signal={kind='expert',temperature=0.7}", "opd.source.temperature=0.7"],
+    ),
+    (
+        ["sft.source={kind='prefix',temperature=0.7}"],
+        "the given part is data, which count as temperature 1, and would be trained on at 0.7",
+        ["sft.source={kind='prefix',temperature=0.7,trains_on='rest'}"],
+    ),
 ]  # fmt: skip
 
 

@@ -117,7 +117,9 @@ class Setup:
     def supervision(self, step: int, place: int = 0) -> Supervision:
         """What the signal at `place` in the arm's sum may ask in update `step`."""
         key = derive_key(self.recipe.key, "signal", step, *([place] if place else []))
-        return Supervision(self.engine.write_on, self.engine.act, self.grade, key, step)
+        return Supervision(
+            self.engine.write_on, self.engine.act, self.grade, key, step, self.recipe.update.trains_end_of_text
+        )
 
     def grade(self, prompt_index: int, token_ids: Sequence[int]) -> float:
         """Reward 0..1 of a response by the task's own filter and metric; nan if it cannot be scored."""

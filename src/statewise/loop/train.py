@@ -16,7 +16,7 @@ from statewise.loop.constrain import Constraints
 from statewise.loop.recorder import Recorder
 from statewise.loop.score import Term, group_terms
 from statewise.loop.update import Updater, UpdateResult
-from statewise.types import States
+from statewise.types import BoolArray, States
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,17 @@ def supervise(setup: Setup, visited: States, step: int) -> list[Term]:
     for place, one in enumerate(setup.recipe.signals):
         states = one.signal.supervise(visited, setup.supervision(step, place))
         if not setup.recipe.update.trains_end_of_text:
-            states = _without_ends(states, setup.learner.end_token_ids)
+            # Of a teacher's whole law a label is but a draw, by which a state must not leave the mean over draws.
+            is_law = any(need.startswith("teacher") for need in one.signal.needs)
+            taken = states.token_ids if is_law else states.labels
+            states = _without_ends(states, np.isin(taken, setup.learner.end_token_ids))
         terms.append(Term(one.signal, one.weight, states, one.signal.skips_zero_advantages))
     return terms
 
 
-def _without_ends(states: States, end_token_ids: Sequence[int]) -> States:
-    """The states without those whose label ends the text; a preference that loses all of one answer loses the other."""
-    mask = states.action_mask & ~np.isin(states.labels, end_token_ids)
+def _without_ends(states: States, is_end: BoolArray) -> States:
+    """The states without those that end the text; a preference that loses all of one answer loses the other."""
+    mask = states.action_mask & ~is_end
     if states.pair_ids is not None:
         is_empty = ~mask.any(axis=1)
         mask &= ~np.isin(states.pair_ids, states.pair_ids[is_empty])[:, None]

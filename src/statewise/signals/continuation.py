@@ -28,7 +28,7 @@ class Continuation:
 
     Fields: `num_tokens` the teacher writes at most (it may end the text earlier); `cut` which state it writes from:
     `uniform` over the trajectory's training states, or its `first` (the prompt alone); `temperature` of the teacher,
-    0 for its arg-max.
+    0 for its arg-max. The loss is taken at that temperature (arg-max: 1), whatever that of the source.
     """
 
     kind: ClassVar[str] = "continuation"
@@ -60,7 +60,8 @@ class Continuation:
                     num_given=cuts[row] - int(states.prompt_lengths[row]),
                 )
                 for row, (prefix, rollout) in enumerate(zip(prefixes, written, strict=True))
-            ]
+            ],
+            self.temperature or 1.0,
         )
 
     def _cut(self, states: States, row: int, key: int) -> int:
@@ -70,7 +71,7 @@ class Continuation:
         return int(generator(key, "cut", row).choice(positions))
 
     def loss(self, inputs: SignalInputs) -> Tensor:
-        """-log π(a|s) of every token that the teacher wrote.
+        """-log π(a|s) of every token that the teacher wrote, π at the temperature that it wrote at.
 
         Args:
             inputs: `policy_logprobs`, float32 [states], nats.

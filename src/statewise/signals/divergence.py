@@ -55,9 +55,10 @@ def _actions(inputs: SignalInputs) -> tuple[Tensor, Tensor]:
 def _draw(states: States, supervision: Supervision, actor: Literal["learner", "teacher"], temperature: float) -> States:
     """The states with an action of `actor`'s law at each as label.
 
-    What it wrote itself, from its whole law (and, of the learner, in this very update), is such a draw already.
+    What it wrote itself, from its whole law (and, of the learner, in this very update), is such a draw already, but
+    where states leave the loss by what was drawn there (`Supervision.trains_end_of_text`).
     """
-    is_fresh = (np.array(states.writers) == actor) & (states.top_p == 1)
+    is_fresh = (np.array(states.writers) == actor) & (states.top_p == 1) & supervision.trains_end_of_text
     if actor == "learner":
         is_fresh &= states.writer_updates == supervision.step
     if is_fresh.all():

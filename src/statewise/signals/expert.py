@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Expert:
     """Cross-entropy of one action of the teacher at each state.
 
-    Field: `temperature` of the teacher: 0 takes its arg-max, 1 draws from its law (then the expected gradient is that
-    of `forward_kl`).
+    Field: `temperature` of the teacher: 0 takes its arg-max, that of the source draws from its law (then the expected
+    gradient is that of `forward_kl`). The loss is taken at the source's temperature, so another one is refused.
     """
 
     kind: ClassVar[str] = "expert"

@@ -44,7 +44,8 @@ class Supervision:
     """What a signal may ask while it supervises update `step`, with its own randomness.
 
     `write`: the teacher's pen. `act`: actions int64 [batch, time], 0 where there is no state. `grade(prompt_index,
-    token_ids)` is the reward 0..1 of the tokens after a prompt, nan if they cannot be scored.
+    token_ids)` is the reward 0..1 of the tokens after a prompt, nan if they cannot be scored. `trains_end_of_text`: of
+    the arm; without it states leave the loss by the action that was taken there, which is then no draw of a whole law.
     """
 
     write: Callable[[WriteRequest], list[Rollout]]
@@ -52,6 +53,7 @@ class Supervision:
     grade: Callable[[int, Sequence[int]], float]
     key: int
     step: int = 0
+    trains_end_of_text: bool = True
 
     def rewards(self, states: States) -> FloatArray:
         """The reward of every trajectory, float32 [batch]: the one that it came with, or the task's grade."""

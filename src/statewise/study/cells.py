@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from statewise.errors import UsageError
-from statewise.signals import SIGNALS, WeightedSignal
+from statewise.signals import SIGNALS, Signal, WeightedSignal
 from statewise.signals.advantage import OF_GROUPS
+from statewise.signals.expert import Expert
+from statewise.signals.imitate import Imitate
 from statewise.signals.preference import Preference
 from statewise.signals.reward import Reward
 from statewise.states import Source, leaves, replace_leaves
@@ -149,6 +151,8 @@ def refusal(source: Source, signals: Sequence[WeightedSignal]) -> Refusal | None
         signal = one.signal
         if isinstance(signal, Reward):
             found = _refuse_reward(source, signal)
+        elif isinstance(signal, Expert):
+            found = _refuse_expert(source, signal)
         elif isinstance(signal, Preference) and source.samples_per_prompt == 1:
             found = Refusal(
                 "a preference is between two answers to one prompt, and this source has one",
@@ -156,9 +160,38 @@ def refusal(source: Source, signals: Sequence[WeightedSignal]) -> Refusal | None
             )
         else:
             found = None
+        found = found or _refuse_given(source, signal)
         if found:
             return found
     return None
+
+
+def _refuse_expert(source: Source, signal: Expert) -> Refusal | None:
+    """An action drawn at one temperature and learned at another makes the policy something else than the teacher."""
+    at = sorted({_temperature(leaf) for leaf in leaves(source) if not isinstance(leaf, Log)} - {signal.temperature})
+    if not at or not signal.temperature:
+        return None
+    return Refusal(
+        f"the teacher's action is drawn at temperature {signal.temperature:g}, and the loss on these states is taken "
+        f"at {at[0]:g} (data count as 1)",
+        f"signal.temperature = {at[0]:g}, or 0 for its arg-max",
+    )
+
+
+def _refuse_given(source: Source, signal: Signal) -> Refusal | None:
+    """Data count as temperature 1: as a part of a text, too, where it is the text's own actions that are trained on."""
+    for leaf in leaves(source) if isinstance(signal, Imitate | Reward | Preference) else ():
+        if isinstance(leaf, Prefix) and leaf.of == "dataset" and leaf.trains_on == "all" and leaf.temperature != 1:
+            return Refusal(
+                "the given part is data, which count as temperature 1, and would be trained on at "
+                f"{leaf.temperature:g}",
+                "source.trains_on = 'rest', or source.temperature = 1",
+            )
+    return None
+
+
+def _temperature(leaf: Source) -> float:
+    return leaf.temperature if isinstance(leaf, ModelRollout | Prefix) else 1.0
 
 
 def _refuse_laws(source: Source) -> Refusal | None:
