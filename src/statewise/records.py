@@ -90,8 +90,9 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` so that a kill or a full disk leaves either the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # of a run that was killed, or a link that somebody left there
     try:
-        with temporary.open("wb") as stream:
+        with temporary.open("xb") as stream:  # new, so never through a link
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -118,7 +119,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     An error leaves `folder` as it was.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    _remove_folder(temporary)
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -127,10 +128,17 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         raise
     for path in temporary.iterdir():
         sync_folder(path)  # fsync takes any descriptor, a file's as well
-    if folder.exists():
-        shutil.rmtree(folder)
+    _remove_folder(folder)
     temporary.replace(folder)
     sync_folder(folder.parent)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a folder with all that it holds, or a link to one, alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,17 +13,20 @@ from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from statewise import records
 from statewise.config import StudyConfig, read_study, to_toml
 from statewise.errors import UsageError
+from statewise.output_folder import LOCK, check_entries, open_lock
 from statewise.study.contract import flatten
 from statewise.study.plan import Node, Plan
 
 RESULT_NAMES = {"train": "train.json", "evaluate": "done.json"}
 # What a run that was killed before its plan was written leaves behind.
-BEFORE_PLAN = (".lock", ".plan.json.tmp")
+BEFORE_PLAN = (LOCK, ".plan.json.tmp")
+# What a folder has that may be locked: of a run its plan or, where that is lost, its arms; of an evaluation its header.
+MARKERS = ("plan.json", "arms", "eval.json")
 
 # Room may be made, so that the same command then works: not an error of the user's.
 DISK_IS_FULL = (ENOSPC, EDQUOT)
@@ -87,7 +90,8 @@ class Store:
         """Hold the folder for one process; the lock goes with the process, however it ends.
 
         Raises:
-            UsageError: another process works in the folder, or it cannot be one.
+            UsageError: another process works in the folder, it cannot be one, or it holds something else or links;
+                then nothing in it was touched.
         """
         with self._open_lock() as stream:
             try:
@@ -98,12 +102,16 @@ class Store:
                 ) from None
             yield
 
-    def _open_lock(self) -> TextIO:
+    def _open_lock(self) -> BinaryIO:
         try:
             if self.folder.exists() and not self.folder.is_dir():
                 raise UsageError(f"{self.folder}: is a file; choose another folder with --out")
             self.folder.mkdir(parents=True, exist_ok=True)
-            return (self.folder / ".lock").open("w")
+            names = {path.name for path in self.folder.iterdir()}
+            if names.difference(BEFORE_PLAN) and not names.intersection(MARKERS):
+                raise UsageError(f"{self.folder}: exists and is not a run folder; choose another with --out")
+            check_entries(self.folder)
+            return open_lock(self.folder)
         except OSError as error:
             if error.errno in DISK_IS_FULL:
                 raise
