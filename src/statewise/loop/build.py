@@ -16,6 +16,7 @@ from statewise.loop.documents import DocumentRule, Documents, read_documents, ru
 from statewise.loop.fit import TokenLimit
 from statewise.loop.history import WeightHistory
 from statewise.policy.act import draw_actions
+from statewise.policy.check import check_packing
 from statewise.policy.load import Policy, check_same_tokenizer, decode
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.samplers import Sampler
@@ -137,7 +138,7 @@ def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], material: 
 
     Raises:
         UsageError: a teacher is needed and absent, its tokenizer differs, the task has no training document, or one
-            that does not fit the context; a file of pairs that cannot be read.
+            that does not fit the context; a file of pairs that cannot be read; `packing` of a model that mixes texts.
     """
     signals = [one.signal for one in recipe.signals]
     if "teacher" not in others and (recipe.source.needs_teacher or any(one.needs_teacher for one in signals)):
@@ -145,6 +146,8 @@ def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], material: 
         raise UsageError(f"source {recipe.source.kind!r} with signal {kinds!r} needs a teacher; name one")
     for other in others.values():
         check_same_tokenizer(learner, other)
+    if recipe.update.packing:
+        check_packing(learner)
     documents = read_documents(learner, material.task, [recipe.source], recipe.documents or rule_of([recipe.source]))
     trainable = recipe.adapter.attach(learner.model, derive_key(recipe.key, "adapter"))
     if recipe.update.activation_checkpointing:

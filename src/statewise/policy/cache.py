@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
@@ -46,6 +47,13 @@ class BlockLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is unty
     def take_rows(self, rows: Tensor) -> None:
         self.keys = self.keys.index_select(0, rows)
         self.values = self.values.index_select(0, rows)
+
+    def shift_rows(self, by: Tensor) -> None:
+        columns = torch.arange(self.num_columns, device=by.device)
+        source = ((columns - by[:, None]) % self.num_columns)[:, None, :, None]
+        keys, values = self.keys[:, :, : self.num_columns], self.values[:, :, : self.num_columns]
+        self.keys = keys.gather(2, source.expand_as(keys))
+        self.values = values.gather(2, source.expand_as(values))
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.num_columns + query_length, 0
@@ -101,3 +109,8 @@ class BlockCache(Cache):  # type: ignore[misc]  # transformers is untyped here
         """Keep the rows of this index (int64, [new rows]); an index may occur more than once."""
         for layer in self.layers:
             layer.take_rows(rows)
+
+    def shift_rows(self, by: Tensor) -> None:
+        """Move the columns of every row to the right by its own number (int64, [rows]); what leaves comes in again."""
+        for layer in self.layers:
+            layer.shift_rows(by)

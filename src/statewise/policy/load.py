@@ -2,14 +2,12 @@
 
 Learner, teacher and base are all a `Policy`. Weights are safetensors only and no code of a model is ever run (that of
 the tasks beside it: `tasks.task_file`).
-What other rooms rely on is checked here, once: an end-of-text token, a context length, attention layers that the
-rollout engine can cache, and logits that are the output head applied to the last hidden state.
+What other rooms rely on is checked here, once: an end-of-text token, and what `policy.check` asks of a model.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,12 +16,19 @@ from pathlib import Path
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from statewise.errors import UsageError
+from statewise.policy.rope import context_length
 from statewise.records import replacing_folder
 
-CACHEABLE_LAYERS = {"full_attention", "sliding_attention"}
 NO_ADAPTER = ""
 LOADING_NOTES = ("is_local", "local_files_only")  # transformers saves how a tokenizer was loaded as if it were its own
 NOT_LOADED = "transformers cannot load it (its own code is never run)"
@@ -73,7 +78,8 @@ class Policy:
 
     @property
     def context_length(self) -> int:
-        return int(self.model.config.get_text_config().max_position_embeddings)
+        """Tokens of the longest text that has one law from start to end."""
+        return context_length(self.model.config.get_text_config())
 
     @property
     def device(self) -> torch.device:
@@ -239,13 +245,14 @@ def load_policy(
         )
     for key in LOADING_NOTES:
         tokenizer.init_kwargs.pop(key, None)
-    end, *others = _find_ends(folder, tokenizer, end_of_text)
+    end, *others = _find_ends(folder, tokenizer, model.generation_config.eos_token_id, end_of_text)
     if end_of_text is not None:
         tokenizer.eos_token = end_of_text
-        model.generation_config.eos_token_id = [end, *others] if others else end
     model.eval().to(device)
     policy = Policy(model, tokenizer, name, end, tuple(others))
-    _check_model(policy, folder)
+    from statewise.policy.check import check_model  # it samples and scores, which is built on this file
+
+    check_model(policy, folder)
     return policy
 
 
@@ -256,21 +263,32 @@ def load_without_weights(folder: Path, name: str, end_of_text: str | None = None
     the weights' memory.
 
     Raises:
-        UsageError: configuration or tokenizer missing or unusable.
+        UsageError: configuration or tokenizer missing, unusable or not understood (`policy.check`).
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", trust_remote_code=False)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UsageError(f"model folder {folder}: {NOT_LOADED}: {error}") from error
-    end, *others = _find_ends(folder, tokenizer, end_of_text)
-    return Policy(model, tokenizer, name, end, tuple(others))
+    end, *others = _find_ends(folder, tokenizer, model.generation_config.eos_token_id, end_of_text)
+    policy = Policy(model, tokenizer, name, end, tuple(others))
+    from statewise.policy.check import check_config  # it samples and scores, which is built on this file
+
+    check_config(policy, folder)
+    return policy
 
 
-def _find_ends(folder: Path, tokenizer: PreTrainedTokenizerBase, end_of_text: str | None) -> list[int]:
-    """The tokens that end a text: `end_of_text` or the tokenizer's own first, then all that the checkpoint names."""
+def _find_ends(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, named: int | list[int] | None, end_of_text: str | None
+) -> list[int]:
+    """The tokens that end a text: `end_of_text` or the tokenizer's own first, then all at which `generate` stops.
+
+    `named` is what transformers made of generation_config.json or, where there is none, of config.json.
+    """
     vocabulary = tokenizer.get_vocab()
     ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     if end_of_text is not None:
@@ -285,8 +303,6 @@ def _find_ends(folder: Path, tokenizer: PreTrainedTokenizerBase, end_of_text: st
             f"model folder {folder}: the tokenizer has no end-of-text token, so a rollout could never stop by itself; "
             'set "eos_token" in tokenizer_config.json, or end_of_text, to the token that ends the training documents'
         )
-    path = folder / "generation_config.json"
-    named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
     ends += [int(end) for end in (named if isinstance(named, list) else [named]) if end is not None]
     # An id that is no token's (some configurations keep the default of another family) cannot be drawn.
     tokens = set(vocabulary.values())
@@ -311,38 +327,6 @@ def _check_folder(folder: Path) -> None:
         f"model folder {folder} has no *.safetensors: {found}Use a copy of the model that has them, or convert this "
         "one where you trust it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
     )
-
-
-def _check_model(policy: Policy, folder: Path) -> None:
-    """Refuse architectures that sampling or scoring would get wrong without a sign of it."""
-    config = policy.model.config.get_text_config()
-    layers = set(getattr(config, "layer_types", None) or ())
-    if layers - CACHEABLE_LAYERS:
-        raise UsageError(
-            f"model folder {folder}: layers of kind {', '.join(sorted(layers - CACHEABLE_LAYERS))} cannot be sampled; "
-            f"use a model whose layers are {' or '.join(sorted(CACHEABLE_LAYERS))}"
-        )
-    if not isinstance(getattr(config, "max_position_embeddings", None), int):
-        raise UsageError(
-            f"model folder {folder}: config.json has no max_position_embeddings (the context length); add it"
-        )
-    num_logits = int(policy.model.get_output_embeddings().weight.shape[0])
-    if policy.vocab_size > num_logits:
-        raise UsageError(
-            f"model folder {folder}: the tokenizer has {policy.vocab_size} tokens, the model logits for {num_logits}; "
-            "use the tokenizer that the model was trained with"
-        )
-    # Some families scale or cap their logits after the head; scoring applies the head alone.
-    probe = torch.full((1, 2), policy.end_token_id, device=policy.device)
-    with torch.no_grad():
-        logits = policy.model(input_ids=probe, use_cache=False).logits
-        hidden = policy.model.get_decoder()(input_ids=probe, use_cache=False).last_hidden_state
-        is_plain_head = torch.allclose(policy.model.get_output_embeddings()(hidden), logits, rtol=1e-3, atol=1e-3)
-    if not is_plain_head:
-        raise UsageError(
-            f"model folder {folder}: {type(policy.model).__name__} changes its logits after the output head (scaling "
-            "or soft-capping), which scoring does not reproduce; use another model family"
-        )
 
 
 def check_same_tokenizer(student: Policy, teacher: Policy) -> None:
@@ -384,6 +368,9 @@ def save_weights(policy: Policy, folder: Path | str) -> None:
     folder = Path(folder)
     if any(".base_layer." in key for key, _ in policy.model.named_parameters()):
         raise UsageError(f"cannot write {folder}: {policy.name!r} carries an adapter; merge it into the weights first")
+    # Whoever loads the folder, transformers' own `generate` included, stops where this policy stops.
+    ends = list(policy.end_token_ids)
+    policy.model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     with replacing_folder(folder) as written:
         policy.model.save_pretrained(written)
         policy.tokenizer.save_pretrained(written)

@@ -97,7 +97,8 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], keys: Sequence[int]
     with torch.no_grad(), eval_mode(policy), active(policy):
         lengths = [len(prompt) for prompt in prompts]
         max_rows = min(sampling.max_rows, rows_within(policy, max(lengths, default=0) + sampling.max_new_tokens))
-        for group in _groups(order, lengths, max_rows, _has_window(policy)):
+        for start in range(0, len(order), max_rows):
+            group = order[start : start + max_rows]
             texts = [tuple(int(token) for token in prompts[row]) for row in group]
             written = _sample_group(policy, texts, [keys[row] for row in group], sampling)
             rollouts.update(zip(group, written, strict=True))
@@ -128,31 +129,14 @@ def rows_within(policy: Policy, num_columns: int) -> int:
     return max(1, int(CACHE_BYTES // row_bytes))
 
 
-def _has_window(policy: Policy) -> bool:
-    return "sliding_attention" in (getattr(policy.model.config.get_text_config(), "layer_types", None) or ())
-
-
-def _groups(order: list[int], lengths: list[int], max_rows: int, is_split_by_length: bool) -> list[list[int]]:
-    """Cut `order` into groups that decode together.
-
-    A sliding window counts columns of the cache, so there a group must have no padding between prompt and continuation.
-    """
-    groups: list[list[int]] = []
-    for row in order:
-        is_new_length = is_split_by_length and groups and lengths[row] != lengths[groups[-1][0]]
-        if not groups or len(groups[-1]) == max_rows or is_new_length:
-            groups.append([])
-        groups[-1].append(row)
-    return groups
-
-
 def _sample_group(policy: Policy, prompts: list[tuple[int, ...]], keys: list[int], sampling: Sampling) -> list[Rollout]:
     rows = _start_rows(policy, prompts, keys, sampling)
     hidden, cache, prompt_mask = _prefill(policy, prompts)
     num_steps = rows.tokens.shape[1]
     running = torch.arange(len(prompts), device=policy.device)  # which row each row of the cache belongs to
     is_live = torch.ones_like(rows.is_finished)
-    # Columns of the cache: a prompt, padding up to the longest prompt (hidden by the mask), then what was written.
+    # Columns of the cache: padding up to the longest prompt (hidden by the mask), a prompt, then what was written. With
+    # padding between the two, an attention window, which counts columns, would reach less far back than it should.
     mask = torch.nn.functional.pad(prompt_mask, (0, num_steps), value=True)
     is_padded = not bool(prompt_mask.all())
     next_check = FIRST_STOP_CHECK
@@ -209,8 +193,8 @@ def _prefill(policy: Policy, prompts: list[tuple[int, ...]]) -> tuple[Tensor, Bl
     """Read every distinct prompt once, `PREFILL_TOKENS` at a time.
 
     Returns:
-        For every row: hidden state at the prompt's last token [rows, hidden]; cache; mask of prompt tokens
-        [rows, longest prompt].
+        For every row: hidden state at the prompt's last token [rows, hidden]; cache, each prompt in its last columns;
+        mask of prompt tokens [rows, longest prompt].
     """
     distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
     texts = list(distinct)
@@ -223,7 +207,10 @@ def _prefill(policy: Policy, prompts: list[tuple[int, ...]]) -> tuple[Tensor, Bl
     lengths = torch.tensor([len(text) for text in texts], device=policy.device)
     hidden = torch.cat([part for part, _ in parts])
     cache = BlockCache.join([part for _, part in parts])
-    mask = torch.arange(len(texts[0]), device=policy.device) < lengths[:, None]
+    padding = len(texts[0]) - lengths
+    if bool(padding.any()):
+        cache.shift_rows(padding)
+    mask = torch.arange(len(texts[0]), device=policy.device) >= padding[:, None]
     if len(texts) == len(prompts):
         return hidden, cache, mask
     place_of_row = torch.tensor([distinct[prompt] for prompt in prompts], device=policy.device)
