@@ -10,6 +10,7 @@ from statewise.records import (
     Effect,
     EffectTable,
     Estimate,
+    Largest,
     PhenomenonSummary,
     RunSummary,
     StudySummary,
@@ -128,6 +129,10 @@ def fake_study() -> StudySummary:
             ("OPD from mild SFT", ".512", ".290", ".434", ".01470", ".0060", ".9810"),
             ("OPD from stress SFT", ".466", ".275", ".430", ".01092", ".0155", ".9515"),
             ("on-policy RL", ".472", ".290", ".442", ".01098", ".0020", ".9902"),
+        ),
+        largest=(
+            Largest("gain", ("mild_sft",), dataclasses.replace(mild.against_base["pocket_math"], level=0.99), 5),
+            Largest("forgetting", ("stress_sft",), dataclasses.replace(stress.forgetting, level=0.99), 5),
         ),
         problems=("pocket_myths, seed 2, arm rl: 3 of 400 items could not be scored and count as wrong",),
     )

@@ -8,8 +8,8 @@ from report_fixture import diverged, fake_study, replace_run, run_named, trained
 
 from statewise.drift.measure import DriftValue
 from statewise.drift.over_seeds import over_seeds
-from statewise.records import DriftEstimate, Estimate
-from statewise.report import figures, tables
+from statewise.records import DriftEstimate, Estimate, Largest
+from statewise.report import figures, sentences, tables
 from statewise.report.page import render_page, write_report
 from statewise.report.summary_json import summary_from_json, summary_to_json
 
@@ -107,7 +107,65 @@ def test_the_answer_states_scope_and_outcome():
     text = Page(render_page(fake_study())).text
     assert "The base model and 5 post-trained runs, 3 seeds each. Target: Pocket Math (n = 1,000)" in text
     assert "Of 4 statements put to the test: 2 hold, 1 does not hold, 1 is not resolved." in text
-    assert "Largest gain on Pocket Math: mild SFT, +.064 [+.045, +.083]." in text
+    assert (
+        "Largest gain on Pocket Math: mild SFT, +.064 [+.045, +.083] (99 % interval, for all 5 runs at once)." in text
+    )
+
+
+def largest(summary, response, value, *arms):
+    """The outcome of a study whose largest gain or forgetting is `value`."""
+    found = Largest(response, arms, Estimate(value, value - 0.02, value + 0.02, 400, 3, "", level=0.99), 5)
+    return sentences.outcome(dataclasses.replace(summary, largest=(found,), phenomena=()))
+
+
+def test_a_largest_gain_below_0_is_called_none():
+    told = largest(fake_study(), "gain", -0.002, "rl")
+    assert told.startswith(
+        "No run improved Pocket Math; largest gain on Pocket Math: on-policy RL, −.002 [−.022, +.018]"
+    )
+    assert "(99 % interval, for all 5 runs at once), not resolved." in told
+
+
+def test_a_largest_forgetting_of_0_that_runs_share_is_a_tie():
+    told = largest(fake_study(), "forgetting", 0.0, "opd_mild", "rl")
+    assert told == (
+        "No run forgot on average; largest mean forgetting F: .000, a tie of 2 runs (OPD from mild SFT, on-policy RL)."
+    )
+
+
+def test_a_statement_of_one_seed_is_about_these_weights_and_says_so():
+    summary = fake_study()
+    for num_seeds, words in ((1, "about these weights alone"), (2, "Run at least three"), (3, "")):
+        claim = summary.phenomena[0]
+        contrasts = {name: dataclasses.replace(e, num_seeds=num_seeds) for name, e in claim.contrasts.items()}
+        shown = dataclasses.replace(summary, phenomena=(dataclasses.replace(claim, contrasts=contrasts),))
+        assert words in sentences.scope_of_claim(shown.phenomena[0])
+        assert words in Page(render_page(shown)).text
+        assert ("of the weights of one seed" in sentences.outcome(shown)) == (num_seeds == 1)
+
+
+def test_statements_print_their_adjusted_p_their_level_and_their_family():
+    summary = fake_study()
+    claims = []
+    for claim in summary.phenomena:
+        contrasts = {name: dataclasses.replace(e, level=0.9875) for name, e in claim.contrasts.items()}
+        claims.append(dataclasses.replace(claim, contrasts=contrasts, p_adjusted=0.012))
+    text = Page(render_page(dataclasses.replace(summary, phenomena=tuple(claims)))).text
+    assert "holds p = .012 stress forgets" in text
+    assert "[+.048, +.082] 98.8 % interval, n = 400, 3 seeds." in text
+    assert "The 4 statements are one family: Holm’s procedure" in text
+    assert "held together over the 5 runs, each by Holm’s procedure" in text
+
+
+def test_a_difference_that_only_its_family_leaves_open_says_so():
+    summary = fake_study()
+    run = run_named(summary, "mild_sft")
+    gain = dataclasses.replace(run.against_base["pocket_math"], p_adjusted=0.08)
+    shown = replace_run(
+        summary, "mild_sft", dataclasses.replace(run, against_base={**run.against_base, "pocket_math": gain})
+    )
+    assert "+.064 alone [+.045, +.083]" in Page(render_page(shown)).text
+    assert "+.064 [+.045, +.083]" in Page(render_page(summary)).text
 
 
 def test_unresolved_differences_are_marked_in_text():

@@ -19,9 +19,13 @@ from statewise.report.comparison import comparison_to_json, items_needed, print_
 from statewise.study.compare import compare, mcnemar_exact
 from statewise.study.protocol import differing_parts
 from statewise.study.sides import read_side
-from statewise.study.statistics import estimate_forgetting, estimate_sum
+from statewise.study.statistics import Part, weigh_forgetting, weigh_sum
 
 A, B = [1, 1, 0, 0], [1, 0, 1, 1]
+
+
+def estimate_sum(part):
+    return weigh_sum([Part(part)]).estimate()
 
 
 def column(*scores):
@@ -58,12 +62,12 @@ def printed(comparison):
 
 
 def test_the_difference_is_b_minus_a_paired_by_item(two):
-    # B - A = 0, -1, 1, 1: mean .25, variance (.0625 + 1.5625 + .5625 + .5625) / 3 = .91667, standard error
-    # sqrt(.91667 / 4) = .47871; t with 3 degrees of freedom 3.18245: half-width 1.52348.
+    # B - A = 0, -1, 1, 1 with the pseudo-items -1 and 1: mean 1/6, variance (5 - 6/36) / 5 = .96667, standard error
+    # sqrt(.96667 / 6) = .40139; t with 3 degrees of freedom 3.18245: half-width 1.27740, cut to -1..1.
     (score,) = two(A, B).scores
     assert score.difference.value == 0.25
-    assert score.difference.low == pytest.approx(0.25 - 1.52348, abs=1e-5)
-    assert score.difference.high == pytest.approx(0.25 + 1.52348, abs=1e-5)
+    assert score.difference.low == -1.0
+    assert score.difference.high == 1.0
     assert (score.a.value, score.b.value, score.num_pairs) == (0.5, 0.75, 4)
     assert (score.num_only_a, score.num_only_b) == (1, 2)
 
@@ -107,13 +111,22 @@ def test_an_unscored_answer_is_wrong_and_said_so(two):
 
 
 def test_what_is_not_resolved_says_how_many_items_would_resolve_it(two):
-    # Half-width 1.52348 at a difference of .25: (1.52348 / .25)^2 = 37.136 times 4 items.
+    # From a difference of .25 down to the end at -1 it is 1.25: (1.25 / .25)^2 = 25 times 4 items.
     comparison = two(A, B)
-    assert items_needed(comparison.scores[0].difference) == math.ceil(37.1358 * 4) == 149
+    assert items_needed(comparison.scores[0].difference) == math.ceil(25 * 4) == 100
     assert "+.250 n.r." in printed(comparison)
-    assert "would need at least n = 149" in printed(comparison)
+    assert "would need at least n = 100" in printed(comparison)
     written = comparison_to_json(comparison)["scores"][0]
-    assert (written["is_resolved"], written["num_items_needed"]) == (False, 149)
+    assert (written["is_resolved"], written["num_items_needed"]) == (False, 100)
+
+
+def test_four_changes_in_one_direction_are_unresolved_by_the_interval_and_by_mcnemar(two):
+    comparison = two([0] * 60, [1] * 4 + [0] * 56)
+    (score,) = comparison.scores
+    # 2 / 2^4 = .125.
+    assert (score.num_only_a, score.num_only_b, score.mcnemar_p) == (0, 4, 0.125)
+    assert score.difference.low < 0
+    assert "+.067 n.r." in printed(comparison)
 
 
 def test_a_resolved_difference_is_not_marked(two):
@@ -181,7 +194,7 @@ def test_an_arm_is_compared_over_its_seeds_paired(run):
     sums = next(score for score in comparison.scores if score.task == "sums")
     base = np.array([[1, 1, 0, 0]] * 2, dtype=float).T
     post = np.array([[1, 1, 1, 0], [1, 1, 1, 1]], dtype=float).T
-    assert sums.difference == estimate_sum([post - base])
+    assert sums.difference == estimate_sum(post - base)
     # Over both seeds: 0, then 3 answers that only sft got right.
     assert (sums.num_pairs, sums.num_only_a, sums.num_only_b, sums.mcnemar_p) == (8, 0, 3, None)
     assert "4 × 2" in printed(comparison)
@@ -194,7 +207,7 @@ def test_base_to_arm_says_what_was_forgotten_on_retention_tasks_alone(run):
     # base 1 1 1 0, sft 1 0 1 0: one of four is forgotten.
     assert by_task["facts"].forgetting.value == 0.25
     assert by_task["facts"].forgetting.low == -by_task["facts"].difference.high
-    assert comparison.forgetting == estimate_forgetting([column(1, 1, 1, 0)], [column(1, 0, 1, 0)])
+    assert comparison.forgetting == weigh_forgetting([column(1, 1, 1, 0)], [column(1, 0, 1, 0)]).estimate()
     assert comparison.forgetting_tasks == ("facts",)
     assert "Forgetting F = A − B, A being the base model: facts +.250" in printed(comparison)
 
@@ -233,7 +246,7 @@ def test_one_model_is_compared_with_each_of_several(run, tmp_path):
     comparison = compare(read_side(str(model)), read_side(f"{run}:sft"))
     (score,) = comparison.scores
     post = np.array([[1, 1, 1, 0], [1, 1, 1, 1]], dtype=float).T
-    assert score.difference == estimate_sum([post - column(1, 0, 0, 0)])
+    assert score.difference == estimate_sum(post - column(1, 0, 0, 0))
     assert any("is one model: intervals cover the seeds of" in note for note in comparison.notes)
 
 

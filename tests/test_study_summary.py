@@ -193,7 +193,8 @@ def test_a_claim_is_judged_by_its_interval_and_margin(tmp_path, comparison, marg
     contrast = summary.phenomena[0].contrasts["sft - base"]
     assert contrast.value == pytest.approx(0.5)
     side = "above" if comparison == "more" else "below"
-    assert f"pocket_math {side} {margin:g}: 95 % interval" in summary.phenomena[0].test
+    assert summary.phenomena[0].test == f"paired difference of pocket_math {side} {margin:g}, two-sided"
+    assert (summary.phenomena[0].p_adjusted < 0.05) == (verdict != "not resolved")
 
 
 def test_every_contrast_of_a_claim_must_hold_and_one_may_refute_it(tmp_path):

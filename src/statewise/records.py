@@ -27,6 +27,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+# Of an interval, unless it says another.
+LEVEL = 0.95
 # Files of an adapter, as peft names them.
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ITEM_SCHEMA = pa.schema(
@@ -179,10 +181,11 @@ def digest_json(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval.
+    """A number with its interval of `level`, 0..1.
 
     `num_items` counts evaluated items (the smallest task's, where several enter), `num_seeds` training seeds.
-    `low`/`high` are None where no interval can be given (then `method` says why).
+    `low`/`high` are None where no interval can be given (then `method` says why). `p_adjusted`: two-sided p that the
+    number is 0, held together with the same number of the study's other runs (Holm); None outside of such a family.
     """
 
     value: float
@@ -191,6 +194,8 @@ class Estimate:
     num_items: int
     num_seeds: int
     method: str
+    level: float = LEVEL
+    p_adjusted: float | None = None
 
 
 @dataclass(frozen=True)
@@ -274,7 +279,8 @@ class EffectTable:
 class PhenomenonSummary:
     """One claim put to the test. `verdict`: "holds", "does not hold" or "not resolved".
 
-    Every contrast is compared with `margin`, not with 0.
+    Every contrast is compared with `margin`, not with 0; its interval has the level that decided. `p_adjusted`: the
+    claim's two-sided p, held together with the study's other claims (Holm).
     """
 
     name: str
@@ -284,6 +290,20 @@ class PhenomenonSummary:
     contrasts: dict[str, Estimate]
     margin: float = 0.0
     note: str = ""
+    p_adjusted: float | None = None
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The largest gain or forgetting (`response`) of `num_runs` runs; several `arms` are a tie.
+
+    The interval of `estimate`, the first arm's, holds for all runs at once, since the data chose the run.
+    """
+
+    response: str
+    arms: tuple[str, ...]
+    estimate: Estimate
+    num_runs: int
 
 
 @dataclass(frozen=True)
@@ -293,7 +313,7 @@ class StudySummary:
     `target` and `retention` are the columns that gain and forgetting are computed from; further columns are other
     decodings or metrics of the target.
     `protocols` says per task how it was evaluated; `reference` is another source's table (headings, rows), labelled.
-    `effects`: of a factorial design, one table a response.
+    `effects`: of a factorial design, one table a response. `largest`: one for gain, one for forgetting.
     """
 
     name: str
@@ -310,91 +330,4 @@ class StudySummary:
     reference_rows: tuple[tuple[str, ...], ...] = ()
     problems: tuple[str, ...] = ()
     effects: tuple[EffectTable, ...] = ()
-
-
-@dataclass(frozen=True)
-class ModelScore:
-    """One score of an exported model, of its own seed alone; `difference` is model minus base on the same items."""
-
-    column: str
-    heading: str
-    score: Estimate
-    base: Estimate | None = None
-    difference: Estimate | None = None
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What an exported model folder says of itself, in `statewise.json` and in its model card.
-
-    `base_model` is "pocket", a folder or a hub name, of which `base_revision` is the branch, tag or commit.
-    `weights`: "full", "adapter" or "merged" (an adapter added to the base model's weights, float32). `scores` and
-    `forgetting` are this model's; `arm_differences` and `arm_forgetting` those of its arm over `arm_seeds` seeds.
-    `base_tasks`: benchmarks that the base model's folder brings along. `provenance` holds digests and fingerprints.
-    """
-
-    name: str
-    study: str
-    description: str
-    arm: str
-    label: str
-    seed: int
-    base_model: str
-    base_revision: str | None
-    license: str | None
-    weights: str
-    recipe: str
-    config: dict[str, Any]
-    target: str
-    retention: tuple[str, ...]
-    end_of_text: str | None
-    budget: dict[str, float]
-    scores: tuple[ModelScore, ...]
-    forgetting: Estimate | None
-    arm_seeds: int
-    arm_differences: dict[str, Estimate]
-    arm_forgetting: Estimate | None
-    protocols: dict[str, str]
-    base_tasks: tuple[str, ...]
-    provenance: dict[str, str]
-    environment: dict[str, str]
-    commands: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ScoreComparison:
-    """Two sides on the same items of one task, decoding and metric; `difference` is B minus A, paired by item.
-
-    `num_only_a`, `num_only_b`: answers that only one side got right, over all pairs of `num_pairs` (items × seeds);
-    None where scores are not 0 or 1. `mcnemar_p`: exact, two-sided; only where each side is one model. `forgetting` is
-    A minus B, only where A is the base model and the task is not the target.
-    """
-
-    task: str
-    decoding: str
-    metric: str
-    a: Estimate
-    b: Estimate
-    difference: Estimate
-    num_pairs: int
-    num_only_a: int | None = None
-    num_only_b: int | None = None
-    mcnemar_p: float | None = None
-    forgetting: Estimate | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Side A against side B, task by task; `refused` says of each task that cannot be compared why.
-
-    `forgetting` is the mean F over `forgetting_tasks`, where A is the base model.
-    """
-
-    a: str
-    b: str
-    scores: tuple[ScoreComparison, ...]
-    protocols: dict[str, str]
-    refused: dict[str, str]
-    notes: tuple[str, ...]
-    forgetting: Estimate | None = None
-    forgetting_tasks: tuple[str, ...] = ()
+    largest: tuple[Largest, ...] = ()

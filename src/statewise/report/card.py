@@ -12,7 +12,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from statewise.records import Estimate, ModelFacts
+from statewise.model_records import ModelFacts
+from statewise.records import Estimate
 from statewise.report import numbers
 from statewise.report.text import clean
 
@@ -116,5 +117,5 @@ def _score(estimate: Estimate | None) -> str:
 def _difference(estimate: Estimate | None) -> str:
     if estimate is None:
         return numbers.NOTHING
-    mark = "" if numbers.is_resolved(estimate) else f" {numbers.UNRESOLVED}"
+    mark = f" {numbers.mark(estimate)}".rstrip()
     return f"{numbers.delta(estimate.value)} {numbers.interval(estimate.low, estimate.high, is_delta=True)}{mark}"

@@ -12,7 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from statewise.records import Comparison, Estimate, ScoreComparison
+from statewise.model_records import Comparison, ScoreComparison
+from statewise.records import Estimate
 from statewise.report import numbers
 from statewise.report.tables import EMPTY, Cell, Row, Table, delta_cell
 from statewise.report.terminal import print_line, print_table

@@ -55,7 +55,7 @@ def gain_figure(summary: StudySummary) -> str | None:
         faint = 0.25 if is_crowded else 0.75
         axes.plot(_bounds(gain), [loss.value] * 2, color=color, linewidth=1.4, alpha=faint)
         axes.plot([gain.value] * 2, _bounds(loss), color=color, linewidth=1.4, alpha=faint)
-        is_resolved = numbers.is_resolved(gain) and numbers.is_resolved(loss)
+        is_resolved = not numbers.mark(gain) and not numbers.mark(loss)
         _mark(axes, gain.value, loss.value, color, is_resolved=is_resolved, shape=shape)
     if is_crowded:
         _add_legend(axes, legend)
@@ -155,7 +155,7 @@ def forest_figure(summary: StudySummary) -> str | None:
             continue
         color = _color(summary, run)
         axes.plot(_bounds(estimate), [y, y], color=color, linewidth=2.2, alpha=0.75, solid_capstyle="round")
-        _mark(axes, estimate.value, y, color, is_resolved=numbers.is_resolved(estimate))
+        _mark(axes, estimate.value, y, color, is_resolved=not numbers.mark(estimate))
     axes.set_xlim(*_limits(estimates, share=0.05))
     _style_ticks(axes)
     _name_axis(axes, "difference from base")

@@ -82,7 +82,8 @@ def caption(summary: StudySummary) -> str:
     panels = f", panels: {', '.join(others)}" if others else ""
     return (
         f"Rows: {row_axis}, columns: {column_axis}{panels}. Gain is run minus base, forgetting base minus run. Blue: "
-        f"above 0, orange: below, the darker the farther. Hollow, {numbers.UNRESOLVED}: not resolved. "
+        f"above 0, orange: below, the darker the farther. Hollow, {numbers.UNRESOLVED}: not resolved, "
+        f"{numbers.ALONE}: not resolved once all runs are held together. "
         f"{numbers.NOTHING}: not in the study."
     )
 

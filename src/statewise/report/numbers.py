@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from statewise.records import Estimate
+from statewise.records import LEVEL, Estimate
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "–"
 UNRESOLVED = "n.r."
+# Its own interval leaves out the null value, but not once all of its family are held together.
+ALONE = "alone"
 NO_INTERVAL = "no interval"
 # Above this a multiple of the data is no plan any more, only "far too little data".
 LARGEST_FACTOR = 100.0
@@ -85,11 +87,23 @@ def seeds(count: int) -> str:
     return f"{count:,} seed{'s' * (count != 1)}"
 
 
+def percent(level: float) -> str:
+    """A level with one decimal where it needs one: 95 %, 98.3 %."""
+    return f"{100 * level:.1f}".removesuffix(".0") + " %"
+
+
 def is_resolved(estimate: Estimate, null: float = 0.0) -> bool:
     """Whether the interval leaves out `null`; an estimate without an interval resolves nothing."""
     if estimate.low is None or estimate.high is None:
         return False
     return estimate.low > null or estimate.high < null
+
+
+def mark(estimate: Estimate, null: float = 0.0) -> str:
+    """`UNRESOLVED` or, where only the adjusted p of its family is too large, `ALONE`; "" where it is resolved."""
+    if not is_resolved(estimate, null):
+        return UNRESOLVED
+    return ALONE if estimate.p_adjusted is not None and estimate.p_adjusted >= 1 - LEVEL else ""
 
 
 def data_factor(estimate: Estimate, null: float = 0.0) -> float | None:

@@ -54,6 +54,7 @@ def render_page(summary: StudySummary) -> str:
         figures=_figures(summary),
         recipes=[(run.label, run.recipe, tables.label_of(summary, run.teacher)) for run in summary.runs],
         methods=sentences.methods(summary),
+        families=sentences.families(summary),
     )
 
 
@@ -89,6 +90,8 @@ def _claim(summary: StudySummary, index: int) -> dict[str, Any]:
         "kind": claim.verdict.replace(" ", "-") if claim.verdict in sentences.VERDICTS else "other",
         "sign": sentences.verdict_mark(claim),
         "test": claim.test,
+        "scope": sentences.scope_of_claim(claim),
+        "p": sentences.p_adjusted(claim),
         "note": claim.note,
         "contrasts": [_contrast(name, estimate, claim.margin) for name, estimate in claim.contrasts.items()],
     }

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import math
 
-from statewise.records import Estimate, PhenomenonSummary, RunSummary, StudySummary
+from statewise.records import LEVEL, Estimate, Largest, PhenomenonSummary, RunSummary, StudySummary
 from statewise.report import design, numbers, tables
 
 VERDICTS = ("holds", "does not hold", "not resolved")
+# What few training seeds leave open of a statement.
+SCOPES = {
+    1: "One training seed: a statement about these weights alone. Another seed of the same recipe may differ.",
+    2: "Two training seeds: how far seeds differ is known from one pair alone. Run at least three.",
+}
 VERDICT_MARKS = {"holds": "●", "does not hold": "○", "not resolved": "◐"}
 UNRESOLVED_LEGEND = (
-    f"{numbers.UNRESOLVED} = not resolved: the 95 % interval covers 0 (for the retention ratio: 1), "
+    f"{numbers.UNRESOLVED} = not resolved: the interval covers 0 (for the retention ratio: 1), "
     "so the data do not tell the sign."
 )
 
@@ -32,19 +37,14 @@ def scope(summary: StudySummary) -> str:
 
 
 def outcome(summary: StudySummary) -> str:
-    """The verdicts counted, and the largest gain and forgetting with their intervals."""
+    """The verdicts counted, and the largest gain and forgetting, each with an interval that holds for all runs."""
     parts = []
     if summary.phenomena:
         counts = [(sum(claim.verdict == verdict for claim in summary.phenomena), verdict) for verdict in VERDICTS]
         counted = ", ".join(f"{count} {_verb(verdict, count)}" for count, verdict in counts if count)
-        parts.append(f"Of {plural(len(summary.phenomena), 'statement')} put to the test: {counted}.")
-    target = summary.target
-    gains = [(run, run.against_base[target]) for run in summary.runs if target in run.against_base]
-    losses = [(run, run.forgetting) for run in tables.trained_runs(summary) if run.forgetting]
-    if gains:
-        parts.append(_extreme(f"Largest gain on {summary.columns[target]}", gains))
-    if losses:
-        parts.append(_extreme("Largest mean forgetting F", losses))
+        weights = ", of the weights of one seed" * any(_num_seeds(claim) == 1 for claim in summary.phenomena)
+        parts.append(f"Of {plural(len(summary.phenomena), 'statement')} put to the test{weights}: {counted}.")
+    parts += [_largest(summary, largest) for largest in summary.largest if summary.columns]
     diverged = [run.label for run in summary.runs if run.num_diverged]
     if diverged:
         parts.append(f"Training diverged in at least one seed of: {', '.join(diverged)}.")
@@ -56,7 +56,7 @@ def seeds_note(summary: StudySummary) -> str:
     largest = max((run.num_seeds for run in tables.trained_runs(summary)), default=0)
     if largest == 1:
         return "One seed a run: intervals cover the choice of test items only, not the chance of training."
-    return "Intervals are 95 % intervals; how each is computed is said under Methods."
+    return "Intervals without a level are 95 % intervals; how each is computed is said under Methods."
 
 
 def seeds_text(runs: tuple[RunSummary, ...]) -> str:
@@ -67,7 +67,36 @@ def seeds_text(runs: tuple[RunSummary, ...]) -> str:
 
 def size(estimate: Estimate) -> str:
     """N of an estimate: items and seeds."""
-    return f"n = {estimate.num_items:,}, {plural(estimate.num_seeds, 'seed')}"
+    level = "" if estimate.level == LEVEL else f"{numbers.percent(estimate.level)} interval, "
+    return f"{level}n = {estimate.num_items:,}, {plural(estimate.num_seeds, 'seed')}"
+
+
+def scope_of_claim(claim: PhenomenonSummary) -> str:
+    """What the statement is about, where few training seeds narrow it; else empty."""
+    return SCOPES.get(_num_seeds(claim), "")
+
+
+def p_adjusted(claim: PhenomenonSummary) -> str:
+    """The p-value that the verdict is taken from; empty in a record without one."""
+    return "" if claim.p_adjusted is None else f"p = {numbers.p_value(claim.p_adjusted)}"
+
+
+def families(summary: StudySummary) -> list[str]:
+    """What is held together, how, and what that leaves open; a line a family."""
+    lines = []
+    if len(summary.phenomena) > 1:
+        lines.append(
+            f"The {len(summary.phenomena)} statements are one family: Holm’s procedure keeps the chance of any false "
+            "verdict among them at .05. Their p is adjusted; an interval has the level that decided its statement."
+        )
+    num_runs = max((largest.num_runs for largest in summary.largest), default=0)
+    if num_runs > 1:
+        lines.append(
+            f"Gain on the target and mean forgetting are held together over the {num_runs} runs, each by Holm’s "
+            f"procedure. {numbers.ALONE} = the run’s own 95 % interval leaves out 0, but its adjusted p is .05 or "
+            "more, since one of so many may do so by chance. Other intervals are not adjusted for their number."
+        )
+    return lines
 
 
 def missing_data(estimate: Estimate, margin: float = 0.0) -> str:
@@ -137,14 +166,28 @@ def _items(summary: StudySummary, column: str) -> str:
     return "not evaluated" if counts == numbers.NOTHING else f"n = {counts}"
 
 
+def _num_seeds(claim: PhenomenonSummary) -> int:
+    return min((estimate.num_seeds for estimate in claim.contrasts.values()), default=0)
+
+
 def _verb(verdict: str, count: int) -> str:
     if count == 1:
         return {"not resolved": "is not resolved"}.get(verdict, verdict)
     return {"holds": "hold", "does not hold": "do not hold"}.get(verdict, "are not resolved")
 
 
-def _extreme(what: str, values: list[tuple[RunSummary, Estimate]]) -> str:
-    run, estimate = max(values, key=lambda pair: pair[1].value)
-    cell = tables.delta_cell(estimate)
-    mark = ", not resolved" * bool(cell.mark)
-    return f"{what}: {run.label}, {cell.text} {cell.interval}{mark}."
+def _largest(summary: StudySummary, largest: Largest) -> str:
+    is_gain = largest.response == "gain"
+    what = f"gain on {summary.columns[summary.target]}" if is_gain else "mean forgetting F"
+    names = [tables.label_of(summary, arm) for arm in largest.arms]
+    cell = tables.delta_cell(largest.estimate)
+    if len(names) > 1:
+        told = f"{cell.text}, a tie of {len(names)} runs ({', '.join(names)})"
+    else:
+        over = f", for all {largest.num_runs} runs at once" if largest.num_runs > 1 else ""
+        level = numbers.percent(largest.estimate.level)
+        told = f"{names[0]}, {cell.text} {cell.interval} ({level} interval{over})" + ", not resolved" * bool(cell.mark)
+    if largest.estimate.value > 0:
+        return f"Largest {what}: {told}."
+    none = f"No run improved {summary.columns[summary.target]}" if is_gain else "No run forgot on average"
+    return f"{none}; largest {what}: {told}."

@@ -218,9 +218,7 @@ def delta_cell(estimate: Estimate | None, null: float = 0.0) -> Cell:
     if estimate is None:
         return EMPTY
     bounds = numbers.interval(estimate.low, estimate.high, is_delta=True)
-    return Cell(
-        numbers.delta(estimate.value), bounds, "" if numbers.is_resolved(estimate, null) else numbers.UNRESOLVED
-    )
+    return Cell(numbers.delta(estimate.value), bounds, numbers.mark(estimate, null))
 
 
 def divergence(run: RunSummary) -> str:
@@ -282,7 +280,7 @@ def _score_cell(estimate: Estimate | None) -> Cell:
 def _ratio_cell(estimate: Estimate | None) -> Cell:
     if estimate is None:
         return EMPTY
-    mark = "" if numbers.is_resolved(estimate, null=1.0) else numbers.UNRESOLVED
+    mark = numbers.mark(estimate, null=1.0)
     return Cell(numbers.score(estimate.value), numbers.interval(estimate.low, estimate.high), mark)
 
 

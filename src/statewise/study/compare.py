@@ -12,13 +12,14 @@ import numpy as np
 from scipy import stats
 
 from statewise.errors import UsageError
-from statewise.records import Comparison, Estimate, ScoreComparison
+from statewise.model_records import Comparison, ScoreComparison
+from statewise.records import Estimate
 from statewise.study.model_folder import is_base_of
 from statewise.study.plan import BASE
 from statewise.study.protocol import differing_parts
 from statewise.study.run_folder import Key
 from statewise.study.sides import Side
-from statewise.study.statistics import Matrix, estimate_forgetting, estimate_score, estimate_sum
+from statewise.study.statistics import Matrix, estimate_score, weigh_difference, weigh_forgetting
 
 
 @dataclass
@@ -146,8 +147,7 @@ def _matrix(side: Side, seeds: list[int], task: str, key: Key) -> tuple[Matrix, 
 
 def _compare_column(task: str, key: Key, a: Matrix, b: Matrix) -> ScoreComparison:
     difference = b - a  # one model is compared with each of several: [items, 1] spreads over [items, seeds]
-    bound = max(1.0, float(np.abs(a).max()), float(np.abs(b).max()))
-    paired = estimate_sum([difference], bound)
+    paired = weigh_difference(b, a).estimate()
     compared = ScoreComparison(task, *key, estimate_score(a), estimate_score(b), paired, difference.size)
     if not np.isin(a, (0, 1)).all() or not np.isin(b, (0, 1)).all():
         return compared
@@ -158,6 +158,8 @@ def _compare_column(task: str, key: Key, a: Matrix, b: Matrix) -> ScoreCompariso
 
 def mcnemar_exact(num_only_a: int, num_only_b: int) -> float:
     """Exact McNemar test: two-sided binomial p that only-A and only-B are equally likely; 1 if there are none.
+
+    The interval of the difference leaves out 0 exactly where this is below .05 (`statistics.weigh_sum`).
 
     Source:
         McNemar (1947), exact form: Binomial(num_only_a + num_only_b, 1/2).
@@ -170,9 +172,9 @@ def _with_forgetting(score: ScoreComparison) -> ScoreComparison:
     """F = base − post: the difference with its sign turned."""
     d = score.difference
     low, high = (None if end is None else 0.0 - end for end in (d.high, d.low))
-    return replace(score, forgetting=Estimate(0.0 - d.value, low, high, d.num_items, d.num_seeds, d.method))
+    return replace(score, forgetting=replace(d, value=0.0 - d.value, low=low, high=high))
 
 
 def _mean_forgetting(found: _Found, tasks: tuple[str, ...]) -> Estimate:
     pairs = [np.broadcast_arrays(*found.primary[task]) for task in tasks]
-    return estimate_forgetting([a for a, _ in pairs], [b for _, b in pairs])
+    return weigh_forgetting([a for a, _ in pairs], [b for _, b in pairs]).estimate()

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from statewise import records
 from statewise.errors import UsageError
-from statewise.records import ADAPTER_CONFIG, ModelFacts
+from statewise.model_records import ModelFacts
+from statewise.records import ADAPTER_CONFIG
 from statewise.study.catalog import find_model
 from statewise.study.model_folder import (
     FACTS,

@@ -12,11 +12,12 @@ import numpy as np
 
 from statewise.config import ArmSection
 from statewise.errors import UsageError
-from statewise.records import Estimate, ModelFacts, ModelScore
+from statewise.model_records import ModelFacts, ModelScore
+from statewise.records import Estimate
 from statewise.study.model_folder import origin_of_arm, split_revision
 from statewise.study.plan import BASE
 from statewise.study.run_folder import Items, RunFolder, read_items, read_object
-from statewise.study.statistics import Matrix, estimate_forgetting, estimate_score, estimate_sum
+from statewise.study.statistics import Matrix, estimate_score, weigh_difference, weigh_forgetting
 
 LICENSE = re.compile(r"\A---\n(?:.*\n)*?license: *(\S+) *\n(?:.*\n)*?---\n")  # front matter of a model card
 
@@ -107,13 +108,14 @@ def _score(key: str, heading: str, scores: Mapping[str, Matrix], base: Mapping[s
     score = estimate_score(scores[key])
     if key not in base:
         return ModelScore(key, heading, score)
-    return ModelScore(key, heading, score, estimate_score(base[key]), estimate_sum([scores[key] - base[key]]))
+    difference = weigh_difference(scores[key], base[key]).estimate()
+    return ModelScore(key, heading, score, estimate_score(base[key]), difference)
 
 
 def _forgetting(retention: list[str], base: Mapping[str, Matrix], scores: Mapping[str, Matrix]) -> Estimate | None:
     if not retention or not all(key in base and key in scores for key in retention):
         return None
-    return estimate_forgetting([base[key] for key in retention], [scores[key] for key in retention])
+    return weigh_forgetting([base[key] for key in retention], [scores[key] for key in retention]).estimate()
 
 
 def _license(base: Path) -> str | None:

@@ -6,78 +6,29 @@ the report.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from statewise import records
-from statewise.config import PhenomenonSection, StudyConfig
+from statewise.config import StudyConfig
 from statewise.drift.measure import DriftValue
 from statewise.drift.over_seeds import over_seeds
-from statewise.records import DriftEstimate, EffectTable, Estimate, PhenomenonSummary, RunSummary, StudySummary
+from statewise.records import DriftEstimate, EffectTable, Estimate, RunSummary, StudySummary
 from statewise.study.anova import Cell, estimate_effects
 from statewise.study.cells import told_signals, told_source
 from statewise.study.estimate import plan_budgets
+from statewise.study.hypotheses import hold_together, judge_claims, weigh_runs
+from statewise.study.measured import FORGETTING, GAIN, Column, Measured
 from statewise.study.plan import BASE, Node, Plan
 from statewise.study.statistics import (
     Matrix,
-    estimate_forgetting,
     estimate_retention_ratio,
     estimate_score,
-    estimate_sum,
+    weigh_difference,
+    weigh_forgetting,
 )
 from statewise.study.store import Store
-
-GAIN, FORGETTING = "gain", "forgetting"
-
-
-@dataclass(frozen=True)
-class Column:
-    """One measured score: a task, how it was decoded, and lm-eval's metric."""
-
-    task: str
-    decoding: str
-    metric: str
-    heading: str
-
-    @property
-    def key(self) -> str:
-        return f"{self.task}:{self.decoding}:{self.metric}"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The items of every arm and seed: `scores[arm, seed][column key]` is float64 [items], nan where unscored."""
-
-    config: StudyConfig
-    columns: tuple[Column, ...]
-    scores: dict[tuple[str, int], dict[str, Matrix]]
-
-    def matrix(self, arm: str, column: Column, seeds: list[int]) -> Matrix:
-        """[items, seeds]; an answer that could not be scored counts as not correct, and is reported as unscored."""
-        return np.nan_to_num(np.stack([self.scores[arm, seed][column.key] for seed in seeds], axis=1))
-
-    def seeds_of(self, *arms: str) -> list[int]:
-        """The seeds in which all of `arms` were evaluated."""
-        return [s for s in self.config.study.seeds if all((arm, s) in self.scores for arm in arms)]
-
-    def primary(self, task: str, decoding: str | None = None) -> Column:
-        """The column by which `task` is judged: the first of its columns, or the first with `decoding`."""
-        return next(c for c in self.columns if _is_of(c, task, decoding))
-
-    def has(self, measure: str) -> bool:
-        """Whether a claim's measure was scored: a task that scores given choices has no sampled answers."""
-        task, _, decoding = measure.partition(":")
-        return measure == FORGETTING or any(_is_of(c, task, decoding or None) for c in self.columns)
-
-    @property
-    def retention(self) -> list[Column]:
-        return [self.primary(task) for task in self.config.shared.retention] if self.columns else []
-
-
-def _is_of(column: Column, task: str, decoding: str | None) -> bool:
-    return column.task == task and decoding in (None, column.decoding)
 
 
 def summarise(plan: Plan, store: Store, environment: dict[str, str]) -> StudySummary:
@@ -87,6 +38,8 @@ def summarise(plan: Plan, store: Store, environment: dict[str, str]) -> StudySum
     names = [BASE, *config.arms]
     planned = plan_budgets(plan)
     runs = tuple(replace(_summarise_run(plan, store, measured, name), planned=planned.get(name, {})) for name in names)
+    target = measured.columns[0].key if measured.columns else ""
+    families = weigh_runs(measured)
     missing = [node.id for node in plan.nodes if store.result(node) is None]
     problems = [f"not done yet: {', '.join(missing)}"] if missing else []
     problems += [*_mixed(plan, store), *_problems(plan, store, measured)]
@@ -95,17 +48,18 @@ def summarise(plan: Plan, store: Store, environment: dict[str, str]) -> StudySum
         name=config.study.name,
         description=config.study.description,
         columns={column.key: column.heading for column in measured.columns},
-        target=measured.columns[0].key if measured.columns else "",
+        target=target,
         retention=tuple(column.key for column in measured.retention),
         protocols=_protocols(plan, store),
-        runs=runs,
-        phenomena=tuple(_judge(measured, phenomenon) for phenomenon in config.phenomena),
+        runs=hold_together(runs, families, target),
+        phenomena=judge_claims(measured),
         environment=environment,
         reference_label=reference.label if reference else "",
         reference_headings=tuple(reference.headings) if reference else (),
         reference_rows=tuple(tuple(row) for row in reference.rows) if reference else (),
         problems=tuple(problems),
         effects=_effects(measured),
+        largest=tuple(family.largest() for family in families),
     )
 
 
@@ -192,7 +146,7 @@ def _summarise_run(plan: Plan, store: Store, measured: Measured, name: str) -> R
         against_teacher={c.key: _difference(measured, c, name, str(teacher), with_teacher) for c in columns}
         if with_teacher
         else {},
-        forgetting=estimate_forgetting(base, post) if base else None,
+        forgetting=weigh_forgetting(base, post).estimate() if base else None,
         retention_ratio=estimate_retention_ratio(base, post) if base else None,
         drift=_drift(store, name, seeds),
         budget=_mean_budget(trained),
@@ -206,7 +160,7 @@ def _summarise_run(plan: Plan, store: Store, measured: Measured, name: str) -> R
 
 
 def _difference(measured: Measured, column: Column, arm: str, than: str, seeds: list[int]) -> Estimate:
-    return estimate_sum([measured.matrix(arm, column, seeds) - measured.matrix(than, column, seeds)])
+    return weigh_difference(measured.matrix(arm, column, seeds), measured.matrix(than, column, seeds)).estimate()
 
 
 def _effects(measured: Measured) -> tuple[EffectTable, ...]:
@@ -265,51 +219,6 @@ def _mean_budget(results: list[dict[str, object]]) -> dict[str, float]:
         return {}
     keys = sorted({key for budget in budgets for key in budget})
     return {key: float(np.mean([budget.get(key, 0.0) for budget in budgets])) for key in keys}
-
-
-def _judge(measured: Measured, phenomenon: PhenomenonSection) -> PhenomenonSummary:
-    """Test one claim: every contrast's interval must lie on the claimed side of the margin."""
-    contrasts = {}
-    for arm in phenomenon.arms:
-        seeds = measured.seeds_of(arm, phenomenon.than, BASE)
-        if seeds and measured.has(phenomenon.measure):
-            contrasts[f"{arm} - {phenomenon.than}"] = _contrast(measured, phenomenon, arm, seeds)
-    sign = 1 if phenomenon.comparison == "more" else -1
-    margin = phenomenon.margin
-    # Distance of the nearer and the farther end of each interval on the claimed side of the margin.
-    near = [min(sign * (_end(e.low) - margin), sign * (_end(e.high) - margin)) for e in contrasts.values()]
-    far = [max(sign * (_end(e.low) - margin), sign * (_end(e.high) - margin)) for e in contrasts.values()]
-    verdict = "not resolved"
-    if len(contrasts) == len(phenomenon.arms) and all(end > 0 for end in near):
-        verdict = "holds"
-    elif any(end < 0 for end in far):
-        verdict = "does not hold"
-    side = "above" if sign > 0 else "below"
-    test = (
-        f"paired difference of {phenomenon.measure} {side} {margin:g}: 95 % interval of each contrast (α = .05 a claim)"
-    )
-    return PhenomenonSummary(
-        phenomenon.name, phenomenon.statement, verdict, test, contrasts, margin, _note(phenomenon, contrasts)
-    )
-
-
-def _end(value: float | None) -> float:
-    return float("nan") if value is None else value
-
-
-def _contrast(measured: Measured, phenomenon: PhenomenonSection, arm: str, seeds: list[int]) -> Estimate:
-    if phenomenon.measure != FORGETTING:
-        task, _, decoding = phenomenon.measure.partition(":")
-        return _difference(measured, measured.primary(task, decoding or None), arm, phenomenon.than, seeds)
-    of: Callable[[str], list[Matrix]] = lambda name: [measured.matrix(name, c, seeds) for c in measured.retention]  # noqa: E731
-    return estimate_forgetting(of(phenomenon.than), of(arm))
-
-
-def _note(phenomenon: PhenomenonSection, contrasts: dict[str, Estimate]) -> str:
-    notes = [phenomenon.note] if phenomenon.note else []
-    if len(contrasts) < len(phenomenon.arms):
-        notes.append("an arm of this claim has no scores of this measure")
-    return "; ".join(notes)
 
 
 def _problems(plan: Plan, store: Store, measured: Measured) -> list[str]:
