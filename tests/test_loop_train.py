@@ -1,6 +1,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from statewise import records
 from statewise.errors import DivergedError, InterruptedTrainingError
 from statewise.locality.adapter import Lora
 from statewise.loop.build import Material
-from statewise.loop.train import Observer, train
+from statewise.loop.train import Observer, mismatch_problem, train
+from statewise.policy.load import copy_policy
 from statewise.signals import SIGNALS
 
 ALWAYS = {
@@ -31,7 +33,10 @@ WRITTEN_AS = {  # in the documentation, for the keys of several kinds
     "signals/loss_nats_<place>_<kind>": ["signals/loss_nats_"],
     "locality/<kind>_projected_rate": ["locality/gem_projected_rate", "locality/a_gem_projected_rate"],
 }
-GRADED = {"signals/num_unscored", "signals/advantage_zero_rate", "signals/reward_mean"}
+GRADED = {
+    "signals/num_unscored", "signals/advantage_zero_rate", "signals/reward_mean", "signals/num_rewarded",
+    "signals/num_rewarded_unfinished",
+}  # fmt: skip
 
 
 def small_arm(policy, signal="imitate", source=None, **options):
@@ -55,6 +60,43 @@ def test_metrics_of_fixed_states_have_these_keys(toy_policy, tmp_path):
 def test_metrics_of_graded_rollouts_also_have_these_keys(toy_policy, tmp_path):
     train(small_arm(toy_policy, "reward", make_source()), tmp_path, Observer())
     assert all(set(line) == ALWAYS | GRADED | OF_OWN_STATES for line in metrics_of(tmp_path))
+
+
+def test_rewarded_answers_are_counted_and_those_among_them_that_had_not_ended(toy_policy, tmp_path):
+    train(small_arm(toy_policy, "reward", make_source(max_new_tokens=12, samples_per_prompt=8)), tmp_path, Observer())
+    rows = [row for path in sorted((tmp_path / "states").iterdir()) for row in records.read_table(path)]
+    rewarded = [row for row in rows if (row["reward"] or 0) > 0]
+    unfinished = [row for row in rewarded if not row["is_finished"]]
+    lines = metrics_of(tmp_path)
+    assert sum(line["signals/num_rewarded"] for line in lines) == len(rewarded)
+    assert sum(line["signals/num_rewarded_unfinished"] for line in lines) == len(unfinished)
+    assert 0 < len(unfinished) < len(rewarded) <= len(rows)
+
+
+@pytest.mark.parametrize(("off", "warned"), [(0.0, 0), (5e-4, 0), (5e-3, 1)])
+def test_a_sampler_that_is_off_is_told_once_while_it_runs(toy_policy, tmp_path, off, warned):
+    setup, told = small_arm(toy_policy, "reward", make_source()), []
+    right = setup.engine.sampler
+
+    def sampler(*asked):
+        return [replace(one, logprobs=tuple(p + off for p in one.logprobs)) for one in right(*asked)]
+
+    setup.engine.sampler = sampler
+    train(setup, tmp_path, Observer(warn=told.append))
+    assert len(told) == warned
+    assert all("0.005 nats from those that the policy is trained with" in one for one in told)
+    assert all(str(tmp_path) in one for one in told)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-3), ("float16", 1e-2), ("bfloat16", 5e-2)])
+def test_a_sampler_may_be_off_by_the_rounding_of_the_models_precision(toy_policy, dtype, bound):
+    # The adapter is float32 in any case; the worst update counts, however many there are.
+    setup = small_arm(copy_policy(toy_policy, "learner"))
+    for name, parameter in setup.learner.model.named_parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype)) if "lora" not in name else parameter.data
+    assert mismatch_problem(setup.learner, [0.0] * 99 + [bound]) is None
+    assert mismatch_problem(setup.learner, []) is None
+    assert f"rounding in {dtype}" in mismatch_problem(setup.learner, [0.0] * 99 + [1.01 * bound])
 
 
 def test_the_metrics_are_those_that_the_documentation_explains():

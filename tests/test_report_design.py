@@ -254,6 +254,21 @@ def test_budgets_stand_as_planned_and_realised():
     assert tables.budget_table(fake_study()).title == "Realised budgets"
 
 
+def test_unfinished_answers_stand_with_their_shares():
+    answers = {"num_trajectories": 1200, "num_unfinished": 300, "num_rewarded": 80, "num_rewarded_unfinished": 4}
+    summary = fake_study()
+    ungraded = {"num_trajectories": 10, "num_unfinished": 1}
+    runs = [
+        dataclasses.replace(run, answers=of) for run, of in zip(summary.runs, [{}, answers, ungraded], strict=False)
+    ]
+    table = tables.answer_table(dataclasses.replace(summary, runs=tuple(runs)))
+    cells = [(cell.text, cell.detail) for cell in table.rows[0].cells]
+    assert cells == [("1,200", ""), ("300", ".250 of all"), ("80", ""), ("4", ".050 of rewarded")]
+    assert [cell.text for cell in table.rows[1].cells] == ["10", "1", tables.EMPTY.text, tables.EMPTY.text]
+    assert "rewarded though unfinished" in render_page(dataclasses.replace(summary, runs=tuple(runs)))
+    assert tables.answer_table(summary) is None
+
+
 def test_budgets_that_are_the_same_for_many_runs_go_into_the_caption():
     summary = without(fake_design(), "sft", "rl")
     table = tables.budget_table(summary)

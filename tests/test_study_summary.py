@@ -157,6 +157,19 @@ def test_a_distance_that_a_seed_did_not_measure_is_summarised_over_the_others(tm
     assert {name: estimate.num_seeds for name, estimate in drift.items()} == {"mmd": 2, "within_prompt_mmd": 1}
 
 
+def test_unfinished_answers_are_summed_over_seeds_and_a_note_is_a_problem(tmp_path):
+    folder = Folder(tmp_path)
+    folder.everything()
+    answers = {"num_trajectories": 8, "num_unfinished": 3, "num_rewarded": 4, "num_rewarded_unfinished": 1}
+    note = "the sampler's log-probabilities are 0.1 nats from those that the policy is trained with"
+    folder.trained("rl", 0, answers=answers, notes=[note])
+    folder.trained("rl", 1, answers=answers)
+    summary = folder.summarise()
+    assert run_of(summary, "rl").answers == {key: 2 * count for key, count in answers.items()}
+    assert run_of(summary, "sft").answers == {}
+    assert f"train:rl:0: {note}" in summary.problems
+
+
 def test_drift_and_budget_are_means_over_seeds(tmp_path):
     folder = Folder(tmp_path)
     folder.everything()

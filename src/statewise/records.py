@@ -223,6 +223,8 @@ class RunSummary:
 
     `planned`: the budget as planned, with the keys of `budget` that can be planned. `levels`: axis → level of the cell
     of a factorial design that the arm stands for. `state_hashes`: seed → running SHA-256 over all training states.
+    `answers`: over all seeds, the trajectories trained on, those cut at a limit (`num_unfinished`), and those rewarded
+    (`num_rewarded`, `num_rewarded_unfinished`); empty where all of them ended by themselves.
     """
 
     arm: str
@@ -241,6 +243,7 @@ class RunSummary:
     planned: dict[str, float] = field(default_factory=dict)
     levels: dict[str, str] = field(default_factory=dict)
     state_hashes: dict[str, str] = field(default_factory=dict)
+    answers: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

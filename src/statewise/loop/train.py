@@ -16,7 +16,13 @@ from statewise.loop.constrain import Constraints
 from statewise.loop.recorder import Recorder
 from statewise.loop.score import Term, group_terms
 from statewise.loop.update import Updater, UpdateResult
+from statewise.policy.load import Policy
 from statewise.types import BoolArray, States
+
+REWARDED = ("num_rewarded", "num_rewarded_unfinished")
+MISMATCH = "policy/sampler_mismatch_nats"
+# The mean over an update's states that rounding may reach, by precision (how they come about: docs/metrics.md).
+BOUNDS_NATS = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,15 @@ def train(setup: Setup, folder: Path, observer: Observer) -> Recorder:
     """
     recorder = Recorder(folder)
     updater = Updater(setup, Constraints(setup, folder))
+    is_warned = False
     step, num_updates = _resume(setup, recorder, updater, observer), setup.recipe.update.num_updates
     while step < num_updates and _share_used(setup) < 1:
         if observer.should_stop():
             raise InterruptedTrainingError(f"stopped before update {step}")
-        _update(setup, recorder, updater, step)
+        mismatch = _update(setup, recorder, updater, step).sampler_mismatch
+        if not is_warned and (problem := mismatch_problem(setup.learner, [mismatch or 0.0])):
+            observer.warn(f"{problem} ({recorder.folder}, update {step})")
+            is_warned = True
         step += 1
         is_last = step == num_updates or _share_used(setup) >= 1
         if step % setup.recipe.update.checkpoint_every == 0 or is_last:
@@ -51,7 +61,26 @@ def train(setup: Setup, folder: Path, observer: Observer) -> Recorder:
     return recorder
 
 
-def _update(setup: Setup, recorder: Recorder, updater: Updater, step: int) -> None:
+def mismatch_problem(learner: Policy, mismatches: Sequence[float]) -> str | None:
+    """What a reader must know of an arm's sampler; None where it agrees with the loop.
+
+    Args:
+        learner: by its precision, how far two computations of one log-probability may be apart.
+        mismatches: `policy/sampler_mismatch_nats` of updates. The largest counts: a fault that begins with the first
+            long text is not to be averaged away.
+    """
+    # Under an adapter the model itself may be in half precision, while what is trained never is.
+    name = max((str(p.dtype).removeprefix("torch.") for p in learner.model.parameters()), key=BOUNDS_NATS.__getitem__)
+    worst = max(mismatches, default=0.0)
+    if worst <= BOUNDS_NATS[name]:
+        return None
+    return (
+        f"the sampler's log-probabilities are {worst:.2g} nats from those that the policy is trained with, where "
+        f"{BOUNDS_NATS[name]:g} are rounding in {name}: what is trained may not be what wrote; see {MISMATCH}"
+    )
+
+
+def _update(setup: Setup, recorder: Recorder, updater: Updater, step: int) -> UpdateResult:
     """One update, recorded."""
     began = time.perf_counter()
     share = _share_used(setup) if setup.recipe.update.budget else None  # before the update, whose rollouts count too
@@ -75,6 +104,7 @@ def _update(setup: Setup, recorder: Recorder, updater: Updater, step: int) -> No
     account.num_loss_tokens += sum(group[0].states.num_states for group in group_terms(terms))
     recorder.states(step, visited, [term.states for term in terms])
     recorder.step(step, {**_metrics(visited, terms, result), **_used(setup)}, seconds)
+    return result
 
 
 def supervise(setup: Setup, visited: States, step: int) -> list[Term]:
@@ -165,7 +195,7 @@ def _metrics(visited: States, terms: Sequence[Term], result: UpdateResult) -> di
         for place, term in enumerate(terms):
             metrics[f"signals/loss_nats_{place}_{term.what.kind}"] = result.term_losses[place]
     if result.sampler_mismatch is not None:
-        metrics["policy/sampler_mismatch_nats"] = result.sampler_mismatch
+        metrics[MISMATCH] = result.sampler_mismatch
     return metrics | _of_writers(visited) | _of_rewards(terms)
 
 
@@ -187,6 +217,9 @@ def _of_rewards(terms: Sequence[Term]) -> dict[str, float | int | str]:
         metrics["signals/advantage_zero_rate"] = float((graded.advantages == 0).mean())
     if is_graded.any():
         metrics["signals/reward_mean"] = float(graded.rewards[is_graded].mean())
+        is_rewarded = graded.rewards > 0
+        for name, rows in zip(REWARDED, (is_rewarded, is_rewarded & ~graded.is_finished), strict=True):
+            metrics[f"signals/{name}"] = int(rows.sum())
     return metrics
 
 

@@ -213,6 +213,30 @@ def budget_table(summary: StudySummary) -> Table | None:
     return Table(title, caption, tuple(_budget_heading(key) for key in shown), rows)
 
 
+def answer_table(summary: StudySummary) -> Table | None:
+    """Training answers that were cut at a limit, and those of them that were rewarded; None where all of them ended."""
+    rows = tuple(Row(run.label, _answer_cells(run.answers)) for run in summary.runs if run.answers)
+    caption = (
+        "Trajectories that a run trained on, over all seeds. Unfinished: cut at the limit of tokens before they ended. "
+        "A filter that takes the last number of a text may reward such an answer, and refuse a right one that goes on."
+    )
+    headings = ("trajectories", "unfinished", "rewarded", "rewarded though unfinished")
+    return Table("Unfinished answers in training", caption, headings, rows) if rows else None
+
+
+def _answer_cells(answers: Mapping[str, int]) -> tuple[Cell, ...]:
+    def cell(key: str, among: str = "", name: str = "") -> Cell:
+        if key not in answers:
+            return EMPTY
+        whole = answers.get(among, 0)
+        return Cell(f"{answers[key]:,}", detail=f"{numbers.score(answers[key] / whole)} of {name}" if whole else "")
+
+    return (
+        cell("num_trajectories"), cell("num_unfinished", "num_trajectories", "all"), cell("num_rewarded"),
+        cell("num_rewarded_unfinished", "num_rewarded", "rewarded"),
+    )  # fmt: skip
+
+
 def delta_cell(estimate: Estimate | None, null: float = 0.0) -> Cell:
     """A signed difference, marked where its interval does not leave out `null`."""
     if estimate is None:

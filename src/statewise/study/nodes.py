@@ -22,7 +22,7 @@ from statewise.evals.evaluate import EvalProtocol, evaluate
 from statewise.locality import Remembering
 from statewise.locality.adapter import ADAPTERS, Adapter
 from statewise.loop.build import Material, Recipe, Setup, build
-from statewise.loop.train import Observer, train
+from statewise.loop.train import MISMATCH, REWARDED, Observer, mismatch_problem, train
 from statewise.policy.device import choose_device, choose_dtype
 from statewise.policy.load import NO_ADAPTER, Policy, load_policy
 from statewise.policy.lora import load_adapter, num_parameters
@@ -93,7 +93,7 @@ def _train(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
     try:
         recorder = train(setup, folder, observer)
     except DivergedError as error:
-        return {"status": DIVERGED, "reason": str(error), "budget": _budget(folder / "metrics.jsonl")}
+        return {"status": DIVERGED, "reason": str(error), **_told(place, node, setup, _lines(folder))}
     weights = adapter.save(learner, folder, place.plan.config.shared.model)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return {
@@ -102,8 +102,7 @@ def _train(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
         "num_trainable": sum(p.numel() for p in setup.trainable.values()),
         "state_hash": recorder.state_hash,
         "weights_sha256": records.digest_file(weights),
-        "budget": _budget(folder / "metrics.jsonl"),
-        **_notes(place, node, setup),
+        **_told(place, node, setup, _lines(folder)),
     }
 
 
@@ -128,15 +127,27 @@ def _material(place: Workplace, node: Node, learner: Policy) -> Material:
     return Material(place.task(shared.target), retention, recorded)
 
 
-def _notes(place: Workplace, node: Node, setup: Setup) -> dict[str, list[str]]:
-    """What a reader must know of a trained arm: what was left out; prompts that it remembered and is evaluated on."""
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of an arm, a line an update."""
+    metrics = folder / "metrics.jsonl"
+    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
+
+
+def _told(place: Workplace, node: Node, setup: Setup, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """What an arm used, what became of its answers, and what a reader must know of it.
+
+    That is what was left out, a sampler that is off, and prompts that it remembered and is evaluated on.
+    """
     notes, limit = [*setup.documents.notes], place.plan.config.shared.evaluation.limit
+    if problem := mismatch_problem(setup.learner, [line[MISMATCH] for line in lines if MISMATCH in line]):
+        notes.append(problem)
     for one in setup.recipe.localities:
         if isinstance(one, Remembering):
             tasks = [place.task(name) for name in place.plan.config.shared.retention]
             if shared := sum(task.num_remembered(one.num_prompts, limit) for task in tasks):
                 notes.append(f"{one.kind} remembers the prompts, not the answers, of {shared} evaluated items")
-    return {"notes": notes} if notes else {}
+    told = {"budget": _budget(lines), "answers": _answers(lines)}
+    return {**told, "notes": notes} if notes else told
 
 
 def _start_afresh_if_changed(place: Workplace, node: Node) -> None:
@@ -186,9 +197,19 @@ def _load_folder(place: Workplace, folder: Path, name: str) -> Policy:
     return load_policy(folder, name, dtype=dtype, device=device, end_of_text=shared.end_of_text)
 
 
-def _budget(metrics: Any) -> dict[str, float]:
+def _answers(lines: list[dict[str, Any]]) -> dict[str, int]:
+    """Trajectories that an arm trained on, by what became of them; empty where all of them ended by themselves."""
+    drawn = [line["states/num_trajectories"] for line in lines]
+    ended = [round(line["states/finished_rate"] * count) for line, count in zip(lines, drawn, strict=True)]
+    if drawn == ended:
+        return {}
+    graded = {name: [line[f"signals/{name}"] for line in lines if f"signals/{name}" in line] for name in REWARDED}
+    totals = {name: sum(counts) for name, counts in graded.items() if counts}
+    return {"num_trajectories": sum(drawn), "num_unfinished": sum(drawn) - sum(ended), **totals}
+
+
+def _budget(lines: list[dict[str, Any]]) -> dict[str, float]:
     """Totals over the updates of an arm."""
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
     totals = {"num_updates": float(len(lines))}
     for name in ("num_trajectories", "num_states", "num_loss_tokens", "num_tokens"):
         totals[name] = float(sum(line[f"states/{name}"] for line in lines))

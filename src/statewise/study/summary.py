@@ -150,6 +150,7 @@ def _summarise_run(plan: Plan, store: Store, measured: Measured, name: str) -> R
         retention_ratio=estimate_retention_ratio(base, post) if base else None,
         drift=_drift(store, name, seeds),
         budget=_mean_budget(trained),
+        answers=_answers(trained),
         levels=dict(arm.levels) if arm else {},
         state_hashes={
             str(node.seed): str(result["state_hash"])
@@ -210,6 +211,12 @@ def _drift(store: Store, name: str, seeds: list[int]) -> dict[str, DriftEstimate
         distance: over_seeds([DriftValue(**one[distance]) for one in measured if distance in one])
         for distance in distances
     }
+
+
+def _answers(results: list[dict[str, object]]) -> dict[str, int]:
+    """What became of the trajectories that an arm trained on, summed over its seeds."""
+    found = [answers for result in results if isinstance(answers := result.get("answers"), dict)]
+    return {key: sum(one.get(key, 0) for one in found) for key in dict.fromkeys(key for one in found for key in one)}
 
 
 def _mean_budget(results: list[dict[str, object]]) -> dict[str, float]:
