@@ -39,6 +39,7 @@ def drift(mmd: float, jaccard: float, p_value: float = 2.9e-6) -> dict[str, Drif
     rest = {"p_values": (0.002, 0.002, 0.004), "p_value": p_value, "num_seeds": 3, "method": "t interval over seeds"}
     return {
         "mmd": DriftEstimate(mmd, mmd * 0.86, mmd * 1.17, 0.00041, **rest),
+        "within_prompt_mmd": DriftEstimate(mmd * 2, mmd * 1.6, mmd * 2.4, 0.0009, **rest),
         "centroid": DriftEstimate(mmd * 9, mmd * 8.1, mmd * 10.4, 0.0113, **rest),
         "sliced_wasserstein": DriftEstimate(mmd * 3, mmd * 2.8, mmd * 3.3, 0.0042, **rest),
         "jaccard": DriftEstimate(jaccard, jaccard - 0.02, jaccard + 0.015, 0.312, **rest),

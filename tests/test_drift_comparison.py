@@ -18,7 +18,9 @@ def on_vectors(x, y, bandwidth=1.0):
     """A comparison of plain vectors, for the distances that look at nothing else."""
     no_ngrams = (frozenset(),) * len(x)
     projections = draw_projections(x.shape[-1], 10, 0)
-    return Comparison(StateFeatures(x, no_ngrams), StateFeatures(y, no_ngrams), bandwidth, projections)
+    return Comparison(
+        StateFeatures(x, no_ngrams), StateFeatures(y, no_ngrams), bandwidth, projections, np.arange(len(x))
+    )
 
 
 def on_tokens(x, y):
@@ -28,7 +30,7 @@ def on_tokens(x, y):
         extract_features([Rollout((0,), tuple(t), (0.0,) * len(t), is_finished=True) for t in sample], config)
         for sample in (x, y)
     )
-    return Comparison(a, b, median_bandwidth([a.vectors, b.vectors]), draw_projections(32, 10, 0))
+    return Comparison(a, b, median_bandwidth([a.vectors, b.vectors]), draw_projections(32, 10, 0), np.zeros(len(x)))
 
 
 def dependent_samples(rng, num_pairs, shift=0.0):
@@ -56,7 +58,7 @@ def swap(comparison, signs):
         )
         for samples in (first, second)
     ]
-    return Comparison(swapped[0], swapped[1], comparison.bandwidth, comparison.projections)
+    return Comparison(swapped[0], swapped[1], comparison.bandwidth, comparison.projections, comparison.prompts)
 
 
 token_lists = st.lists(st.lists(st.integers(0, 6), max_size=6), min_size=4, max_size=4)

@@ -11,13 +11,13 @@ from statewise.drift.sliced_wasserstein import draw_projections, sliced_wasserst
 def on_vectors(x, y, projections=None):
     no_ngrams = (frozenset(),) * len(x)
     directions = np.eye(x.shape[-1]) if projections is None else projections
-    return Comparison(StateFeatures(x, no_ngrams), StateFeatures(y, no_ngrams), 1.0, directions)
+    return Comparison(StateFeatures(x, no_ngrams), StateFeatures(y, no_ngrams), 1.0, directions, np.arange(len(x)))
 
 
 def on_ngrams(x, y):
     nowhere = np.zeros((len(x), 1, 1))
     samples = (StateFeatures(nowhere, tuple(frozenset(s) for s in sample)) for sample in (x, y))
-    return Comparison(*samples, 1.0, np.ones((1, 1)))
+    return Comparison(*samples, 1.0, np.ones((1, 1)), np.arange(len(x)))
 
 
 def test_centroid_by_hand():

@@ -12,12 +12,12 @@ from statewise.types import Rollout
 
 
 def sample(seed, num_rollouts=40, *, vocabulary=30, length=15):
-    """Rollouts whose words depend on their prompt; another `vocabulary` is another policy."""
+    """Two rollouts each of 20 prompts, on which their words depend; another `vocabulary` is another policy."""
     rng = np.random.default_rng(seed)
     rollouts = []
     for i in range(num_rollouts):
         tokens = tuple(int(t) for t in rng.integers(0, vocabulary, size=length) + 10 * (i % 4))
-        rollouts.append(Rollout((100 + i, 1), tokens, (-1.0,) * length, is_finished=True))
+        rollouts.append(Rollout((100 + i % 20, 1), tokens, (-1.0,) * length, is_finished=True))
     return rollouts
 
 
@@ -25,7 +25,7 @@ def test_another_policy_is_far_above_the_floor_and_the_same_policy_is_not():
     config = DriftConfig(num_permutations=199)
     same = measure_drift(sample(0), sample(1), sample(2), config, key=5)
     other = measure_drift(sample(0), sample(1), sample(2, vocabulary=8), config, key=5)
-    assert list(other) == ["mmd", "centroid", "sliced_wasserstein", "jaccard"] == list(DISTANCES)
+    assert list(other) == ["mmd", "within_prompt_mmd", "centroid", "sliced_wasserstein", "jaccard"] == list(DISTANCES)
     for name in DISTANCES:
         assert other[name].value > other[name].floor and other[name].p_value == 1 / 200
         assert same[name].p_value > 0.01

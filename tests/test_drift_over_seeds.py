@@ -28,7 +28,7 @@ def mmd_p_values(num_runs, num_seeds, shift):
             prompts = rng.normal(scale=3.0, size=(20, 1, 2))
         x, y = prompts + rng.normal(size=(2, 20, 1, 2))
         samples = (StateFeatures(sample, (frozenset(),) * 20) for sample in (x, y + shift))
-        comparison = Comparison(*samples, median_bandwidth([x, y + shift]), directions)
+        comparison = Comparison(*samples, median_bandwidth([x, y + shift]), directions, np.arange(20))
         p_values[run, one] = permutation_p_value(mmd(comparison, draw_signs(99, 20, run * num_seeds + one)))
     return p_values
 

@@ -130,6 +130,20 @@ def test_the_plan_is_a_table_of_what_every_arm_costs(tmp_path):
     assert "on 2 processes" in text
 
 
+def test_the_plan_counts_every_rollout_of_drift(tmp_path):
+    seconds, texts = {}, {}
+    for count in (1, 2):
+        settings = ("shared.drift.num_prompts=100", f"shared.drift.rollouts_per_prompt={count}")
+        plan, stream = small_plan(tmp_path, *settings), io.StringIO()
+        seconds[count] = estimate_plan(plan, 2).seconds
+        Console(file=stream, width=80).print(plan_table(plan, estimate_plan(plan, 2), 2))
+        texts[count] = " ".join(stream.getvalue().split())
+    more = {node: seconds[2][node] - seconds[1][node] for node in ("train:sft:0", "evaluate:sft:0", "evaluate:base:0")}
+    # 100 rollouts of 100 tokens at 7,000 tokens a second; the base model draws two samples.
+    assert more == pytest.approx({"train:sft:0": 0, "evaluate:sft:0": 1e4 / 7e3, "evaluate:base:0": 2e4 / 7e3})
+    assert "every model writes 200 rollouts more, the base model twice as many." in texts[2]
+
+
 def test_long_names_of_arms_never_cost_the_table_a_number(tmp_path):
     name = "states-of-another-arm.reverse-kl.3e-4"
     text = STUDY.replace("[arms.sft]", f'[arms."{name}"]').replace('teacher = "sft"', f'teacher = "{name}"')

@@ -187,8 +187,17 @@ def test_drift_is_shown_with_floor_interval_and_the_p_of_all_seeds():
     assert "noise floor base against base .000410" in text
     assert ".00956 [.00822, .0112] p 2.90 × 10⁻⁶" in text
     assert ".000440 n.r. [.000378, .000515] p .143" in text
-    assert "Tests: 20, each at .050 and not adjusted for their number." in text
+    assert "Tests: 25, each at .050 and not adjusted for their number." in text
     assert "drift t interval over seeds" in text  # among the methods
+
+
+def test_a_run_with_one_rollout_a_prompt_says_that_drift_within_prompts_is_missing():
+    summary = fake_study()
+    assert "not measured, there was one rollout a prompt" not in Page(render_page(summary)).text
+    for run in summary.runs:
+        kept = {name: one for name, one in run.drift.items() if name != "within_prompt_mmd"}
+        summary = replace_run(summary, run.arm, dataclasses.replace(run, drift=kept))
+    assert "MMD² within prompts: not measured, there was one rollout a prompt." in Page(render_page(summary)).text
 
 
 def test_seeds_that_resolve_a_drift_only_together_resolve_it():

@@ -153,6 +153,17 @@ def test_a_run_ends_with_the_records_that_are_documented(whole):
     assert not list(folder.rglob("*.tmp")) + list(folder.rglob("*.pkl")) + list(folder.rglob("traceback.txt"))
 
 
+def test_every_prompt_is_rolled_out_twice_so_that_drift_within_prompts_is_measured(whole):
+    arms = whole[0] / "arms"
+    for name in ("sft/0/rollouts", "base/0/rollouts", "base/0/rollouts_again"):
+        rows = records.read_table(arms / f"{name}.parquet")
+        assert [row["prompt_index"] for row in rows] == [*range(6), *range(6)]
+        assert all(a["prompt_ids"] == b["prompt_ids"] for a, b in zip(rows[:6], rows[6:], strict=True))
+        assert any(a["token_ids"] != b["token_ids"] for a, b in zip(rows[:6], rows[6:], strict=True))
+    drift = records.read_json(arms / "sft" / "0" / "drift.json")
+    assert drift["within_prompt_mmd"]["num_rollouts"] == 12
+
+
 def test_every_state_and_update_is_recorded(whole):
     folder = whole[0] / "arms" / "opd" / "0"
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -73,12 +73,21 @@ class EvaluationSection(Strict):
 
 
 class DriftSection(Strict):
-    """`[shared.drift]`: how many prompts are rolled out, and how the distance of their states is tested."""
+    """`[shared.drift]`: how many prompts are rolled out, and how the distance of their states is tested.
+
+    Drift within prompts asks for two `rollouts_per_prompt`; with one it is not measured.
+    """
 
     num_prompts: Annotated[int, Field(ge=2)] = 200
+    rollouts_per_prompt: Annotated[int, Field(ge=1)] = 2
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
     states_per_rollout: Annotated[int, Field(ge=1)] = 4
     num_permutations: Annotated[int, Field(ge=19)] = 500
+
+    @property
+    def num_rollouts(self) -> int:
+        """Of one sample: every model draws one, the base model a second for the floor."""
+        return self.num_prompts * self.rollouts_per_prompt
 
 
 class AdapterSection(Strict):

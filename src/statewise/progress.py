@@ -137,9 +137,11 @@ def plan_table(plan: Plan, estimate: PlanEstimate, num_workers: int) -> Group:
             *counts,
             _short(cost.train_s),
         )
+    num_rollouts = plan.config.shared.drift.num_rollouts
     text = (
         "Counts are estimates for one seed; tokens pass the learner with gradient, written are those of rollouts and "
-        f"teacher.\n{len(plan.nodes)} nodes, seeds {', '.join(map(str, study.seeds))}; about "
+        f"teacher.\nFor drift every model writes {num_rollouts:,} rollouts more, the base model twice as many."
+        f"\n{len(plan.nodes)} nodes, seeds {', '.join(map(str, study.seeds))}; about "
         f"{duration(estimate.wall_s)} on {num_workers} processes."
     )
     return Group(Text(f"{study.name}: {study.description}".removesuffix(": ")), table, Text(text))

@@ -44,7 +44,7 @@ ITEM_SCHEMA = pa.schema(
 )
 ROLLOUT_SCHEMA = pa.schema(
     [
-        ("prompt_index", pa.int32()),
+        ("prompt_index", pa.int32()),  # a prompt may have several rollouts
         ("prompt_ids", pa.list_(pa.int32())),
         ("token_ids", pa.list_(pa.int32())),
         ("logprobs", pa.list_(pa.float32())),

@@ -1,9 +1,10 @@
 """Two samples of states side by side, and the permutation test that all distances share.
 
-Rollout i of either sample continues prompt i. If both samples come from the same policy, the two rollouts of a prompt
-are exchangeable, but rollouts of different prompts are not, and neither are the states within a rollout. The test
-therefore swaps whole rollouts within their prompt: a permutation is a vector of signs, one a prompt, where -1 swaps the
-pair. The usual two-sample permutation, which shuffles all points, would be wrong here.
+Rollout i of either sample continues the same prompt; a prompt may have several rollouts. If both samples come from the
+same policy, the two rollouts of a pair are exchangeable, but rollouts of different prompts are not, and neither are the
+states within a rollout. The test therefore swaps whole rollouts within their pair: a permutation is a vector of signs,
+one a pair, where -1 swaps its two rollouts. The usual two-sample permutation, which shuffles all points, would be wrong
+here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from statewise.drift.features import Float64Array, StateFeatures
 from statewise.seeding import generator
+from statewise.types import IntArray
 
 # Swapping every pair gives back the same distance in exact arithmetic; rounding must not turn such a tie into a loss.
 TIE_TOLERANCE = 1e-9  # of the largest distance
@@ -26,23 +28,25 @@ class Comparison:
     """What a distance may look at. Nothing in it but `x` and `y` depends on which of the two a rollout is in.
 
     `x`, `y`: samples of the same shape, paired by prompt. `bandwidth`: of the RBF kernel, > 0.
-    `projections` float64 [buckets, num_projections]: directions of length 1.
+    `projections` float64 [buckets, num_projections]: directions of length 1. `prompts` int64 [rollouts]: equal where
+    two pairs continue the same prompt.
     """
 
     x: StateFeatures
     y: StateFeatures
     bandwidth: float
     projections: Float64Array
+    prompts: IntArray
 
 
 class Distance(Protocol):
     """A distance between two samples, larger = more different, for many swaps of pairs at once.
 
     `signs` float64 [num_swaps, rollouts]: +1 leaves pair i as it is, -1 swaps its two rollouts; never changed in place.
-    Returns float64 [num_swaps].
+    Returns float64 [num_swaps], or None where it asks for more rollouts a prompt than there are.
     """
 
-    def __call__(self, comparison: Comparison, signs: Float64Array) -> Float64Array: ...
+    def __call__(self, comparison: Comparison, signs: Float64Array) -> Float64Array | None: ...
 
 
 def draw_signs(num_permutations: int, num_rollouts: int, key: int) -> Float64Array:

@@ -1,8 +1,8 @@
 """Rollouts -> prefix states -> lexical feature vectors: what every distance of this room looks at.
 
-A state is (prompt, generated prefix). Both samples of a comparison continue the same prompts, so a state is described
-by its prefix alone: the counts of its token n-grams, hashed into buckets and scaled to length 1. No model is needed,
-and an old run can be measured again from its records.
+A state is (prompt, generated prefix). A vector describes the prefix alone: the counts of its token n-grams, hashed into
+buckets and scaled to length 1. Which prompt it belongs to is for the distance to look at (`Comparison.prompts`).
+No model is needed, and an old run can be measured again from its records.
 
 The paper (arXiv:2605.22731) says "lightweight lexical features" and no more; n-gram orders, buckets, scaling and the
 number of prefixes are this room's choice and are fields of `FeatureConfig`.

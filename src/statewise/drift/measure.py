@@ -11,17 +11,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+import numpy as np
+
 from statewise.drift.centroid import centroid
 from statewise.drift.comparison import Comparison, Distance, draw_signs, permutation_p_value
 from statewise.drift.features import FeatureConfig, extract_features
 from statewise.drift.jaccard import jaccard
 from statewise.drift.mmd import median_bandwidth, mmd
 from statewise.drift.sliced_wasserstein import draw_projections, sliced_wasserstein
+from statewise.drift.within_prompts import within_prompt_mmd
 from statewise.errors import UsageError, unknown
 from statewise.types import Rollout
 
 DISTANCES: Mapping[str, Distance] = MappingProxyType(
-    {"mmd": mmd, "centroid": centroid, "sliced_wasserstein": sliced_wasserstein, "jaccard": jaccard}
+    {
+        "mmd": mmd,
+        "within_prompt_mmd": within_prompt_mmd,
+        "centroid": centroid,
+        "sliced_wasserstein": sliced_wasserstein,
+        "jaccard": jaccard,
+    }
 )
 
 
@@ -72,14 +81,14 @@ def measure_drift(
     swaps between `base` and `other` leave that pool as it is, the p-value stays exact.
 
     Args:
-        base: rollouts of the base model, n >= 2.
+        base: rollouts of the base model, n >= 2; a prompt may have several, in any order.
         base_again: the same prompts in the same order, another seed.
         other: the same prompts in the same order, drawn by the policy in question.
         config: distances and their settings.
         key: seed of permutations and projections; the same key gives the same numbers.
 
     Returns:
-        One value a name of `config.distances`, in that order.
+        One value a name of `config.distances`, in that order; without those that ask for more rollouts a prompt.
 
     Raises:
         UsageError: fewer than 2 rollouts, unequal numbers of rollouts, or prompts that differ.
@@ -89,15 +98,20 @@ def measure_drift(
     samples = [extract_features(sample, config.features) for sample in (base, base_again, other)]
     bandwidth = median_bandwidth([sample.vectors for sample in samples])
     projections = draw_projections(config.features.num_buckets, config.num_projections, key)
-    against_self = Comparison(samples[0], samples[1], bandwidth, projections)
-    against_other = Comparison(samples[0], samples[2], bandwidth, projections)
+    numbers: dict[tuple[int, ...], int] = {}
+    prompts = np.array([numbers.setdefault(rollout.prompt_ids, len(numbers)) for rollout in base])
+    against_self, against_other = (
+        Comparison(samples[0], sample, bandwidth, projections, prompts) for sample in samples[1:]
+    )
     signs = draw_signs(config.num_permutations, len(base), key)
     values = {}
     for name in config.distances:
-        distances = DISTANCES[name](against_other, signs)
+        floors, distances = DISTANCES[name](against_self, signs[:1]), DISTANCES[name](against_other, signs)
+        if floors is None or distances is None:
+            continue
         values[name] = DriftValue(
             value=float(distances[0]),
-            floor=float(DISTANCES[name](against_self, signs[:1])[0]),
+            floor=float(floors[0]),
             p_value=permutation_p_value(distances),
             num_rollouts=len(base),
             num_states=len(base) * config.features.states_per_rollout,

@@ -20,8 +20,10 @@ BUDGETS = (
     "num_updates", "num_trajectories", "num_states", "num_loss_tokens", "num_tokens", "num_generated_learner",
     "num_generated_teacher", "num_generated_base", "flops", "flops_forward", "flops_backward", "train_s",
 )  # fmt: skip
+WITHIN_PROMPTS = "within_prompt_mmd"
 DISTANCE_HEADINGS = {
     "mmd": "MMD²",
+    WITHIN_PROMPTS: "MMD² within prompts",
     "centroid": "centroid distance",
     "sliced_wasserstein": "sliced Wasserstein",
     "jaccard": "Jaccard distance",
@@ -109,11 +111,16 @@ def drift_table(summary: StudySummary) -> Table | None:
     ]
     tested = [drift for run in trained_runs(summary) for drift in run.drift.values() if drift.p_value is not None]
     level = numbers.score(SIGNIFICANCE)
+    caption = (
+        "Mean over seeds with its 95 % interval over seeds, and one p for all seeds: that in none of them the states "
+        f"differ from base's. {numbers.UNRESOLVED} here: p is not below {level}. Tests: {len(tested)}, each at {level} "
+        "and not adjusted for their number."
+    )
+    if WITHIN_PROMPTS not in distances:
+        caption += f" {distance_heading(WITHIN_PROMPTS)}: not measured, there was one rollout a prompt."
     return Table(
         title="Drift of the states from base",
-        caption="Mean over seeds with its 95 % interval over seeds, and one p for all seeds: that in none of them the "
-        f"states differ from base's. {numbers.UNRESOLVED} here: p is not below {level}. Tests: {len(tested)}, each at "
-        f"{level} and not adjusted for their number.",
+        caption=caption,
         headings=tuple(distance_heading(distance) for distance in distances),
         rows=tuple(rows),
     )

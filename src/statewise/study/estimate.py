@@ -21,7 +21,7 @@ from statewise.states.mixture import Mixture
 from statewise.states.prefix import Prefix
 from statewise.states.rollout import ModelRollout
 from statewise.study.catalog import task_folder
-from statewise.study.plan import Node, Plan
+from statewise.study.plan import BASE, Node, Plan
 
 # Measured on one core of a 2-core cloud machine with the 0.9 M pocket model: tokens a second.
 TRAIN_RATE, GENERATE_RATE, SCORE_RATE = 7_000.0, 7_000.0, 100_000.0
@@ -86,11 +86,10 @@ def estimate_plan(plan: Plan, num_workers: int) -> PlanEstimate:
     lengths = _measure_lengths(plan)
     scale = (plan.num_parameters or RATE_PARAMETERS) / RATE_PARAMETERS
     arms = {name: _estimate_arm(plan, name, lengths, scale) for name in plan.config.arms}
-    evaluation_s = _estimate_evaluation(plan, lengths) * scale
-    seconds = {
-        node.id: NODE_OVERHEAD_S + (arms[node.arm].train_s if node.action == "train" else evaluation_s)
-        for node in plan.nodes
-    }
+    seconds = {}
+    for node in plan.nodes:
+        work_s = arms[node.arm].train_s if node.action == "train" else scale * _evaluation_s(plan, node, lengths)
+        seconds[node.id] = NODE_OVERHEAD_S + work_s
     wall = max(sum(seconds.values()) / num_workers, _longest_chain(plan.nodes, seconds))
     return PlanEstimate(arms, seconds, WORKER_START_S + wall)
 
@@ -219,12 +218,13 @@ def _within(whole: ArmEstimate, budget: BudgetSection) -> ArmEstimate:
     )
 
 
-def _estimate_evaluation(plan: Plan, lengths: _Lengths) -> float:
+def _evaluation_s(plan: Plan, node: Node, lengths: _Lengths) -> float:
     """Seconds to evaluate one arm and to roll it out, on the reference model."""
     shared = plan.config.shared
     items = shared.evaluation.limit or 600
     generated = 2 * items * min(lengths.gold, shared.evaluation.max_new_tokens)
-    generated += shared.drift.num_prompts * lengths.gold
+    num_samples = 2 if node.arm == BASE else 1
+    generated += num_samples * shared.drift.num_rollouts * min(lengths.gold, shared.drift.max_new_tokens)
     scored = len(shared.retention) * items * 4 * lengths.prompt
     return generated / GENERATE_RATE + scored / SCORE_RATE
 

@@ -248,18 +248,16 @@ def _evaluate(place: Workplace, node: Node, observer: Observer) -> dict[str, Any
 
 def _measure(place: Workplace, node: Node, policy: Policy) -> None:
     """Roll the policy out on the fixed prompts; a trained arm is compared with two samples of the base model."""
-    folder = place.store.arm_folder(node.arm, node.seed)
-    rollouts = _roll_out(place, node, policy, "drift")
-    records.write_table(
-        folder / "rollouts.parquet", rollouts_to_rows(rollouts, list(range(len(rollouts)))), records.ROLLOUT_SCHEMA
-    )
+    folder, section = place.store.arm_folder(node.arm, node.seed), place.plan.config.shared.drift
+    samples = {"rollouts": "drift", "rollouts_again": "drift-again"} if node.arm == BASE else {"rollouts": "drift"}
+    for name, purpose in samples.items():
+        rollouts = _roll_out(place, node, policy, purpose)
+        num_prompts = len(rollouts) // section.rollouts_per_prompt
+        rows = rollouts_to_rows(rollouts, [row % num_prompts for row in range(len(rollouts))])
+        records.write_table(folder / f"{name}.parquet", rows, records.ROLLOUT_SCHEMA)
     if node.arm == BASE:
-        again = _roll_out(place, node, policy, "drift-again")
-        records.write_table(
-            folder / "rollouts_again.parquet", rollouts_to_rows(again, list(range(len(again)))), records.ROLLOUT_SCHEMA
-        )
         return
-    section, base = place.plan.config.shared.drift, place.store.arm_folder(BASE, node.seed)
+    base = place.store.arm_folder(BASE, node.seed)
     measured = measure_drift(
         rows_to_rollouts(records.read_table(base / "rollouts.parquet")),
         rows_to_rollouts(records.read_table(base / "rollouts_again.parquet")),
@@ -273,9 +271,10 @@ def _measure(place: Workplace, node: Node, policy: Policy) -> None:
 
 
 def _roll_out(place: Workplace, node: Node, policy: Policy, purpose: str) -> list[Rollout]:
-    """One rollout at temperature 1 on each of the first prompts of the target's test split."""
+    """Rollouts at temperature 1 on the first prompts of the target's test split: one of each, then the next of each."""
     section = place.plan.config.shared.drift
     prompts = drift_prompts(place.plan, policy, place.task(place.plan.config.shared.target))
+    prompts = prompts * section.rollouts_per_prompt
     key = place.key(node, purpose)
     keys = [derive_key(key, row) for row in range(len(prompts))]
     return sample(policy, prompts, keys, Sampling(max_new_tokens=section.max_new_tokens))
