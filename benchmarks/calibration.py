@@ -6,7 +6,8 @@
 Made-up answers, judged by the functions that `summary` calls. An item has a difficulty a ~ logistic; the base model is
 right where a + ln(p / (1 − p)) > 0, which is a share p of items. A seed of an arm adds its own shift (normal, seed SD,
 in logits), the same on every item, and to every answer noise (normal, `CHURN` logits), so that answers change both
-ways. The truth is a mean over all items, seeds and noise, by quadrature.
+ways. The truth is a mean over all items, seeds and noise, by quadrature. Drift has made-up policies of its own:
+`calibration_drift.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import calibration_drift
 import numpy as np
 
 from statewise.config import PhenomenonSection
@@ -191,11 +193,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke test of seconds: prints, writes nothing")
     arguments = parser.parse_args()
     found = calibrate(*(QUICK if arguments.quick else FULL))
+    drift = list(calibration_drift.rows(calibration_drift.QUICK if arguments.quick else calibration_drift.FULL))
     if arguments.quick:
-        print(found)
+        print(found, table("Drift", iter(drift)), sep="\n")
         return
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{found}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    calibration_drift.write(drift, PAGE)
     print(f"written into {PAGE}")
 
 
