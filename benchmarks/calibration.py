@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import calibration_drift
 import numpy as np
 
 from statewise.config import PhenomenonSection
@@ -193,6 +192,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke test of seconds: prints, writes nothing")
     arguments = parser.parse_args()
     found = calibrate(*(QUICK if arguments.quick else FULL))
+    import calibration_drift  # a script's neighbour: on the path only where this file is run
+
     drift = list(calibration_drift.rows(calibration_drift.QUICK if arguments.quick else calibration_drift.FULL))
     if arguments.quick:
         print(found, table("Drift", iter(drift)), sep="\n")
