@@ -17,13 +17,15 @@ PACKAGE = Path(statewise.__file__).parent
 ROOT = PACKAGE.parents[1]
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 LEVELS = {
+    "__main__": 7,
     "cli": 6, "cli_models": 6, "progress": 6,
     "study": 5, "report": 5,
     "loop": 4, "evals": 4,
     "states": 3, "signals": 3, "locality": 3, "drift": 3,
     "policy": 2,
     "tasks": 1, "config": 1, "component": 1, "grid": 1, "overrides": 1, "place": 1, "pocket": 1, "assets": 1,
-    "types": 0, "records": 0, "model_records": 0, "state_records": 0, "errors": 0, "seeding": 0,
+    "entry": 1,
+    "types": 0, "records": 0, "model_records": 0, "state_records": 0, "errors": 0, "seeding": 0, "streams": 0,
     "output_folder": 0,
 }  # fmt: skip
 # The files that are one room: commands about single models, and what is shown while a run goes on; a study file, its

@@ -197,6 +197,13 @@ def test_a_full_disk_is_a_failed_run_and_says_that_nothing_is_lost(call, study, 
     assert err.startswith("statewise: No space left on device: runs/small/plan.json; what was written before")
 
 
+def test_an_error_of_the_disk_that_names_no_file_is_told_in_its_own_words(call, study, fake_run):
+    fake_run(OSError("cannot write weights.safetensors: I/O error"))
+    code, _, err = call("run", study)
+    assert code == 1
+    assert err.startswith("statewise: cannot write weights.safetensors: I/O error; what was written before")
+
+
 def test_a_place_that_cannot_be_written_is_an_unusable_input(call, study, fake_run):
     fake_run(PermissionError(13, "Permission denied", "/root/x"))
     code, _, err = call("run", study)
@@ -247,4 +254,6 @@ def test_light_commands_import_nothing_heavy(tmp_path):
 def test_help_imports_no_room_but_the_errors(tmp_path):
     code = "import sys; from statewise import cli; print(sorted(n for n in sys.modules if n.startswith('statewise.')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-    assert done.stdout.strip() == "['statewise.cli', 'statewise.cli_models', 'statewise.errors']"
+    assert json.loads(done.stdout.replace("'", '"')) == [
+        f"statewise.{name}" for name in ("cli", "cli_models", "entry", "errors", "streams")
+    ]

@@ -77,13 +77,6 @@ def test_skipped_nodes_are_done_but_do_not_make_the_rest_look_fast(shown, clock)
     assert line == "[ 57 %] train:opd:0 trained in 5 s  about 30 s left"
 
 
-def test_progress_that_comes_after_the_end_does_not_count_twice(shown):
-    shown("done", "train:sft:0", result=DONE)
-    shown("progress", "train:sft:0", done=4)
-    line = shown("done", "train:rl:0", result=DONE).splitlines()[-1]
-    assert line.startswith("[ 29 %]")  # 2 of 7
-
-
 def test_more_progress_than_promised_is_not_more_than_all(shown, clock):
     clock.now = 16.0
     assert shown("progress", "train:sft:0", done=400).startswith("[ 14 %]")

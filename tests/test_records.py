@@ -3,11 +3,13 @@ import hashlib
 import json
 import math
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
 from statewise import records
+from statewise.errors import naming
 
 ROWS = [
     {"prompt_index": 3, "prompt_ids": [1, 2], "token_ids": [4], "logprobs": [-0.5], "is_finished": True},
@@ -36,6 +38,34 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch,
         records.write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_a_file_that_cannot_grow_is_named(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*/big\.bin'$"):
+            records.write_bytes(tmp_path / "big.bin", bytes(2**16))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_while_a_folder_is_written_names_the_folder(tmp_path):
+    # As safetensors and tokenizers, which are written in Rust, tell it: by exceptions of their own.
+    told = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*/model'$") as caught,
+        records.replacing_folder(tmp_path / "model"),
+    ):
+        raise ValueError(told)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_an_error_that_is_none_of_the_system_or_names_its_file_stays_as_it_is(tmp_path):
+    with pytest.raises(ValueError, match=r"^shapes differ$"), naming(tmp_path):
+        raise ValueError("shapes differ")
+    with pytest.raises(OSError, match=r"No space left on device: 'other'$"), naming(tmp_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "other")
 
 
 def test_what_a_kill_left_behind_does_not_matter(tmp_path):

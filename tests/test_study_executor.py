@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +16,7 @@ from study_fixture import small_plan
 from statewise.errors import InterruptedTrainingError, UsageError
 from statewise.study import executor, nodes
 from statewise.study.executor import NodeEvent, Outcome, execute
+from statewise.study.pool import ASKING, Death
 from statewise.study.request import Workers
 from statewise.study.store import Store
 
@@ -27,49 +24,68 @@ DONE = {"status": "trained", "node_s": 0.0}
 
 
 class FakePool:
-    """Answers a node at once, by its id, through `answers`; what is not named is done. Notes the order."""
+    """Answers a node by its id, through `answers`; what is not named is done. Notes the order.
 
-    def __init__(self, answers=None):
-        self.answers = answers or {}
-        self.submitted = []
-        self.num_workers = None
+    An answer is a message of a worker, several of them, or a function that gives them when the node is submitted.
+    `on_wait(how many waits before)` may send signals, and says whether the nodes at work have answered.
+    """
+
+    def __init__(self, answers=None, on_wait=lambda waits: True):
+        self.answers, self.on_wait = answers or {}, on_wait
+        self.submitted, self.sizes = [], []
+        self.said = {}
+        self.count = None
+        self.num_stops = 0
         self.is_shut_down = False
-        self._processes = {}
 
-    def __call__(self, num_workers, context, initializer, initargs):
-        self.num_workers, self.stop, self.messages = num_workers, initargs[4], initargs[3]
+    def __call__(self, count, begin):
+        self.count = count
         return self
 
-    def submit(self, work, node):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.is_shut_down = True
+
+    @property
+    def nodes(self):
+        return list(self.said)
+
+    @property
+    def num_free(self):
+        return self.count - len(self.said)
+
+    def submit(self, node):
         self.submitted.append(node.id)
         answer = self.answers.get(node.id, DONE)
-        future = Future()
-        if callable(answer):
-            answer = answer(self, node)
-        if isinstance(answer, BaseException):
-            future.set_exception(answer)
-        else:
-            future.set_result(answer)
-        return future
+        answer = answer(node) if callable(answer) else answer
+        self.said[node] = answer if isinstance(answer, list) else [answer]
 
-    def shutdown(self, wait, cancel_futures):
-        self.is_shut_down = True
+    def stop(self):
+        self.num_stops += 1
+
+    def wait(self, timeout_s):
+        self.sizes.append(len(self.said))
+        assert len(self.sizes) < 1000, "nobody heard the signal"
+        if not self.on_wait(len(self.sizes) - 1):
+            return []
+        said, self.said = self.said, {}
+        return [(node, message) for node, messages in said.items() for message in messages]
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Runs the small study of one seed with a fake pool; returns (outcome, events, pool)."""
 
-    def run_with(answers=None, costs=None, num_workers=1, overrides=("study.seeds=[0]",), done=(), on_event=None):
-        pool = FakePool(answers)
-        context = SimpleNamespace(Queue=queue.Queue, Event=threading.Event)
-        monkeypatch.setattr(executor, "ProcessPoolExecutor", pool)
-        monkeypatch.setattr(executor.multiprocessing, "get_context", lambda kind: context)
+    def run_with(answers=None, costs=None, num_workers=1, overrides=("study.seeds=[0]",), done=(), **also):
+        pool = FakePool(answers, also.get("on_wait", lambda waits: True))
+        monkeypatch.setattr(executor, "Pool", pool)
         plan, store, events = small_plan(tmp_path, *overrides), Store(tmp_path / "run"), []
         for node in plan.nodes:
             if node.id in done:
                 store.finish(node, DONE)
-        outcome = execute(plan, store, costs or {}, on_event or events.append, Workers(num_workers))
+        outcome = execute(plan, store, costs or {}, also.get("on_event", events.append), Workers(num_workers))
         return outcome, events, pool
 
     return run_with
@@ -113,12 +129,9 @@ def test_the_node_with_the_longest_chain_behind_it_comes_first(run):
     assert pool.submitted[0] == "train:rl:0"
 
 
-def test_no_more_nodes_run_at_once_than_there_are_workers(run, monkeypatch):
-    sizes = []
-    wait = executor.wait
-    monkeypatch.setattr(executor, "wait", lambda running, **how: (sizes.append(len(running)), wait(running, **how))[1])
-    run(num_workers=2)
-    assert max(sizes) == 2
+def test_no_more_nodes_run_at_once_than_there_are_workers(run):
+    _, _, pool = run(num_workers=2)
+    assert max(pool.sizes) == 2
 
 
 def test_what_is_done_is_skipped_and_not_run(run):
@@ -131,7 +144,7 @@ def test_what_is_done_is_skipped_and_not_run(run):
 
 def test_no_worker_is_started_when_all_is_done(run):
     outcome, events, pool = run(done=ALL)
-    assert pool.num_workers is None
+    assert pool.count is None
     assert sorted(outcome.done) == sorted(ALL)
     assert {event.kind for event in events} == {"skipped"}
 
@@ -166,95 +179,65 @@ def test_diverged_and_skipped_arms_count_as_done(run):
     assert sorted(outcome.done) == sorted(ALL)
 
 
-def test_a_dead_worker_fails_what_was_left_and_says_how_to_go_on(run):
-    outcome, _, _ = run({"train:sft:0": BrokenProcessPool()}, costs={"evaluate:base:0": 100.0})
-    assert outcome.done == ["evaluate:base:0"]
-    assert "its worker process died (out of memory, or killed); run the same command" in outcome.failed["train:sft:0"]
-    assert outcome.failed["train:rl:0"] == "the worker processes are gone"
-    assert sorted([*outcome.done, *outcome.failed]) == sorted(ALL)
-
-
-def test_a_pool_that_breaks_between_two_nodes_is_a_dead_worker_too(run):
-    def broken(pool, node):
-        raise BrokenProcessPool
-
-    outcome, _, pool = run({"train:rl:0": broken})
-    assert "its worker process died" in outcome.failed["train:rl:0"]
-    assert sorted([*outcome.done, *outcome.failed]) == sorted(ALL)
-    assert pool.is_shut_down
-
-
 @pytest.fixture(autouse=True)
 def heard_signals():
     """Whoever runs the tests in the background, or in parallel, may ignore Ctrl-C, and so would they."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    before = {number: signal.getsignal(number) for number in ASKING}
+    for number in ASKING:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def interrupted_at(monkeypatch, number=signal.SIGINT, answers=lambda waits: False, times=1):
-    """Send this process `number` in the first `times` waits; `answers(how many waits so far)`: the nodes have ended."""
-    waits = []
+def sending(number=signal.SIGINT, times=1, answered_at=10**9):
+    """An `on_wait` that sends this process `number` in the first `times` waits; nodes answer from `answered_at` on."""
 
-    def wait(running, **how):
-        waits.append(1)
-        assert len(waits) < 1000, "nobody heard the signal"
-        if len(waits) <= times:
+    def on_wait(waits):
+        if waits < times:
             signal.raise_signal(number)
-        return (set(running), set()) if answers(len(waits)) else (set(), set(running))
+        return waits >= answered_at
 
-    monkeypatch.setattr(executor, "wait", wait)
+    return on_wait
+
+
+@pytest.mark.parametrize("number", ASKING)
+def test_ctrl_c_sigterm_and_a_closed_terminal_stop_the_workers_and_are_an_interrupted_outcome(run, monkeypatch, number):
     monkeypatch.setattr(executor, "SILENT_S", 0.0)
-    return waits
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_stop_the_workers_and_are_an_interrupted_outcome(run, monkeypatch, number):
     before = signal.getsignal(number)
-    interrupted_at(monkeypatch, number, lambda waits: waits > 1)
-    outcome, events, pool = run({"train:rl:0": {"status": "interrupted"}}, costs={"train:rl:0": 100.0})
+    outcome, events, pool = run(
+        {"train:rl:0": {"status": "interrupted"}}, costs={"train:rl:0": 100.0}, on_wait=sending(number, answered_at=1)
+    )
     assert pool.submitted == ["train:rl:0"]
     assert outcome == Outcome([], {}, interrupted=True)
     assert kinds(events, "interrupted") == ["train:rl:0"]
-    assert pool.is_shut_down and pool.stop.is_set()
+    assert pool.is_shut_down and pool.num_stops
     assert signal.getsignal(number) == before
     assert [event.message for event in events if event.kind == "warning"] == [
         "interrupted; the workers stop at their next update, and at once after another Ctrl-C"
     ]
 
 
-def test_workers_that_end_after_ctrl_c_are_no_failures(run, monkeypatch):
-    # A worker that is still importing has nothing to keep and ends at once; that breaks the pool.
-    interrupted_at(monkeypatch, answers=lambda waits: True)
-    outcome, events, _ = run({"train:rl:0": BrokenProcessPool()}, costs={"train:rl:0": 100.0})
+def test_workers_that_end_after_ctrl_c_are_no_failures_and_are_not_tried_again(run):
+    # A worker that is still importing has nothing to keep and is ended.
+    death = Death("was ended while it started by SIGKILL", is_early=True)
+    outcome, events, pool = run({"train:rl:0": death}, costs={"train:rl:0": 100.0}, on_wait=sending(answered_at=1))
     assert outcome == Outcome([], {}, interrupted=True)
-    assert kinds(events, "interrupted") == ["train:rl:0"]
-    assert kinds(events, "failed") == []
+    assert (kinds(events, "interrupted"), kinds(events, "failed")) == (["train:rl:0"], [])
+    assert pool.submitted == ["train:rl:0"]
 
 
 @pytest.mark.parametrize(("times", "stop_s"), [(2, 1e9), (1, 0.0)])
-def test_workers_that_do_not_stop_are_ended_before_the_folder_is_free(run, monkeypatch, times, stop_s):
+def test_workers_that_do_not_stop_are_ended(run, monkeypatch, times, stop_s):
     # After a second Ctrl-C, or after STOP_S.
-    ended = []
-
-    def stuck(pool, node):
-        pool._processes[1] = SimpleNamespace(terminate=lambda: ended.append(pool.is_shut_down))
-        return DONE
-
-    waits = interrupted_at(monkeypatch, times=times)
     monkeypatch.setattr(executor, "STOP_S", stop_s)
-    outcome, _, _ = run({"train:rl:0": stuck}, costs={"train:rl:0": 100.0})
-    assert outcome.interrupted
-    assert ended == [False]
-    assert len(waits) == times
+    outcome, _, pool = run(costs={"train:rl:0": 100.0}, on_wait=sending(times=times))
+    assert outcome.interrupted and pool.is_shut_down
+    assert len(pool.sizes) == times
 
 
-def test_a_node_that_ended_while_ctrl_c_was_handled_is_kept(run, monkeypatch):
-    interrupted_at(monkeypatch, answers=lambda waits: True)
-    outcome, _, _ = run(costs={"train:rl:0": 100.0})
+def test_a_node_that_ended_while_ctrl_c_was_handled_is_kept(run):
+    outcome, _, _ = run(costs={"train:rl:0": 100.0}, on_wait=sending(answered_at=0))
     assert outcome == Outcome(["train:rl:0"], {}, interrupted=True)
 
 
@@ -273,71 +256,49 @@ def test_ctrl_c_between_two_nodes_is_an_interrupted_outcome_unless_all_is_done(r
     assert bool(left) == is_interrupted
 
 
-def test_a_signal_that_is_ignored_stays_ignored(run, monkeypatch):
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        interrupted_at(monkeypatch, answers=lambda waits: True)
-        outcome, _, _ = run()
-    finally:
-        signal.signal(signal.SIGINT, before)
+@pytest.mark.parametrize("number", ASKING)
+def test_a_signal_that_is_ignored_stays_ignored(run, number):
+    # Ctrl-C in the background of a shell, SIGHUP under nohup.
+    signal.signal(number, signal.SIG_IGN)
+    outcome, _, _ = run(on_wait=sending(number, answered_at=0))
     assert not outcome.interrupted
     assert sorted(outcome.done) == sorted(ALL)
 
 
 STARTED = """
 import os, signal, subprocess, sys
-from statewise.study.executor import _without_ctrl_c
+from statewise.study.pool import _asked_later
 
-with _without_ctrl_c():
+with _asked_later():
     child = subprocess.Popen([sys.executable, "-c", "print(1, flush=True); import time; time.sleep(60)"],
                              stdout=subprocess.PIPE)
 child.stdout.readline()
 signal.signal(signal.SIGINT, lambda number, frame: print("parent", flush=True))
+signal.signal(signal.SIGHUP, lambda number, frame: print("hung up", flush=True))
+os.killpg(0, signal.SIGHUP)
 os.killpg(0, signal.SIGINT)
 try:
     print(child.wait(0.5))
 except subprocess.TimeoutExpired:
     print("alive")
-child.terminate()
-print(child.wait(10) == -signal.SIGTERM)
+child.kill()
+print(child.wait(10) == -signal.SIGKILL)
 """
 
 
-def test_ctrl_c_of_a_terminal_reaches_the_parent_and_no_process_that_it_started(tmp_path):
+def test_ctrl_c_of_a_terminal_reaches_the_parent_and_no_process_that_it_started():
     done = subprocess.run(
         [sys.executable, "-c", STARTED], capture_output=True, text=True, timeout=60, start_new_session=True
     )
-    assert done.stdout.split() == ["parent", "alive", "True"]
+    assert done.stdout.split() == ["hung", "up", "parent", "alive", "True"]
     assert done.stderr == ""
 
 
-IMPORTING = """
-import sys, time
-from types import SimpleNamespace
-from statewise.study import executor
-
-begun = time.monotonic()
-executor._end_if_stopped(SimpleNamespace(is_set=lambda: time.monotonic() > begun + 0.3))
-if sys.argv[1] == "ready":
-    executor._worker.append(None)
-time.sleep(1)
-sys.exit(7)
-"""
-
-
-@pytest.mark.parametrize(("what", "code"), [("importing", 1), ("ready", 7)])
-def test_a_worker_that_is_told_to_stop_while_it_imports_ends_at_once(what, code):
-    done = subprocess.run([sys.executable, "-c", IMPORTING, what], check=False, timeout=60)
-    assert done.returncode == code
-
-
 def test_progress_and_warnings_of_workers_are_forwarded(run):
-    def talking(pool, node):
-        pool.messages.put(NodeEvent("progress", node, done=3))
-        pool.messages.put(NodeEvent("warning", node, message="careful"))
-        return DONE
+    def talk(node):
+        return [NodeEvent("progress", node, done=3), NodeEvent("warning", node, message="careful"), DONE]
 
-    _, events, _ = run({"train:sft:0": talking})
+    _, events, _ = run({"train:sft:0": talk})
     assert [(e.kind, e.done, e.message) for e in events if e.kind in ("progress", "warning")] == [
         ("progress", 3, ""),
         ("warning", 0, "careful"),
@@ -345,18 +306,13 @@ def test_progress_and_warnings_of_workers_are_forwarded(run):
 
 
 @pytest.fixture
-def worker(tmp_path, monkeypatch):
-    """A worker in this process, whose `run_node` is the function that the test gives."""
+def work(tmp_path, monkeypatch):
+    """Does a node in this process, as a worker does, by the `run_node` of the test; returns what is answered."""
 
-    def work_with(run_node, *, is_stopped=False):
-        plan = small_plan(tmp_path)
-        place = SimpleNamespace(store=Store(tmp_path / "run"))
-        state = executor._Worker(place, queue.Queue(), threading.Event())
-        monkeypatch.setattr(executor, "_worker", [state])
-        if is_stopped:
-            state.stop.set()
+    def work_with(run_node, tell=lambda event: None, should_stop=lambda: False):
         monkeypatch.setattr(nodes, "run_node", run_node)
-        return executor._work(plan.nodes[1]), state
+        place = SimpleNamespace(store=Store(tmp_path / "run"))
+        return executor._work(place, small_plan(tmp_path).nodes[1], tell, should_stop)
 
     return work_with
 
@@ -368,12 +324,8 @@ def raising(error):
     return run_node
 
 
-def test_a_worker_answers_what_its_node_answers(worker):
-    assert worker(lambda place, node, observer: DONE)[0] == DONE
-
-
-def test_a_worker_that_is_told_to_stop_begins_nothing(worker):
-    assert worker(raising(AssertionError), is_stopped=True)[0] == {"status": "interrupted"}
+def test_a_worker_answers_what_its_node_answers(work):
+    assert work(lambda place, node, observer: DONE) == DONE
 
 
 @pytest.mark.parametrize(
@@ -384,36 +336,45 @@ def test_a_worker_that_is_told_to_stop_begins_nothing(worker):
         (OSError(28, "No space left on device"), {"status": "failed", "reason": "[Errno 28] No space left on device"}),
     ],
 )
-def test_a_worker_turns_an_error_into_an_answer(worker, error, answer):
-    assert worker(raising(error))[0] == answer
+def test_a_worker_turns_an_error_into_an_answer(work, error, answer):
+    assert work(raising(error)) == answer
 
 
-def test_a_defect_in_a_node_keeps_its_traceback_and_names_the_file(worker, tmp_path):
-    answer, _ = worker(raising(ZeroDivisionError("division by zero")))
+def test_a_defect_in_a_node_keeps_its_traceback_and_names_the_file(work, tmp_path):
+    answer = work(raising(ZeroDivisionError("division by zero")))
     path = tmp_path / "run" / "arms" / "sft" / "0" / "traceback.txt"
     assert answer == {"status": "failed", "reason": f"ZeroDivisionError: division by zero (see {path})"}
     assert "in run_node" in path.read_text()
 
 
-def test_a_worker_sends_progress_seldom(worker):
+def test_a_defect_on_a_full_disk_is_told_without_a_traceback(work, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    answer = work(raising(ZeroDivisionError("division by zero")))
+    assert answer["reason"].startswith("ZeroDivisionError: division by zero (and no traceback: [Errno 28] No space")
+
+
+def test_a_worker_sends_progress_seldom(work):
     def run_node(place, node, observer):
         for done in range(100):
             observer.progress(done)
         observer.warn("careful")
         return DONE
 
-    _, state = worker(run_node)
-    sent = [state.messages.get_nowait() for _ in range(state.messages.qsize())]
+    sent = []
+    work(run_node, sent.append)
     assert [event.kind for event in sent][-1] == "warning"
     assert len(sent) < 10
 
 
 ORPHAN = """
 import multiprocessing, os, sys, time
-from statewise.study.executor import end_with_parent
+from statewise.study.pool import _end_with_parent
 
 def work():
-    end_with_parent()
+    _end_with_parent()
     print(os.getpid(), flush=True)
     time.sleep(60)
 
@@ -467,7 +428,6 @@ def test_ctrl_c_while_the_workers_import_is_one_line_and_leaves_no_process(tmp_p
         time.sleep(0.01)
     for _ in range(presses):
         os.killpg(process.pid, signal.SIGINT)
-        time.sleep(0.1)
     output = process.communicate(timeout=60)[0]
     assert output == "Interrupted. What is done is kept in x; run the same command to continue.\n"
     assert process.returncode == 3

@@ -115,17 +115,24 @@ class Runs:
         process.join(600)
         return process.exitcode, self.log.read_text()
 
-    def send_at_checkpoint(self, out, arm, step, number):
-        """Start a run and send it the signal `number` when `arm` has written a checkpoint of `step` or more."""
+    def send_at_checkpoint(self, out, arm, step, number, *, to_worker=False):
+        """Start a run and send it, or its worker, the signal `number` when `arm` has a checkpoint of `step` or more."""
         process = self.start(out)
         folder = self.folder / out / "arms" / arm / "0" / "checkpoints"
         deadline = time.monotonic() + 300
         while not (folder.is_dir() and any(int(path.name) >= step for path in folder.glob("[0-9]*"))):
             assert process.is_alive() and time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.002)
-        os.kill(process.pid, number)
-        process.join(300)
+        os.kill(child_of(process.pid) if to_worker else process.pid, number)
+        process.join(600)
         return process.exitcode
+
+
+def child_of(parent):
+    """The only child of a process."""
+    stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat")]
+    (child,) = [stat for stat in stats if int(stat.rpartition(")")[2].split()[1]) == parent]
+    return int(child.split()[0])
 
 
 @pytest.fixture(scope="module")
@@ -286,3 +293,18 @@ def test_a_killed_and_an_interrupted_run_end_with_the_same_bytes_as_an_undisturb
     assert [name for name in got if got[name] != expected[name]] == []
     assert any(name.endswith("model.safetensors") for name in got)
     assert any("states/" in name for name in got)
+
+
+def test_a_run_whose_worker_is_killed_ends_by_itself_with_the_same_bytes(whole, runs):
+    out = runs.folder / "orphaned"
+    assert runs.send_at_checkpoint("orphaned", "sft", 4, signal.SIGKILL, to_worker=True) == 0
+    text = " ".join(runs.log.read_text().split())
+    told = (
+        "train:sft:0: its worker process was ended by SIGKILL (out of memory, or killed); the node is tried once more"
+    )
+    assert text.count(told) == text.count("its worker process") == 1
+    steps = [json.loads(line)["step"] for line in (out / "arms/sft/0/metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(NUM_UPDATES))
+    expected, got = identical(whole[0]), identical(out)
+    assert got.keys() == expected.keys()
+    assert [name for name in got if got[name] != expected[name]] == []

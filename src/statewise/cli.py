@@ -1,12 +1,10 @@
 """The command line: parse, load the configuration, one call. The only room that prints; heavy imports are in commands.
 
-Exit codes: 0 everything is done, 1 the run failed, 2 the input cannot be used, 3 partly done (interrupted, or some
-nodes failed; the same command continues), 130 interrupted outside of a run's work.
+Exit codes: see `entry`.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import sys
 from pathlib import Path
@@ -15,14 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from statewise import cli_models
-from statewise.errors import StatewiseError, UsageError, unknown
+from statewise.entry import FAILED, PARTIAL, answer
+from statewise.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from statewise.study.request import StudyRequest
 
-FAILED, USAGE, PARTIAL, INTERRUPTED = 1, 2, 3, 130
-# A place that the user named and that cannot be read or written, as against a disk that is full.
-NO_SUCH_PLACE = (errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 SHELF = ("studies", "sources", "signals", "localities", "cells", "tasks", "distances")
 
 app = typer.Typer(
@@ -313,24 +309,8 @@ def _print_json(value: Any) -> None:
 
 
 def main() -> None:
-    """Entry point: a usage error is one message and exit code 2; other statewise errors are exit code 1, Ctrl-C 130."""
-    try:
-        app()
-    except SystemExit as left:
-        if left.code == INTERRUPTED:  # what typer makes of Ctrl-C
-            typer.echo("statewise: interrupted; `run` and `eval` keep what is done, the same command resumes", err=True)
-        raise
-    except UsageError as error:
-        typer.echo(f"statewise: {error}", err=True)
-        sys.exit(USAGE)
-    except StatewiseError as error:
-        typer.echo(f"statewise: {error}", err=True)
-        sys.exit(FAILED)
-    except OSError as error:
-        is_usage = error.errno in NO_SUCH_PLACE
-        advice = "give another place" if is_usage else "what was written before is still readable"
-        typer.echo(f"statewise: {error.strerror}: {error.filename}; {advice}", err=True)
-        sys.exit(USAGE if is_usage else FAILED)
+    """Entry point."""
+    answer(app)
 
 
 if __name__ == "__main__":

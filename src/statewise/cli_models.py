@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from statewise.entry import PARTIAL
 from statewise.errors import UsageError
-
-PARTIAL = 3
 
 app = typer.Typer()
 

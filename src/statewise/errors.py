@@ -6,7 +6,14 @@ The command line turns a `UsageError` into exit code 2 and one message without a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# How Rust's standard library, and so safetensors and tokenizers, tell an error of the system.
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 class StatewiseError(Exception):
@@ -38,6 +45,22 @@ class OutOfMemoryError(StatewiseError):
 
 class InterruptedTrainingError(StatewiseError):
     """Training stopped at a checkpoint because the user asked for it; the same command continues it."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A full or failing disk in here names `path`: Python's errors of a write name no file, Rust's are no `OSError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        number = RUST_ERROR.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def unknown(what: str, got: str, known: Iterable[str], where: str = "", keys: tuple[str, ...] = ()) -> UsageError:

@@ -65,8 +65,6 @@ class ProgressDisplay:
         node, cost = event.node, self._estimate.seconds[event.node.id]
         if event.kind == "started":
             self._running[node.id] = 0.0
-        elif event.kind == "progress" and node.id in self._finished:
-            return  # it comes through a queue of its own, and may arrive after the end of its node
         elif event.kind == "progress":
             self._running[node.id] = cost * min(1.0, event.done / self._units[node.id])
         else:

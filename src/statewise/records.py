@@ -27,6 +27,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from statewise.errors import naming
+
 # Of an interval, unless it says another.
 LEVEL = 0.95
 # Files of an adapter, as peft names them.
@@ -94,7 +96,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)  # of a run that was killed, or a link that somebody left there
     try:
-        with temporary.open("xb") as stream:  # new, so never through a link
+        with naming(path), temporary.open("xb") as stream:  # new, so never through a link
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -109,7 +111,8 @@ def sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -124,7 +127,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     _remove_folder(temporary)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with naming(folder):
+            yield temporary
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from statewise import records
+from statewise.errors import naming
 from statewise.state_records import FIRST_HASH, chain_hash, state_rows
 from statewise.types import States
 
@@ -75,7 +76,8 @@ class Recorder:
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
         line = json.dumps(row, allow_nan=False) + "\n"
-        with (self.folder / name).open("a", encoding="utf-8") as stream:
+        path = self.folder / name
+        with naming(path), path.open("a", encoding="utf-8") as stream:
             stream.write(line)
 
     def _line_files(self) -> tuple[Path, Path]:

@@ -22,6 +22,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from statewise import records
+from statewise.errors import naming
 from statewise.pocket.world import World, write_benchmarks
 
 END_OF_TEXT = "<|endoftext|>"
@@ -217,18 +219,19 @@ def _write(
     world: World,
     log: list[dict[str, float]],
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    write_benchmarks(world, folder / "tasks")
-    (folder / "README.md").write_text(_card(config, model, log), encoding="utf-8")
-    (folder / "pretrain.json").write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
-    (folder / "pretrain_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_benchmarks(world, folder / "tasks")
+    records.write_bytes(folder / "README.md", _card(config, model, log).encode())
+    records.write_json(folder / "pretrain.json", asdict(config))
+    lines = "".join(json.dumps(row) + "\n" for row in log)
+    records.write_bytes(folder / "pretrain_log.jsonl", lines.encode())
     digests = {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != "SHA256SUMS"
     }
-    (folder / "SHA256SUMS").write_text(
-        "".join(f"{digest}  {name}\n" for name, digest in digests.items()), encoding="utf-8"
-    )
+    lines = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+    records.write_bytes(folder / "SHA256SUMS", lines.encode())

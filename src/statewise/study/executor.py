@@ -1,31 +1,28 @@
 """Runs the nodes of a plan side by side in warm local worker processes.
 
-Workers import torch and lm-eval once, not per node. The node with the longest chain behind it starts first. A worker
-that dies, or a node that fails, fails its dependents; everything else goes on. Ctrl-C and SIGTERM ask the workers to
-stop at an update, a second one ends them at once; what was checkpointed is continued by the same command.
+Workers import torch and lm-eval once, not per node. The node with the longest chain behind it starts first. A node
+whose worker dies is tried once more, from its last checkpoint; one that fails, or whose worker dies again, fails its
+dependents; everything else goes on. Ctrl-C, SIGTERM and SIGHUP (its terminal is closed) ask the workers to stop at an
+update, a second one ends them at once; what was checkpointed is continued by the same command.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import queue
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.synchronize import Event
-from pathlib import Path
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from statewise import records
 from statewise.errors import InterruptedTrainingError, StatewiseError
 from statewise.study.plan import Node, Plan
+from statewise.study.pool import ASKING, Answer, Death, Pool, Work
 from statewise.study.request import Workers
 from statewise.study.store import Store
 
@@ -58,7 +55,12 @@ class Outcome:
 
 
 def execute(
-    plan: Plan, store: Store, costs: dict[str, float], on_event: Callable[[NodeEvent], None], workers: Workers
+    plan: Plan,
+    store: Store,
+    costs: dict[str, float],
+    on_event: Callable[[NodeEvent], None],
+    workers: Workers,
+    begin: Callable[[], Work] | None = None,
 ) -> Outcome:
     """Run every node of `plan` that is not done; returns when all are done, failed or interrupted.
 
@@ -68,36 +70,32 @@ def execute(
         costs: estimated seconds of each node, by id; they order the work, nothing else.
         on_event: told of every start, progress and end.
         workers: processes side by side, and their threads.
+        begin: what a worker calls once, and what then does its nodes; None: the plan's nodes, in `store`.
     """
     schedule = _Schedule(plan, store, costs, on_event)
     if schedule.is_finished:
         return schedule.outcome
-    context = multiprocessing.get_context("spawn")
-    messages, stop = context.Queue(), context.Event()
-    folder = str(store.folder)
-    pool = ProcessPoolExecutor(workers.count, context, _start_worker, (plan, folder, workers.threads, messages, stop))
-    running: dict[Future[dict[str, Any]], Node] = {}
-    with _Interrupts() as interrupts, _shut_down_at_end(pool, interrupts):
-        while (running or not schedule.is_finished) and not interrupts.is_over(list(running.values()), on_event):
-            for node in [] if interrupts.count else schedule.take(workers.count - len(running)):
-                on_event(NodeEvent("started", node))
-                running[_submit(pool, node)] = node
-            finished, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
+    with _Interrupts() as interrupts, Pool(workers.count, begin or partial(_begin, plan, store, workers)) as pool:
+        while (pool.nodes or not schedule.is_finished) and not interrupts.is_over(pool.nodes, on_event):
             if interrupts.count:
-                stop.set()
+                pool.stop()
                 schedule.outcome.interrupted = True
-            _forward(messages, on_event)
-            for future in finished:
-                schedule.settle(running.pop(future), future)
+            for node in [] if interrupts.count else schedule.take(pool.num_free):
+                on_event(NodeEvent("started", node))
+                pool.submit(node)
+            for node, message in pool.wait(POLL_S):
+                schedule.hear(node, message)
+            if not interrupts.count and not pool.nodes and pool.num_free == 0:
+                schedule.give_up()
     outcome = schedule.outcome
     outcome.interrupted = interrupts.count > 0 and len(outcome.done) + len(outcome.failed) < len(plan.nodes)
     return outcome
 
 
 class _Interrupts:
-    """Counts Ctrl-C and SIGTERM while a run goes on, so that neither ends this process between two of its steps.
+    """Counts what asks a run to stop while it goes on, so that none of it ends this process between two of its steps.
 
-    A signal that this process was started to ignore, as a shell does for what it puts into the background, stays so.
+    A signal that this process was started to ignore stays so: Ctrl-C in a shell's background, SIGHUP under nohup.
     """
 
     def __init__(self) -> None:
@@ -109,7 +107,7 @@ class _Interrupts:
     def __enter__(self) -> _Interrupts:
         # Python lets only the main thread have handlers; in another one the caller answers for signals.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in ASKING:
                 before = signal.getsignal(number)
                 if before not in (signal.SIG_IGN, None):
                     self._before[number] = signal.signal(number, self._note)
@@ -135,41 +133,6 @@ class _Interrupts:
         return not running or self.count > 1 or waited > STOP_S
 
 
-@contextmanager
-def _shut_down_at_end(pool: ProcessPoolExecutor, interrupts: _Interrupts) -> Iterator[None]:
-    """Let `pool` go; after an interrupt, whoever still works must not write beside the next run, and is ended."""
-    try:
-        yield
-    finally:
-        for process in list((pool._processes or {}).values()) if interrupts.count else []:
-            process.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-@contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Processes started in here never see Ctrl-C: it goes to every process of a terminal, and they are still importing.
-
-    Blocked rather than ignored, so that one which comes now reaches this process a moment later.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _submit(pool: ProcessPoolExecutor, node: Node) -> Future[dict[str, Any]]:
-    """Hand `node` to a worker; a pool that is broken by now answers as one that breaks later does."""
-    try:
-        with _without_ctrl_c():  # the first node starts the workers
-            return pool.submit(_work, node)
-    except BrokenProcessPool as error:
-        future: Future[dict[str, Any]] = Future()
-        future.set_exception(error)
-        return future
-
-
 class _Schedule:
     """Which nodes can run, which comes first, and what became of the rest."""
 
@@ -178,6 +141,8 @@ class _Schedule:
     ) -> None:
         self.outcome = Outcome()
         self._on_event = on_event
+        self._died: set[str] = set()  # nodes that a worker died of
+        self._last_death = ""
         self._waiting = {node.id: node for node in plan.nodes}
         for node in plan.nodes:
             result = store.result(node)
@@ -204,25 +169,40 @@ class _Schedule:
             del self._waiting[node.id]
         return chosen
 
-    def settle(self, node: Node, future: Future[dict[str, Any]]) -> None:
-        """Record how a node ended."""
-        try:
-            answer = future.result()
-        except BrokenProcessPool:
-            if self.outcome.interrupted:  # a worker that had not begun ends at once
-                self._on_event(NodeEvent("interrupted", node))
-                return
-            self._fail(node, "its worker process died (out of memory, or killed); run the same command to continue")
-            for other in list(self._waiting.values()):
-                self._fail(other, "the worker processes are gone")
-            return
-        if answer["status"] == "failed":
-            self._fail(node, answer["reason"])
-        elif answer["status"] == "interrupted":
-            self.outcome.interrupted = True
+    def hear(self, node: Node, message: NodeEvent | Answer | Death) -> None:
+        """Take what a worker said of its node, or how it left it."""
+        if isinstance(message, NodeEvent):
+            self._on_event(message)
+        elif isinstance(message, Death):
+            self._mourn(node, message)
+        elif message["status"] == "failed":
+            self._fail(node, message["reason"])
+        elif message["status"] == "interrupted":
             self._on_event(NodeEvent("interrupted", node))
         else:
-            self._finish(node, NodeEvent("done", node, result=answer))
+            self._finish(node, NodeEvent("done", node, result=message))
+
+    def give_up(self) -> None:
+        """Fail what waits: no worker is left, and none can be started."""
+        for node in list(self._waiting.values()):
+            self._fail(node, f"no worker process can be started; the last one {self._last_death}")
+
+    def _mourn(self, node: Node, death: Death) -> None:
+        """Try `node` once more; a worker that died while it started leaves it its second try."""
+        self._last_death = death.how
+        if self.outcome.interrupted:  # one that had not begun, or that did not wait to be asked
+            self._on_event(NodeEvent("interrupted", node))
+        elif node.id in self._died and not death.is_early:
+            reason = f"its worker process {death.how}, as one before it; run the same command to try again"
+            self._fail(node, reason)
+        else:
+            self._waiting[node.id] = node
+            then = "another is started"
+            if not death.is_early:
+                self._died.add(node.id)
+                then = "the node is tried once more, from its last checkpoint"
+            text = f"{node.id}: its worker process {death.how}; {then}"
+            self._on_event(NodeEvent("warning", node, message=text))
 
     def _finish(self, node: Node, event: NodeEvent) -> None:
         self._waiting.pop(node.id, None)
@@ -235,98 +215,45 @@ class _Schedule:
         self._on_event(NodeEvent("failed", node, message=reason))
 
 
-def _forward(messages: Any, on_event: Callable[[NodeEvent], None]) -> None:
-    while True:
-        try:
-            on_event(messages.get_nowait())
-        except queue.Empty:
-            return
-
-
-@dataclass
-class _Worker:
-    """What a worker process keeps warm between nodes."""
-
-    place: Workplace
-    messages: Any
-    stop: Event
-
-
-_worker: list[_Worker] = []
-
-
-def end_with_parent() -> None:
-    """End this process as soon as its parent is gone.
-
-    The folder's lock goes with the parent; a worker that went on would write beside those of the next run.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _end_if_stopped(stop: Event) -> None:
-    """End this process if it is told to stop while it still imports: it has nothing to keep."""
-
-    def watch() -> None:
-        while not _worker and not stop.is_set():
-            time.sleep(POLL_S)
-        if not _worker:
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _start_worker(plan: Plan, folder: str, threads: int, messages: Any, stop: Event) -> None:
-    """Once per process: leave Ctrl-C to the parent and end with it, fix the thread count, import what is slow."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever started the run may have had it ignored
-    end_with_parent()
-    _end_if_stopped(stop)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+def _begin(plan: Plan, store: Store, workers: Workers) -> Work:
+    """Once per process: fix the thread count, import what is slow."""
+    os.environ["OMP_NUM_THREADS"] = str(workers.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
     from transformers.utils import logging as transformers_logging
 
     from statewise.study.nodes import Workplace
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(workers.threads)
     transformers_logging.disable_progress_bar()
-    _worker.append(_Worker(Workplace(plan, Store(Path(folder)), {}), messages, stop))
+    return partial(_work, Workplace(plan, store, {}))
 
 
-def _work(node: Node) -> dict[str, Any]:
+def _work(place: Workplace, node: Node, tell: Callable[[NodeEvent], None], should_stop: Callable[[], bool]) -> Answer:
     """Do one node in this process; every failure becomes an answer, so that the study can go on."""
     from statewise.loop.train import Observer
     from statewise.study.nodes import run_node
 
-    worker = _worker[0]
-    if worker.stop.is_set():
-        return {"status": "interrupted"}
     last_sent = 0.0
 
     def progress(done: int) -> None:
         nonlocal last_sent
         if time.monotonic() - last_sent > POLL_S:
             last_sent = time.monotonic()
-            worker.messages.put(NodeEvent("progress", node, done=done))
+            tell(NodeEvent("progress", node, done=done))
 
-    observer = Observer(
-        progress, worker.stop.is_set, lambda message: worker.messages.put(NodeEvent("warning", node, message=message))
-    )
+    observer = Observer(progress, should_stop, lambda message: tell(NodeEvent("warning", node, message=message)))
     try:
-        return run_node(worker.place, node, observer)
+        return run_node(place, node, observer)
     except InterruptedTrainingError:
         return {"status": "interrupted"}
     except (StatewiseError, OSError) as error:
         return {"status": "failed", "reason": str(error)}
     except Exception:  # noqa: BLE001  (a defect in one node must not end the others; its traceback is kept)
-        path = worker.place.store.arm_folder(node.arm, node.seed) / "traceback.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(traceback.format_exc(), encoding="utf-8")
-        return {"status": "failed", "reason": f"{traceback.format_exc(limit=0).splitlines()[-1]} (see {path})"}
+        path = place.store.arm_folder(node.arm, node.seed) / "traceback.txt"
+        reason = traceback.format_exc(limit=0).splitlines()[-1]
+        try:
+            records.write_bytes(path, traceback.format_exc().encode())
+        except OSError as error:
+            return {"status": "failed", "reason": f"{reason} (and no traceback: {error})"}
+        return {"status": "failed", "reason": f"{reason} (see {path})"}

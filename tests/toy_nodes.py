@@ -1,0 +1,54 @@
+"""Nodes that do nothing but what a test says, for real worker processes: they train nothing and import no torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+from statewise.study.executor import NodeEvent
+
+DONE = {"status": "trained", "node_s": 0.0}
+
+
+def begin(folder: Path, script: dict[str, list[str]], starts: list[str]):
+    """What a worker calls once: the i-th process does `starts[i]` first, and `script[id][i]` in a node's i-th try."""
+    number = count(folder, "starts")
+    (folder / f"pid-{number}").write_text(str(os.getpid()))
+    act(starts, number)
+    return partial(work, folder, script)
+
+
+def work(folder, script, node, tell, should_stop):
+    tell(NodeEvent("progress", node))
+    act(script.get(node.id, []), count(folder, node.id), should_stop)
+    return {"status": "interrupted"} if should_stop() else {**DONE, "pid": os.getpid()}
+
+
+def count(folder: Path, name: str) -> int:
+    """How often this was called before with `name`."""
+    for number in range(100):
+        try:
+            (folder / f"{name}-{number}").touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return number
+    raise AssertionError(name)
+
+
+def act(deeds: list[str], index: int, should_stop=lambda: False) -> None:
+    deed, _, argument = (deeds[index] if index < len(deeds) else "").partition(" ")
+    if deed == "die":
+        os.kill(os.getpid(), signal.Signals[argument])
+    elif deed == "exit":
+        os._exit(int(argument))
+    elif deed == "raise":
+        raise ImportError(argument)
+    elif deed == "hang":
+        time.sleep(60)
+    elif deed == "wait":
+        deadline = time.monotonic() + float(argument)
+        while time.monotonic() < deadline and not should_stop():
+            time.sleep(0.01)
