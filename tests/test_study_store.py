@@ -101,6 +101,25 @@ def test_more_seeds_and_another_label_go_into_the_same_folder_and_keep_what_is_d
     assert all(store.result(node) for node in more.nodes if node.seed < 2)
 
 
+@pytest.mark.parametrize("seeds", ["[0]", "[1, 2]"])
+def test_a_seed_that_has_begun_is_never_dropped(tmp_path, plan, store, seeds):
+    store.open_for(plan)
+    for node in plan.nodes:
+        store.finish(node, {"status": "trained"})
+    before = (store.folder / "study.toml").read_bytes()
+    missing = {"[0]": 1, "[1, 2]": 0}[seeds]
+    with pytest.raises(UsageError, match=rf"holds seeds 0, 1, and this command would leave {missing} out of study"):
+        store.open_for(small_plan(tmp_path, f"study.seeds={seeds}"))
+    assert (store.folder / "study.toml").read_bytes() == before
+
+
+def test_a_seed_that_has_not_begun_can_be_taken_back(tmp_path, plan, store):
+    store.open_for(small_plan(tmp_path, "study.seeds=[0, 1, 2]"))
+    store.finish(node_named(plan, "train:sft:0"), {"status": "trained"})
+    store.open_for(small_plan(tmp_path, "study.seeds=[0]"))
+    assert read_study(store.folder / "study.toml").study.seeds == [0]
+
+
 def test_a_folder_that_is_no_run_folder_is_refused_and_left_as_it_was(plan, store):
     store.folder.mkdir()
     (store.folder / "thesis.tex").write_text("words")

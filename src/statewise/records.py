@@ -119,10 +119,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `folder` as a whole at the end, durably.
-
-    An error leaves `folder` as it was.
-    """
+    """A new folder to write into, which takes the place of `folder` as a whole, durably; an error leaves that one."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     _remove_folder(temporary)
     temporary.mkdir(parents=True)

@@ -79,11 +79,22 @@ class Store:
                     f"({_told_differences(self.folder / 'study.toml', plan.config)}); "
                     "choose another folder with --out, or repeat the settings it was made with"
                 )
+            self._check_seeds(plan.config.study.seeds)
         elif self.folder.exists() and any(path.name not in BEFORE_PLAN for path in self.folder.iterdir()):
             raise UsageError(f"{self.folder}: exists and is not a run folder; choose another with --out")
         nodes = [{"id": node.id, "needs": list(node.needs), "fingerprint": node.fingerprint} for node in plan.nodes]
         records.write_json(path, {"fingerprint": plan.fingerprint, "model": str(plan.model), "nodes": nodes})
         records.write_bytes(self.folder / "study.toml", to_toml(plan.config).encode())
+
+    def _check_seeds(self, seeds: list[int]) -> None:
+        """A seed that has begun stays in the study: without it the report would be of fewer, without a word."""
+        begun = {int(path.name) for path in self.folder.glob("arms/*/*") if path.name.isdecimal()}
+        if missing := sorted(begun - set(seeds)):
+            raise UsageError(
+                f"{self.folder}: holds seeds {', '.join(map(str, sorted(begun)))}, and this command would leave "
+                f"{', '.join(map(str, missing))} out of study and report; give --seeds as before (more are allowed) "
+                "or another folder with --out"
+            )
 
     @contextmanager
     def lock(self) -> Iterator[None]:
