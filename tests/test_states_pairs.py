@@ -23,11 +23,20 @@ def test_pairs_are_read_line_by_line_and_blank_lines_are_passed_over(tmp_path):
     assert read_pairs(write(tmp_path, GOOD + "\n" + GOOD)) == (GivenPair(1, 1, " a", " b"), GivenPair(3, 1, " a", " b"))
 
 
+@pytest.mark.parametrize("letter", ["\u2028", "\u0085", "\u2029"])
+def test_a_pair_may_hold_what_python_takes_for_a_line_break(tmp_path, letter):
+    (pair,) = read_pairs(write(tmp_path, GOOD.replace(" a", f" a{letter}b")))
+    assert pair.chosen == f" a{letter}b"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_pair(tmp_path):
+    assert len(read_pairs(write(tmp_path, "\ufeff" + GOOD))) == 1
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("nonsense", "this is no JSON"),
-        ("[]", "index, chosen, rejected is missing"),
+        ("{}", "index, chosen, rejected is missing"),
         ('{"index": 1, "chosen": " a"}', "rejected is missing"),
         ('{"index": true, "chosen": " a", "rejected": " b"}', "index is True"),
         ('{"index": "1", "chosen": " a", "rejected": " b"}', "index is '1'"),
@@ -42,13 +51,28 @@ def test_a_line_that_is_no_pair_is_refused_by_file_and_line(tmp_path, line, told
         read_pairs(write(tmp_path, GOOD + line + "\n"))
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("nonsense", "not valid JSON"),
+        ("[]", "expected one JSON object, got list"),
+        ('{"index": 1, "chosen": " a\\ud800", "rejected": " b"}', "column 'chosen' holds half a character"),
+        ('{"index": 99999999999999999999, "chosen": " a", "rejected": " b"}', "column 'index' holds .* 64 bits"),
+        ('{"index": 1, "chosen": " a", "rejected": " b", "chosen": " c"}', "'chosen' stands there twice"),
+    ],
+)
+def test_a_line_that_is_no_row_is_refused_by_the_reader_of_all_rows(tmp_path, line, told):
+    with pytest.raises(UsageError, match=rf"source\.pairs: .*pairs\.jsonl:2: .*{told}"):
+        read_pairs(write(tmp_path, GOOD + line + "\n"))
+
+
 def test_a_file_that_is_not_there_not_text_or_empty_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="cannot read the pairs"):
+    with pytest.raises(UsageError, match=r"source\.pairs: .*none\.jsonl: cannot be read"):
         read_pairs(tmp_path / "none.jsonl")
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="it is not UTF-8 text"):
+    with pytest.raises(UsageError, match="not UTF-8 text"):
         read_pairs(tmp_path / "b.jsonl")
-    with pytest.raises(UsageError, match="holds no pairs"):
+    with pytest.raises(UsageError, match="holds no rows"):
         read_pairs(write(tmp_path, "\n"))
 
 

@@ -1,8 +1,11 @@
+import io
 import json
 import multiprocessing
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -116,7 +119,7 @@ def test_a_json_array_is_read_too(tmp_path):
         ('{"question": "Which?"\n', r"toy\.jsonl:1: not valid JSON"),
         (json.dumps(CHOICE_ROW) + "\n\n[1]\n", r"toy\.jsonl:3: expected one JSON object, got list"),
         ([CHOICE_ROW, {"question": "Which?", "choices": ["a"]}], r"toy\.jsonl:2: no value for column 'label'"),
-        ([{"text": "Which?"}], "no value for column 'question'.* the file's columns are text"),
+        ([{"text": "Which?"}], "no value for column 'question'.* the file's columns are 'text'"),
         ([CHOICE_ROW, {**CHOICE_ROW, "label": "one"}], "values of different types"),
         ([CHOICE_ROW, {**CHOICE_ROW, "label": 2}], "item 1 has label 2, but its 2 choices"),
     ],
@@ -132,6 +135,85 @@ def test_a_column_used_under_a_condition_may_be_missing_in_some_rows(tmp_path):
     write_task(tmp_path, [CHOICE_ROW, {**CHOICE_ROW, "hint": "It is b."}], doc_to_text=template)
     task = load_task("toy_choice", task_folder=tmp_path)
     assert [requests[0].args[0] for requests in task.requests()] == ["Which?", "It is b. Which?"]
+
+
+@pytest.mark.parametrize(
+    ("template", "row"),
+    [
+        ("{% if hint %}Hint. {% endif %}{{context}}{{question}}", {"context": None}),
+        ("{{question}}{% for word in context %}{{word}}{% endfor %}", {"context": None}),
+        ("{{question}}{% if context > 2 %}!{% endif %}", {"context": None}),
+    ],
+)
+def test_a_template_with_conditions_never_prints_a_missing_value(tmp_path, template, row):
+    rows = [{**CHOICE_ROW, "hint": "x", "context": 3 if ">" in template else "c"}, {**CHOICE_ROW, "hint": None, **row}]
+    write_task(tmp_path, rows, doc_to_text=template)
+    with pytest.raises(UsageError, match=r"toy\.jsonl:2: doc_to_text of task 'toy_choice' would print a missing value"):
+        load_task("toy_choice", task_folder=tmp_path)
+
+
+GOLD_TASK = {
+    "task": "gold",
+    "output_type": "generate_until",
+    "training_split": "train",
+    "doc_to_choice": None,
+    "doc_to_text": "{{question}}",
+    "doc_to_target": "{{answer}}",
+    "generation_kwargs": {"until": ["\n"]},
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+def gold_task(folder, content, file_format="csv", **options):
+    """A generative task on one file of either split."""
+    path = folder / f"rows.{file_format}"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    files = {"data_files": {"train": path.name, "test": path.name}, **options}
+    write_task(folder, "", **{**GOLD_TASK, "dataset_path": file_format, "dataset_kwargs": files})
+    return load_task("gold", task_folder=folder)
+
+
+def test_the_gold_text_of_a_csv_is_the_cell(tmp_path):
+    task = gold_task(tmp_path, "question,answer\n1?,007\n2?,1.50\n3?,NA\n")
+    assert [example.gold for example in task.examples("train")] == [" 007", " 1.50", " NA"]
+
+
+def parquet(answers):
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"question": ["1?", "2?"], "answer": answers}), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("file_format", "content", "told"),
+    [
+        ("csv", "question,answer\n1+1?,\n2+2?,4\n", r"rows\.csv:2: no value for column 'answer'"),
+        ("json", '{"question": "1?", "answer": "2"}\n{"question": "2?", "answer": null}\n', r"rows\.json:2: no value"),
+        ("json", '{"question": "1?", "answer": "2"}\n{"question": "2?"}\n', r"rows\.json:2: no value"),
+        ("parquet", parquet(["x", None]), r"rows\.parquet, row 2: no value for column 'answer'"),
+        ("parquet", parquet([float("nan"), 1.0]), r"rows\.parquet, row 1: no value for column 'answer'"),
+        ("csv", "question, answer\n1?,2\n", "no value for column 'answer'.* columns are ' answer', 'question'"),
+        ("csv", "question,answer\n1?,2,3\n", r"rows\.csv:2: 3 cells"),
+        ("csv", "question,answer\n1?,\xe9\n".encode("latin-1"), r"rows\.csv:2: not UTF-8 text"),
+        ("json", '{"question": "1?", "answer": 1}\n{"question": "2?", "answer": 2.5}\n', r"2: .*types \(float, int\)"),
+        ("json", '{"question": "1?", "answer": 1}\n{"question": "2?", "answer": true}\n', r"2: .*types \(bool, int\)"),
+        ("json", '{"question": "1?", "answer": [1, 2.5]}\n', r"json:1: column 'answer' has values of different types"),
+    ],
+)  # fmt: skip
+def test_rows_of_every_format_have_one_set_of_checks(tmp_path, file_format, content, told):
+    with pytest.raises(UsageError, match=told):
+        gold_task(tmp_path, content, file_format)
+
+
+def test_text_and_parquet_are_read_from_a_folder_with_brackets(tmp_path):
+    (folder := tmp_path / "a[1] b").mkdir()
+    assert [e.gold for e in gold_task(folder, parquet(["x", "y"]), "parquet").examples("train")] == [" x", " y"]
+    (folder / "rows.txt").write_text("one\u2028two\n")
+    files = {"data_files": {"train": "rows.txt", "test": "rows.txt"}}
+    changes = {"dataset_path": "text", "dataset_kwargs": files, "doc_to_text": "text", "doc_to_target": "text"}
+    write_task(folder, "", **{**GOLD_TASK, **changes})
+    (example,) = load_task("gold", task_folder=folder).examples("train")
+    assert (example.prompt, example.gold) == ("one\u2028two", " one\u2028two")
 
 
 def test_a_missing_data_file_is_named(tmp_path):

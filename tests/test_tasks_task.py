@@ -179,3 +179,35 @@ def test_a_text_is_cut_at_its_first_stop_string():
     assert cut_at("a b c b", ("b",)) == "a "
     assert cut_at("a b c", ("c", "b")) == "a "
     assert cut_at("a", ("b",)) == "a"
+
+
+NUMBER = {"function": "regex", "regex_pattern": "#### (-?[0-9]+)"}
+SELF_CONSISTENCY = [
+    {
+        "name": "first",
+        "filter": [{"function": "regex", "regex_pattern": "#### (-?[0-9]+)"}, {"function": "take_first"}],
+    },
+    {
+        "name": "majority",
+        "filter": [
+            {"function": "take_first_k", "k": 4},
+            {"function": "regex", "regex_pattern": "#### (-?[0-9]+)"},
+            {"function": "majority_vote"},
+            {"function": "take_first"},
+        ],
+    },
+]
+
+
+def test_a_reward_is_graded_by_its_own_filter_where_another_takes_several_answers(tmp_path):
+    path = write_math(tmp_path, ["#### 7", "#### 8"], filter_list=SELF_CONSISTENCY, repeats=4)
+    task = load_task(str(path), reward_metric="exact_match,first")
+    task.check_target()
+    assert [task.reward(0, " #### 7"), task.reward(0, " #### 8"), task.reward(1, " #### 8")] == [1, 0, 1]
+
+
+def test_a_reward_metric_of_several_answers_is_refused_for_a_target(tmp_path):
+    path = write_math(tmp_path, ["#### 7"], filter_list=SELF_CONSISTENCY, repeats=4)
+    task = load_task(str(path), reward_metric="exact_match,majority")
+    with pytest.raises(UsageError, match=r"'exact_match,majority' is a score of 4 answers .* use another of exact"):
+        task.check_target()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from statewise.errors import UsageError
+from statewise.rows import Row, read_rows
 
 
 @dataclass(frozen=True)
@@ -27,37 +26,28 @@ def read_pairs(path: Path) -> tuple[GivenPair, ...]:
         UsageError: no such file, not text, no pairs, or a line that is no pair of two different texts.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"{path}: cannot read the pairs ({reason}); give source.pairs a JSONL file") from None
-    pairs = tuple(_read_pair(path, number, line) for number, line in enumerate(lines, start=1) if line.strip())
-    if not pairs:
-        raise UsageError(f"{path}: holds no pairs; give source.pairs a JSONL file with one a line")
-    return pairs
+        rows = read_rows(path)
+    except UsageError as error:
+        raise UsageError(f"source.pairs: {error}") from None
+    return tuple(_pair_of(row) for row in rows)
 
 
-def _read_pair(path: Path, number: int, line: str) -> GivenPair:
-    try:
-        pair: Any = json.loads(line)
-    except ValueError as error:
-        raise _not_a_pair(path, number, f"this is no JSON ({error})") from None
-    missing = [key for key in ("index", "chosen", "rejected") if not isinstance(pair, dict) or key not in pair]
+def _pair_of(row: Row) -> GivenPair:
+    missing = [key for key in ("index", "chosen", "rejected") if key not in row.values]
     if missing:
-        raise _not_a_pair(path, number, f"{', '.join(missing)} is missing")
-    index, chosen, rejected = pair["index"], pair["chosen"], pair["rejected"]
+        raise _not_a_pair(row, f"{', '.join(missing)} is missing")
+    index, chosen, rejected = row.values["index"], row.values["chosen"], row.values["rejected"]
     if not isinstance(index, int) or isinstance(index, bool):
-        raise _not_a_pair(path, number, f"index is {index!r}")
+        raise _not_a_pair(row, f"index is {index!r}")
     for key, text in (("chosen", chosen), ("rejected", rejected)):
         if not isinstance(text, str) or not text:
-            raise _not_a_pair(path, number, f"{key} is {text!r}")
+            raise _not_a_pair(row, f"{key} is {text!r}")
     if chosen == rejected:
-        raise _not_a_pair(path, number, "both texts are the same")
-    return GivenPair(number, index, chosen, rejected)
+        raise _not_a_pair(row, "both texts are the same")
+    return GivenPair(row.number, index, chosen, rejected)
 
 
-def _not_a_pair(path: Path, number: int, found: str) -> UsageError:
+def _not_a_pair(row: Row, found: str) -> UsageError:
     return UsageError(
-        f'{path}:{number}: expected {{"index": a training document, "chosen": text, "rejected": another text}}, but '
-        f"{found}"
+        f'{row.place}: expected {{"index": a training document, "chosen": text, "rejected": another text}}, but {found}'
     )

@@ -1,4 +1,4 @@
-"""Local data files of a task, read into memory and checked row by row.
+"""Local data files of a task, read into memory (`statewise.rows`) and checked against the task's templates.
 
 `datasets.load_dataset("json", …)` resolves relative files against the working directory and keeps an Arrow cache under
 the home folder. Reading the rows here instead works from any directory, on a read-only install and in several processes
@@ -7,35 +7,37 @@ at once, never serves stale rows, and can say which line of which file is wrong.
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import datasets
+import lm_eval.utils
 import pyarrow as pa
-import pyarrow.parquet as pq
-from jinja2 import Environment, TemplateSyntaxError, meta
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from statewise.errors import UsageError
+from statewise.rows import READERS, Row, read_rows
 
 TEMPLATE_KEYS = ("doc_to_text", "doc_to_target", "doc_to_choice")
-LOCAL_FORMATS = ("json", "csv", "parquet", "text")
-JSON_SUFFIXES = (".json", ".jsonl")
 COPY_SUFFIXES = (".jsonl", ".json", ".parquet")
+TRUST = "trust_remote_code"  # of datasets that were scripts: there is nothing to trust in a file of rows
 SUBSET_COLUMN = "subject"
-TEMPLATES = Environment()  # only parsed, never rendered: an expression cannot run here
+LOCAL_FORMATS = tuple(READERS)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row and the place it was read from, `file:line`."""
+def _printed(value: Any) -> Any:
+    if value is None:
+        raise ValueError("a missing value is printed")
+    return value
 
-    place: str
-    values: dict[str, Any]
+
+# As `load.TEMPLATES`, in which tasks are rendered, but a value that is missing is never printed.
+TEMPLATES = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_printed)
+TEMPLATES.filters |= lm_eval.utils.env.filters
 
 
 def local_dataset(
@@ -56,7 +58,7 @@ def local_dataset(
     options = dict(config.get("dataset_kwargs") or {})
     data_files = options.pop("data_files", None)
     file_format = config.get("dataset_path")
-    if file_format not in LOCAL_FORMATS:
+    if file_format not in READERS:
         if data is None or not isinstance(file_format, str):
             return None
         copied = _dataset(config, copied_splits(config, data))
@@ -64,12 +66,11 @@ def local_dataset(
     splits = None if data_files is None else _locate(data_files, folder, str(config.get("task")))
     if splits is None:
         return None
-    if not options and file_format == "json" and all(f.suffix in JSON_SUFFIXES for fs in splits.values() for f in fs):
-        loaded = _dataset(
-            config, {split: [row for f in files for row in read_rows(f)] for split, files in splits.items()}
-        )
-    else:
-        loaded = _load_uncached(file_format, config.get("dataset_name"), splits, options)
+    options.pop(TRUST, None)
+    loaded = _dataset(
+        config,
+        {split: [row for f in files for row in read_rows(f, file_format, options)] for split, files in splits.items()},
+    )
     return lambda **_: loaded
 
 
@@ -140,12 +141,7 @@ def _of_configuration(rows: list[Row], name: str, path: Path) -> list[Row]:
 @lru_cache(maxsize=8)
 def _cached_rows(path: Path, modified_ns: int) -> list[Row]:
     """The rows of a file as of `modified_ns`: a group's members read the same one."""
-    if path.suffix != ".parquet":
-        return read_rows(path)
-    values = pq.read_table(path).to_pylist()
-    if not values:
-        raise UsageError(f"{path}: holds no rows")
-    return [Row(f"{path}, row {index + 1}", value) for index, value in enumerate(values)]
+    return read_rows(path, "parquet" if path.suffix == ".parquet" else "json")
 
 
 def _locate(data_files: Any, folder: Path, task: str) -> dict[str, list[Path]] | None:
@@ -173,83 +169,66 @@ def _dataset(config: Mapping[str, Any], splits: Mapping[str, list[Row]]) -> data
         if config.get("process_docs") is None:
             check_columns(config, rows)
         columns = list(dict.fromkeys(name for row in rows for name in row.values))
-        try:
-            loaded[split] = datasets.Dataset.from_dict({c: [row.values.get(c) for row in rows] for c in columns})
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise UsageError(
-                f"{rows[0].place}: a column has values of different types: {error}; make them all of one type"
-            ) from error
+        loaded[split] = datasets.Dataset.from_dict({column: _values(column, rows) for column in columns})
     return loaded
 
 
-def _load_uncached(
-    file_format: str, name: str | None, splits: Mapping[str, list[Path]], options: dict[str, Any]
-) -> datasets.DatasetDict:
-    """Other local formats, through datasets, with a cache folder that lives only while they are read."""
-    data_files = {split: [str(file) for file in files] for split, files in splits.items()}
-    with tempfile.TemporaryDirectory(prefix="statewise-") as cache:
-        loaded = datasets.load_dataset(
-            file_format, name, data_files=data_files, cache_dir=cache, keep_in_memory=True, **options
-        )
-    return loaded
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a JSON Lines file, or of a .json file that holds one array; blank lines are skipped.
+def _values(column: str, rows: list[Row]) -> list[Any]:
+    """The values of a column, None where a row has none.
 
     Raises:
-        UsageError: no rows, or a line that is not one JSON object; says which.
+        UsageError: a table would not keep them (1 beside 2.5 becomes 1.0), since they are of different types.
     """
+    values = [row.values.get(column) for row in rows]
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
-    rows = []
-    for place, value in _parse(path, text):
-        if not isinstance(value, dict):
-            raise UsageError(f"{place}: expected one JSON object, got {type(value).__name__}")
-        rows.append(Row(place, value))
-    if not rows:
-        raise UsageError(f"{path}: holds no rows; expected one JSON object a line")
-    return rows
+        held = datasets.Dataset.from_dict({column: values})[:][column]
+    except (pa.ArrowException, TypeError, OverflowError, UnicodeEncodeError):
+        held = None
+    if held is None or not _is_kept(values, held):
+        known = [value for value in values if value is not None]
+        odd = next((row for row in rows if type(row.values.get(column)) not in (type(known[0]), type(None))), rows[0])
+        kinds = ", ".join(sorted({type(value).__name__ for value in known}))
+        raise UsageError(
+            f"{odd.place}: column {column!r} has values of different types ({kinds}); make them all of one type"
+        )
+    return values
 
 
-def _parse(path: Path, text: str) -> list[tuple[str, Any]]:
-    if path.suffix == ".json" and text.lstrip().startswith("["):
-        try:
-            return [(f"{path}, row {index + 1}", value) for index, value in enumerate(json.loads(text))]
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
-    parsed = []
-    # Not splitlines(): JSON strings may hold U+2028, which is a line to it but not to JSON Lines.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            parsed.append((f"{path}:{number}", json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{path}:{number}: not valid JSON: {error.msg} at column {error.colno}") from error
-    return parsed
+def _is_kept(value: Any, held: Any) -> bool:
+    """Whether a table holds the very value; to keys that other rows have it adds None."""
+    if isinstance(value, dict) and isinstance(held, dict):
+        return value.keys() <= held.keys() and all(_is_kept(value.get(key), held[key]) for key in held)
+    if isinstance(value, list) and isinstance(held, list):
+        return len(value) == len(held) and all(map(_is_kept, value, held))
+    return bool(value == held) and isinstance(value, float) == isinstance(held, float)
 
 
 def check_columns(config: Mapping[str, Any], rows: list[Row]) -> None:
     """Refuse rows without a column that the task's templates print.
 
     lm-eval takes a template that names no column for a literal text, so that a mistyped column would be scored as 0.
-    Templates with conditions may have optional columns; for them a column is missed only if no row has it.
+    Templates with conditions may have optional columns; for them a column is missed if no row has it, or if a row
+    without a value would print `None`.
     """
     present = {name for row in rows for name in row.values}
     for key in TEMPLATE_KEYS:
         template = config.get(key)
         if not isinstance(template, str):
             continue
-        for column in sorted(_columns_of(template, key, config)):
+        columns = sorted(_columns_of(template, key, config))
+        for column in columns:
             place = _first_without(column, rows, is_optional="{%" in template and column in present)
             if place:
                 raise UsageError(
                     f"{place}: no value for column {column!r}, which {key} of task {config.get('task')!r} uses; "
-                    f"the file's columns are {', '.join(sorted(present))}"
+                    f"the file's columns are {', '.join(map(repr, sorted(present)))}"
                 )
+        partial = [row for row in rows if any(row.values.get(column) is None for column in columns)]
+        if partial and (place := _first_printing_none(template, partial, present)):
+            raise UsageError(
+                f"{place}: {key} of task {config.get('task')!r} would print a missing value as `None`; fill the cell, "
+                "or put its place in the template under a condition"
+            )
 
 
 def _columns_of(template: str, key: str, config: Mapping[str, Any]) -> set[str]:
@@ -265,3 +244,16 @@ def _first_without(column: str, rows: list[Row], *, is_optional: bool) -> str | 
     if is_optional:
         return None
     return next((row.place for row in rows if row.values.get(column) is None), None)
+
+
+def _first_printing_none(template: str, rows: list[Row], columns: set[str]) -> str | None:
+    """Where `template`, rendered as lm-eval does, prints a value that a row lacks or cannot go on without one."""
+    compiled = TEMPLATES.from_string(template)
+    for row in rows:
+        try:
+            compiled.render(**{column: row.values.get(column) for column in columns})
+        except SecurityError:
+            return None  # refused where it is rendered, and not for what is missing
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
+            return row.place
+    return None

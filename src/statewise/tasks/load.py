@@ -22,6 +22,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from statewise.errors import NotHereError, UsageError, unknown
+from statewise.rows import READERS
 from statewise.tasks.data import LOCAL_FORMATS, local_dataset
 from statewise.tasks.find import NAME, check_task_name, find_task_file, lm_eval_names
 from statewise.tasks.offline import offline_without_hub
@@ -40,10 +41,8 @@ UNSUPPORTED = {
 NUM_SUGGESTIONS = 5
 
 # Of `dataset_kwargs` in a file that is not lm-eval's own: what is read and how, never where it is kept or what is run.
-DATASET_KEYS = (
-    "column_names", "data_dir", "data_files", "delimiter", "encoding", "field", "header", "keep_linebreaks",
-    "quotechar", "revision", "sample_by", "sep", "skiprows",
-)  # fmt: skip
+ROW_KEYS = sorted({name for _, known in READERS.values() for name in known})
+DATASET_KEYS = ("data_dir", "data_files", "revision", *ROW_KEYS)
 BUILD_ERRORS = (*GRADER_ERRORS, TemplateError, AssertionError, RuntimeError)
 
 # As lm-eval's environment, but an attribute, call or change by which a template could leave it is an error.

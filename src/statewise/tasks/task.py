@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from lm_eval.api.instance import Instance
+from lm_eval.filters.selection import TakeKFilter
 
 from statewise import errors
 from statewise.errors import UsageError
@@ -193,9 +194,16 @@ class Task:
         """Refuse a task that cannot be trained on, before any model is loaded.
 
         Raises:
-            UsageError: it is a group, does not generate text, or has no training split.
+            UsageError: it is a group, does not generate text, has no training split, or its reward metric takes several
+                answers to a prompt.
         """
         self._check_trainable(needs_training_split=True)
+        steps = [step() for step in self._filters[self._reward_filter].filters]
+        if (num_answers := max((step.k for step in steps if isinstance(step, TakeKFilter)), default=1)) > 1:
+            raise UsageError(
+                f"task {self.name!r}: reward_metric {self.reward_metric!r} is a score of {num_answers} answers to a "
+                f"prompt, and a reward is one of each answer; use another of {', '.join(self.metrics)}"
+            )
         if not len(self._train_docs):
             raise UsageError(f"task {self.name!r}: its training split is empty")
 
@@ -248,7 +256,11 @@ class Task:
         metadata = (str(self.lm_eval_task.config.task), index, 1)
         answer = [cut_at(text, self.stop_strings)]
         request = Instance("generate_until", self._train_docs[index], ("", {}), 0, metadata, resps=answer)
-        return self.grade([request]).get(self.reward_metric, math.nan)
+        return self.grade([request], self._reward_filter).get(self.reward_metric, math.nan)
+
+    @property
+    def _reward_filter(self) -> str:
+        return self.reward_metric.partition(",")[2]
 
     def requests(self, limit: int | None = None, chat: Chat | None = None) -> list[list[Instance]]:
         """What lm-eval would ask of a model: the requests of each evaluated document, in order.
@@ -305,8 +317,12 @@ class Task:
         chosen = Counter(place for _, place in in_turns[:limit])
         return [chosen[place] for place in range(len(sizes))]
 
-    def grade(self, requests: Sequence[Instance]) -> dict[str, float]:
+    def grade(self, requests: Sequence[Instance], only: str | None = None) -> dict[str, float]:
         """The scores of one document whose requests hold their responses.
+
+        Args:
+            requests: those of the document.
+            only: the filter that is applied; None: all. Others may ask for more answers than there are.
 
         Returns:
             "metric,filter" → score, for the metrics that score single documents; nan where the grader failed. Metrics
@@ -314,7 +330,7 @@ class Task:
         """
         scores: dict[str, float] = {}
         member = next(one for one in self.members if str(one.config.task) == requests[0].task_name)
-        for ensemble in member._filters:
+        for ensemble in (one for one in member._filters if only in (None, one.name)):
             name = ensemble.name
             try:
                 ensemble.apply(list(requests))
