@@ -243,7 +243,7 @@ def test_an_adapter_that_is_not_plain_lora_is_refused(exported, tmp_path):
     shutil.copytree(exported / "slim", model)
     config = records.read_json(model / "adapter_config.json")
     records.write_json(model / "adapter_config.json", {**config, "use_rslora": True})
-    with pytest.raises(UsageError, match="use_rslora is not plain LoRA"):
+    with pytest.raises(UsageError, match="use_rslora = True is not plain LoRA"):
         plan_evaluation(EvaluationRequest(str(model), (TASK,)))
 
 

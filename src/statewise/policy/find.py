@@ -30,6 +30,8 @@ CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")  # how transformers names what 
 TIMEOUT_S = 2.5
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 MAIN = "main"
+WHOLE = "model.safetensors"  # the weights of a model in one piece
+POINTER = b"version https://git-lfs"
 # Read when huggingface_hub is first imported, which happens below. Its telemetry asks the hub a question of its own.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -93,17 +95,52 @@ def resolve_model(name: str) -> Path:
     return folder
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a model folder that transformers reads weights from; others may hold the same once more."""
+    return [folder / file for file in _indexed(folder)] or sorted(folder.glob("*.safetensors"))
+
+
 def count_parameters(folder: Path) -> dict[str, int]:
-    """Numbers in the weights of a model folder by data type ("BF16", "F32", ...), read from the files' headers."""
+    """Numbers in the weights of a model folder by data type ("BF16", "F32", ...), read from the files' headers.
+
+    Raises:
+        UsageError: a file that is none of weights, or not whole.
+    """
     counts: dict[str, int] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as stream:
-            # The format: length of the header (8 bytes, little-endian), header in JSON, data.
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")) or "{}")
-        header.pop("__metadata__", None)
-        for tensor in header.values():
+    for path in weight_files(folder):
+        for tensor in read_header(path).values():
             counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
     return counts
+
+
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """What a safetensors file says of its tensors, by name: `dtype`, `shape`, `data_offsets`.
+
+    Raises:
+        UsageError: the file is missing, or no such file, or not whole.
+    """
+    again = "get the file again (hf download; git lfs pull in a git clone)"
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            # The format: length of the header (8 bytes, little-endian), header in JSON, data.
+            start = stream.read(len(POINTER))
+            length = int.from_bytes(start[:8], "little")
+            if start == POINTER:
+                raise UsageError(f"{path}: a pointer of Git LFS ({size} bytes), not the weights themselves; {again}")
+            if len(start) < 8 or 8 + length > size:
+                raise UsageError(f"{path}: {size} bytes are no safetensors file, or its beginning alone; {again}")
+            stream.seek(8)
+            header: dict[str, dict[str, Any]] = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        end = 8 + length + max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); {again}") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: its header is not that of a safetensors file ({error}); {again}") from None
+    if end != size:
+        raise UsageError(f"{path}: {size} of {end} bytes, so it is not whole; {again}")
+    return header
 
 
 def _parse(name: str) -> _HubName:
@@ -129,7 +166,7 @@ def _indexed(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         return sorted(set(_read_json(index).get("weight_map", {}).values()))
-    return ["model.safetensors"] if (folder / "model.safetensors").is_file() else []
+    return [WHOLE] if (folder / WHOLE).is_file() else []
 
 
 def _has_weights(folder: Path) -> bool:
@@ -154,7 +191,8 @@ def _fetch_small_files(wanted: _HubName) -> ModelReference:
     _check_files(name, list(sizes))
     folder = _download(wanted, [file for file in sizes if file.endswith(METADATA_SUFFIXES)])
     _check_small_files(name, folder)
-    weights = _indexed(folder) or [file for file in sizes if file.endswith(".safetensors")]
+    whole = [WHOLE] if WHOLE in sizes else [file for file in sizes if file.endswith(".safetensors")]
+    weights = _indexed(folder) or whole
     missing = tuple(file for file in weights if not (folder / file).is_file())
     return ModelReference(name, folder, folder.name, missing, sum(sizes.get(file, 0) for file in missing))
 

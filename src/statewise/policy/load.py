@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from jinja2 import TemplateError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,11 +27,14 @@ from transformers import (
 )
 
 from statewise.errors import UsageError
+from statewise.policy.find import count_parameters, read_header, weight_files
 from statewise.policy.rope import context_length
 from statewise.records import replacing_folder
 
 NO_ADAPTER = ""
 LOADING_NOTES = ("is_local", "local_files_only")  # transformers saves how a tokenizer was loaded as if it were its own
+# What transformers and safetensors raise on a folder that they cannot read; each of them is about what is in it.
+LOADING_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
 NOT_LOADED = "transformers cannot load it (its own code is never run)"
 NAMED_TOKENS = 12  # in an error; some tokenizers have hundreds of special tokens
 
@@ -223,6 +227,7 @@ def load_policy(
     """
     folder = Path(folder)
     _check_folder(folder)
+    count_parameters(folder)  # refuses files that are not whole, in words of their own
     try:
         # A tokenizer that merely names itself is no reason to run code either, so both loads refuse remote code.
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -235,8 +240,8 @@ def load_policy(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise UsageError(f"model folder {folder}: {NOT_LOADED}: {error}") from error
+    except LOADING_ERRORS as error:
+        raise UsageError(f"model folder {folder}: {NOT_LOADED}: {_one_line(error)}") from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:5])
         raise UsageError(
@@ -272,14 +277,31 @@ def load_without_weights(folder: Path, name: str, end_of_text: str | None = None
             model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", trust_remote_code=False)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"model folder {folder}: {NOT_LOADED}: {error}") from error
+    except LOADING_ERRORS as error:
+        raise UsageError(f"model folder {folder}: {NOT_LOADED}: {_one_line(error)}") from error
     end, *others = _find_ends(folder, tokenizer, model.generation_config.eos_token_id, end_of_text)
     policy = Policy(model, tokenizer, name, end, tuple(others))
     from statewise.policy.check import check_config  # it samples and scores, which is built on this file
 
     check_config(policy, folder)
+    _check_shapes(policy, folder)
     return policy
+
+
+def _check_shapes(policy: Policy, folder: Path) -> None:
+    """Refuse stored weights of other shapes than config.json asks for, without reading them."""
+    wanted = {name: list(parameter.shape) for name, parameter in policy.model.named_parameters()}
+    for path in weight_files(folder) if any(folder.glob("*.safetensors")) else []:
+        for name, tensor in read_header(path).items():
+            if wanted.get(name, tensor["shape"]) != tensor["shape"]:
+                raise UsageError(
+                    f"{path}: {name} has the shape {tensor['shape']}, config.json asks for {wanted[name]}; use the "
+                    "config.json that belongs to these weights"
+                )
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _find_ends(

@@ -21,6 +21,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from statewise import records
 from statewise.errors import UsageError
@@ -84,7 +85,8 @@ def add_adapter(model: PreTrainedModel, name: str, rank: int, alpha: float, seed
 
 def _inject(config: LoraConfig, model: PreTrainedModel, name: str) -> None:
     with warnings.catch_warnings():
-        # peft warns of tied embeddings even where no embedding is a target, and of a second adapter, which is wanted.
+        # peft warns of tied embeddings even where no embedding is a target, of a second adapter, which is wanted, and
+        # of `Conv1D` (GPT-2), whose transposed weights it then reads as it should.
         warnings.filterwarnings("ignore", category=UserWarning, module="peft")
         inject_adapter_in_model(config, model, adapter_name=name)
 
@@ -103,7 +105,7 @@ def _without_name(key: str, adapter: str) -> str:
 
 
 def _linear_names(model: PreTrainedModel) -> set[str]:
-    """Full names of the decoder's linear layers; the head is left out, as in peft's "all-linear"."""
+    """Full names of the decoder's linear layers (GPT-2: `Conv1D`); without the head, as in peft's "all-linear"."""
     carried = {
         id(layer.get_base_layer()): name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)
     }
@@ -112,7 +114,7 @@ def _linear_names(model: PreTrainedModel) -> set[str]:
     plain = {
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head and not name.startswith(inside)
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head and not name.startswith(inside)
     }
     return plain | set(carried.values())
 
@@ -156,22 +158,34 @@ def load_adapter(model: PreTrainedModel, folder: Path, name: str) -> None:
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / ADAPTER_WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UsageError(f"adapter folder {folder}: cannot be read: {error}") from error
-    _inject(
-        LoraConfig(r=config["r"], lora_alpha=config["lora_alpha"], target_modules=config["target_modules"]), model, name
-    )
+        wanted = LoraConfig(r=config["r"], lora_alpha=config["lora_alpha"], target_modules=config["target_modules"])
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+        raise UsageError(f"adapter folder {folder}: cannot be read ({type(error).__name__}: {error})") from error
+    base = config.get("base_model_name_or_path")
+    try:
+        _inject(wanted, model, name)
+    except ValueError as error:
+        raise UsageError(
+            f"adapter folder {folder}: no adapter of this model ({error}); its base model is {base}"
+        ) from error
     parameters = _parameters(model, name)
     stored = {_without_name(key, name): key for key in parameters}
     fits = {STORED_PREFIX + key: parameters[full].shape for key, full in stored.items()}
-    if fits != {key: tensor.shape for key, tensor in tensors.items()}:
+    found = {key: tensor.shape for key, tensor in tensors.items()}
+    if fits != found:
+        key = min(key for key in fits.keys() | found.keys() if fits.get(key) != found.get(key))
         raise UsageError(
-            f"adapter folder {folder}: its weights are not those of an adapter of this model; use the base model that "
-            f"it was trained on ({config.get('base_model_name_or_path')})"
+            f"adapter folder {folder}: its weights are not those that its r and target_modules make on this model "
+            f"({key}: {_shape(found.get(key))} stored, {_shape(fits.get(key))} expected); its base model is {base}, "
+            "and only linear layers are adapted"
         )
     for key, full in stored.items():
         parameters[full].data = tensors[STORED_PREFIX + key].float().to(model.device)
         parameters[full].requires_grad_(False)
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "none" if shape is None else str(list(shape))
 
 
 def merge_adapters(model: PreTrainedModel) -> None:

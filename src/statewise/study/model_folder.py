@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from statewise import records
 from statewise.assets import POCKET_MODEL
@@ -25,8 +25,16 @@ FACTS = "statewise.json"
 # Configuration, tokenizer and weights of a model folder; everything else in it is no part of the model.
 MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
 OTHER_FILES = ("pretrain.json", FACTS)
-# Features of peft that change what an adapter computes and that `policy.lora` does not know.
-FOREIGN_FEATURES = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save")
+# An adapter's configuration is understood if nothing in it is set but these. They say which linear layers get which
+# rank and scale, or nothing about what the adapter computes: where it comes from, how it was trained or stored.
+ADAPTER_SETTINGS = {
+    "r", "lora_alpha", "target_modules", "peft_type", "task_type", "base_model_name_or_path", "revision",
+    "auto_mapping", "peft_version", "inference_mode", "lora_dropout", "fan_in_fan_out", "megatron_core",
+    "qalora_group_size",
+}  # fmt: skip
+NOT_SET: tuple[Any, ...] = (None, False, "none", [], {})
+# Beginnings that leave the base model's weights alone. Others (PiSSA, OLoRA, ...) take their first values out of them.
+PLAIN_BEGINNINGS = (True, False, "gaussian", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -207,13 +215,20 @@ def check_adapter(folder: Path) -> None:
         UsageError: not LoRA, or a feature of peft that changes what it computes; says what to do.
     """
     config = read_object(folder / ADAPTER_CONFIG)
-    foreign = [key for key in FOREIGN_FEATURES if config.get(key)]
     kind = str(config.get("peft_type", "LORA"))
-    if kind != "LORA" or foreign or config.get("bias", "none") != "none":
-        what = kind if kind != "LORA" else ", ".join(foreign) or "bias"
+    if kind != "LORA":
         raise UsageError(
-            f"adapter folder {folder}: {what} is not plain LoRA; merge it into its base model with peft "
-            "(merge_and_unload) and give the merged folder"
+            f"adapter folder {folder}: {kind} is not LoRA, the only kind that is read; "
+            "give a model that holds its effect"
+        )
+    known = ADAPTER_SETTINGS | {"init_lora_weights"}
+    foreign = [f"{key} = {value!r}" for key, value in config.items() if key not in known and value not in NOT_SET]
+    if config.get("init_lora_weights", True) not in PLAIN_BEGINNINGS:
+        foreign.append(f"init_lora_weights = {config['init_lora_weights']!r}")
+    if foreign:
+        raise UsageError(
+            f"adapter folder {folder}: {', '.join(foreign)} is not plain LoRA ({ADAPTER_CONFIG}); merge it into its "
+            "base model with peft (PeftModel.from_pretrained, merge_and_unload) and give the merged folder"
         )
 
 
