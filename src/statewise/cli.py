@@ -92,15 +92,14 @@ def _run(request: StudyRequest, out: Path | None, workers: int | None, as_json: 
     plan = plan_study(request)  # before the slow imports: a mistyped word is answered at once
     cli_models.tell_code(plan.task_code)
 
-    from rich.console import Console
-
     from statewise.progress import ProgressDisplay
+    from statewise.report.terminal import CleanConsole
     from statewise.study.estimate import estimate_plan
     from statewise.study.run import run_study
 
     folder = out or Path("runs") / (plan.config.study.name + ("-quick" if request.is_quick else ""))
     num_workers = choose_workers(plan, workers).count
-    with ProgressDisplay(Console(stderr=True), plan, estimate_plan(plan, num_workers)) as display:
+    with ProgressDisplay(CleanConsole(stderr=True), plan, estimate_plan(plan, num_workers)) as display:
         outcome, summary = run_study(plan, folder, display.show, num_workers)
 
     if summary is not None:
@@ -110,7 +109,7 @@ def _run(request: StudyRequest, out: Path | None, workers: int | None, as_json: 
 
         page = write_report(summary, folder)
         if not as_json:
-            render_terminal(summary, Console())
+            render_terminal(summary, CleanConsole())
             typer.echo(f"Report: {page}")
     if as_json:
         _print_json({"folder": str(folder), "failed": outcome.failed, "interrupted": outcome.interrupted})
@@ -124,9 +123,8 @@ def _run(request: StudyRequest, out: Path | None, workers: int | None, as_json: 
 def _print_plan(request: StudyRequest, workers: int | None, as_json: bool, *, has_cards: bool = False) -> None:
     from dataclasses import asdict
 
-    from rich.console import Console
-
     from statewise.progress import cards_table, plan_table
+    from statewise.report.terminal import CleanConsole
     from statewise.study.estimate import estimate_plan
     from statewise.study.materials import check_materials
     from statewise.study.memory import estimate_memory
@@ -149,9 +147,9 @@ def _print_plan(request: StudyRequest, workers: int | None, as_json: bool, *, ha
             | ({"memory": {k: asdict(v) for k, v in estimate_memory(plan).items()}} if has_cards else {})
         )
         return
-    Console().print(plan_table(plan, estimate, num_workers))
+    CleanConsole().print(plan_table(plan, estimate, num_workers))
     if has_cards:
-        Console().print(cards_table(plan, estimate))
+        CleanConsole().print(cards_table(plan, estimate))
     for note in notes:
         typer.echo(note)
     if plan.download_bytes:
@@ -183,12 +181,10 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
 ) -> None:
     """Print the table of a run folder again, and write its report.html anew."""
-    from rich.console import Console
-
     from statewise import records
     from statewise.report.page import write_report
     from statewise.report.summary_json import summary_from_json
-    from statewise.report.terminal import render_terminal
+    from statewise.report.terminal import CleanConsole, render_terminal
 
     path = folder / "summary.json"
     if not path.is_file():
@@ -198,7 +194,7 @@ def report(
     except ValueError as error:
         raise UsageError(f"{path}: not JSON ({error}); run the study again to write it anew") from None
     summary = summary_from_json(stored)
-    render_terminal(summary, Console())
+    render_terminal(summary, CleanConsole())
     typer.echo(f"Report: {write_report(summary, folder)}")
 
 
@@ -305,7 +301,7 @@ app.registered_commands += cli_models.app.registered_commands
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(value, indent=2))
 
 
 def main() -> None:

@@ -77,9 +77,8 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     )  # fmt: skip
     tell_code(plan.task_code)
 
-    from rich.console import Console
-
     from statewise.report.comparison import print_scores
+    from statewise.report.terminal import CleanConsole
     from statewise.study.store import Store
 
     for task in (task for task in names if task not in plan.waiting):
@@ -90,7 +89,7 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     if as_json:
         _print_json({"folder": str(plan.out), "model": stored["model"], "scores": rows})
         return
-    print_scores(rows, Console())
+    print_scores(rows, CleanConsole())
     typer.echo(f"Items: {plan.out / 'evals'}")
 
 
@@ -105,19 +104,18 @@ def compare(
 
     sides = read_side(a), read_side(b)  # before the slow imports: a mistyped word is answered at once
 
-    from rich.console import Console
-
     from statewise.report.comparison import comparison_to_json, print_comparison
+    from statewise.report.terminal import CleanConsole
     from statewise.study.compare import compare as compare_sides
 
     comparison = compare_sides(*sides)
     if as_json:
         _print_json(comparison_to_json(comparison))
     else:
-        print_comparison(comparison, Console())
+        print_comparison(comparison, CleanConsole())
     if comparison.refused:
         raise typer.Exit(PARTIAL)
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))

@@ -21,10 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from statewise.errors import UsageError, unknown
 from statewise.grid import NAME_PATTERN, check_levels, expand_grid
 from statewise.overrides import ROOTS, apply_override
+from statewise.parsing import check_depth, parse_toml
 from statewise.place import Place
 
 Table = dict[str, Any]
 RESERVED = ("base", *ROOTS)
+MAX_SEEDS = 1000
 # How a table is written that somebody gave as a value, which stands in the place of VALUE.
 EXAMPLES = {
     "source": "{ kind = VALUE }", "signal": "{ kind = VALUE }", "locality": "{ kind = VALUE }",
@@ -50,7 +52,7 @@ class StudySection(Strict):
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     description: str = ""
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    seeds: Annotated[list[int], Field(min_length=1, max_length=MAX_SEEDS)] = [0]
     factors: list[str] = []
     quick: list[str] = []
     requires: list[Literal["gpu"]] = []
@@ -236,7 +238,7 @@ def read_study_and_place(
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
-        raw = tomllib.loads(text)
+        raw = parse_toml(text)
     except OSError as error:
         raise UsageError(
             f"{path}: cannot read the study file ({error.strerror}); give a path or a built-in name"
@@ -249,6 +251,10 @@ def read_study_and_place(
     by_quick = f"{Place(path, text).of(['study', 'quick'])}: study.quick"
     called = [(override, by_quick) for override in quick] + [(override, "--set") for override in overrides]
     applied = [(apply_override(raw, one), f"{by} {one.partition('=')[0].strip()}") for one, by in called]
+    try:
+        check_depth(raw)  # overrides have keys of as many parts as they like
+    except ValueError as error:
+        raise UsageError(f"{path}: an override is {error}") from None
     place = Place(path, text, raw, tuple(applied))
     config = _validate(_with_defaults(expand_grid(raw, place.of), place), place)
     _check_names(config, place)

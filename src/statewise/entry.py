@@ -17,6 +17,7 @@ from typing import NoReturn
 import typer
 
 from statewise.errors import StatewiseError, UsageError
+from statewise.printing import clean_streams
 from statewise.streams import INTERRUPTION, outlive_readers
 
 FAILED, USAGE, PARTIAL, INTERRUPTED, UNREAD = 1, 2, 3, 130, 141
@@ -32,6 +33,7 @@ def answer(command: Callable[[], None]) -> NoReturn:
     What nobody reads is dropped: a training does not end because a pager is closed.
     """
     outputs = outlive_readers()
+    clean_streams()
     with _Interrupt() as interrupt:
         code = _call(command, interrupt)
         for stream in (one for one in (sys.stdout, sys.stderr) if one is not None):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import math
 import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ Where = Callable[[Iterable[str | int]], str]
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 KEYS = ("axes", "label", "skip")
+MAX_CELLS = 1000  # also of those that are skipped, since each is named first
 # Made from the axes, so a level cannot set them.
 GENERATED = ("label", "levels")
 
@@ -41,6 +43,12 @@ def expand_grid(raw: Table, where: Where) -> Table:
     if "grid" not in raw:
         return raw
     axes = _check_grid(raw["grid"], where)
+    num_cells = math.prod(map(len, axes.values()))
+    if num_cells > MAX_CELLS:
+        raise UsageError(
+            f"{where(['grid', 'axes'])}: the axes make {num_cells:,} arms; a study has at most {MAX_CELLS:,}, so split "
+            "it or leave levels out"
+        )
     grid: Table = raw["grid"]
     skipped = _skipped(grid.get("skip", []), _names(axes, where), where)
     arms = {

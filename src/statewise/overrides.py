@@ -11,6 +11,7 @@ import tomllib
 from typing import Any
 
 from statewise.errors import UsageError, unknown
+from statewise.parsing import parse_toml
 
 Table = dict[str, Any]
 ROOTS = ("study", "shared", "grid")
@@ -46,7 +47,7 @@ def apply_override(raw: Table, override: str) -> tuple[str, ...]:
     if not separator or len(keys) < 2 or not all(keys):
         raise UsageError(f"{place}: expected arm.key=value, shared.key=value or study.key=value")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
     if keys[0] == "grid":

@@ -21,6 +21,7 @@ from typing import Any
 
 from statewise.assets import POCKET_MODEL
 from statewise.errors import UsageError
+from statewise.parsing import parse_json
 
 HUB_NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 METADATA_SUFFIXES = (".json", ".txt", ".model", ".jinja")
@@ -306,7 +307,7 @@ def _has_end_of_text(folder: Path) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UsageError(f"{path}: not JSON ({error}); get the model again") from None
     return value if isinstance(value, dict) else {}

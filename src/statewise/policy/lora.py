@@ -8,7 +8,6 @@ weights would round most of what was learned away.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from statewise import records
 from statewise.errors import UsageError
+from statewise.parsing import parse_json
 from statewise.policy.load import NO_ADAPTER, Policy
 from statewise.records import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -156,7 +156,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, name: str) -> None:
         UsageError: the folder holds no adapter, or one that was not made for this model.
     """
     try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        config = parse_json((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / ADAPTER_WEIGHTS)
         wanted = LoraConfig(r=config["r"], lora_alpha=config["lora_alpha"], target_modules=config["target_modules"])
     except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:

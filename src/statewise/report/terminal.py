@@ -6,14 +6,18 @@ A table that is too wide is printed in parts with the run's name repeated, never
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from statewise.printing import printable, uncleaned
 from statewise.records import PhenomenonSummary, StudySummary
 from statewise.report import sentences, tables
 from statewise.report.text import clean, to_ascii
@@ -48,6 +52,18 @@ def _tables(summary: StudySummary) -> list[tables.Table]:
             tables.hash_table(summary), tables.budget_table(summary), tables.answer_table(summary),
         ]  # fmt: skip
     return [table for table in found if table is not None]
+
+
+class CleanConsole(Console):
+    """A console of rich that takes nothing for markup, and prints of every text what is `printable`."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        file = uncleaned(sys.stderr if stderr else sys.stdout)
+        super().__init__(file=file, markup=False, emoji=False, highlight=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 @dataclass(frozen=True)

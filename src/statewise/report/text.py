@@ -8,15 +8,10 @@ by jinja2's autoescape in the page, by `rich.text.Text` in the terminal.
 from __future__ import annotations
 
 import re
-import unicodedata
 
-# ECMA-48: CSI and OSC sequences; what is left of a malformed one loses its control characters below.
-_ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
+from statewise.printing import printable
+
 _SPACES = re.compile(" {2,}")  # no-break spaces stay
-# Cc control, Cf format (bidirectional overrides, zero width), Cs lone surrogates, Co private use, Cn unassigned,
-# Zl and Zp line and paragraph separators.
-_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-
 _UNBREAKABLE = re.compile(r"\[[^][]*\]|\bn = ?|\b95 %")
 _SUPERSCRIPT = re.compile("[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _SUPERSCRIPT_DIGITS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
@@ -28,11 +23,7 @@ _ASCII = str.maketrans(
 
 def clean(text: str) -> str:
     """`text` on one line, without escape sequences, control, format and unassigned characters."""
-    visible = (
-        character if unicodedata.category(character) not in _UNPRINTABLE else " " if character.isspace() else ""
-        for character in _ESCAPE_SEQUENCE.sub("", text)
-    )
-    return _SPACES.sub(" ", "".join(visible)).strip(" ")
+    return _SPACES.sub(" ", printable(text, kept="")).strip(" ")
 
 
 def to_ascii(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from statewise import records
 from statewise.errors import UsageError
+from statewise.parsing import parse_toml
 from statewise.state_records import FIRST_HASH, chain_hash, states_of_rows
 from statewise.states import RecordedStates, Source, leaves, read_source, replace_leaves
 from statewise.states.log import Log
@@ -79,7 +79,7 @@ def _state_hash(folder: Path, seed: int) -> str:
 def _read_table(path: Path, name: str) -> dict[str, Any]:
     """The table `name` of a TOML file."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")).get(name)
+        table = parse_toml(path.read_text(encoding="utf-8")).get(name)
     except ValueError:
         table = None
     if not isinstance(table, dict):

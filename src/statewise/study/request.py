@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from statewise.assets import SHAPES
-from statewise.config import StudyConfig, read_study_and_place
+from statewise.config import MAX_SEEDS, StudyConfig, read_study_and_place
 from statewise.errors import UsageError, unknown
 from statewise.place import Place
 from statewise.policy.find import ModelReference, look_up_model
@@ -53,6 +53,8 @@ def plan_study(request: StudyRequest) -> Plan:
     if request.num_seeds is not None:
         if request.num_seeds < 1:
             raise UsageError(f"--seeds {request.num_seeds}: expected a number >= 1")
+        if request.num_seeds > MAX_SEEDS:
+            raise UsageError(f"--seeds {request.num_seeds}: expected at most {MAX_SEEDS}")
         config = _with_seeds(config, request.num_seeds)
     if request.limit is not None:
         config = _with_prompts(config, request.limit)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from statewise.errors import UsageError
+from statewise.parsing import parse_json
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Shape:
     def of(cls, folder: Path) -> Shape:
         """Raises: UsageError: config.json lacks a size that decoders of the Llama family have."""
         try:
-            config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config: dict[str, Any] = parse_json((folder / "config.json").read_text(encoding="utf-8"))
             head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
             return cls(
                 num_layers=config["num_hidden_layers"],
