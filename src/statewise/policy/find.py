@@ -24,6 +24,9 @@ from statewise.errors import UsageError
 from statewise.parsing import parse_json
 
 HUB_NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+READ_BY_TRANSFORMERS = (
+    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
 METADATA_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")  # how transformers names what predicts the next token
 # For the first question to the hub, so that no network means an error within seconds. A slow line can set
@@ -281,6 +284,9 @@ def _check_small_files(name: str, folder: Path) -> None:
 
 
 def _check_architecture(name: str, folder: Path) -> None:
+    for path in (folder / file for file in READ_BY_TRANSFORMERS):
+        if path.is_file():
+            _read_json(path)  # says what is wrong in one line
     path = folder / "config.json"
     architectures = _read_json(path).get("architectures") if path.is_file() else None
     if architectures and not any(str(architecture).endswith(CAUSAL_SUFFIXES) for architecture in architectures):
