@@ -19,7 +19,6 @@ from statewise.loop.update import Updater, UpdateResult
 from statewise.policy.load import Policy
 from statewise.types import BoolArray, States
 
-REWARDED = ("num_rewarded", "num_rewarded_unfinished")
 MISMATCH = "policy/sampler_mismatch_nats"
 # The mean over an update's states that rounding may reach, by precision (how they come about: docs/metrics.md).
 BOUNDS_NATS = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
@@ -218,8 +217,8 @@ def _of_rewards(terms: Sequence[Term]) -> dict[str, float | int | str]:
     if is_graded.any():
         metrics["signals/reward_mean"] = float(graded.rewards[is_graded].mean())
         is_rewarded = graded.rewards > 0
-        for name, rows in zip(REWARDED, (is_rewarded, is_rewarded & ~graded.is_finished), strict=True):
-            metrics[f"signals/{name}"] = int(rows.sum())
+        metrics["signals/num_rewarded"] = int(is_rewarded.sum())
+        metrics["signals/num_rewarded_unfinished"] = int((is_rewarded & ~graded.is_finished).sum())
     return metrics
 
 

@@ -22,7 +22,7 @@ from statewise.evals.evaluate import EvalProtocol, evaluate
 from statewise.locality import Remembering
 from statewise.locality.adapter import ADAPTERS, Adapter
 from statewise.loop.build import Material, Recipe, Setup, build
-from statewise.loop.train import MISMATCH, REWARDED, Observer, mismatch_problem, train
+from statewise.loop.train import MISMATCH, Observer, mismatch_problem, train
 from statewise.policy.device import choose_device, choose_dtype
 from statewise.policy.load import NO_ADAPTER, Policy, load_policy
 from statewise.policy.lora import load_adapter, num_parameters
@@ -39,6 +39,7 @@ from statewise.study.store import Store
 from statewise.tasks.task import Task
 from statewise.types import Rollout
 
+REWARDED = ("num_rewarded", "num_rewarded_unfinished")
 TRAINED, DIVERGED, SKIPPED = "trained", "diverged", "skipped"
 
 
