@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from statewise import records
+from statewise import integrity, records
 from statewise.config import read_study, to_toml
 from statewise.records import ITEM_SCHEMA, Estimate
 from statewise.study.model_folder import digest_weights
+from statewise.study.store import LEFT
 
 STUDY = """\
 [study]
@@ -49,7 +50,7 @@ def write_run(folder: Path, model: Path, model_name: str = "") -> Path:
     folder.mkdir(parents=True)
     (folder / "study.toml").write_text(STUDY.format(model=model_name or model))
     (folder / "study.toml").write_text(to_toml(read_study(folder / "study.toml")))
-    records.write_json(folder / "plan.json", {"fingerprint": "plan-print", "model": str(model), "nodes": []})
+    seal_plan(folder, model)
     summary = {
         "columns": COLUMNS, "target": SUMS, "retention": [FACTS], "environment": {"torch": "2.9", "statewise": "0.1.0"},
         "runs": [
@@ -60,8 +61,14 @@ def write_run(folder: Path, model: Path, model_name: str = "") -> Path:
             },
         ],
     }  # fmt: skip
-    records.write_json(folder / "summary.json", summary)
+    integrity.write_sealed(folder / "summary.json", {**summary, "files": {}})
     return folder
+
+
+def seal_plan(folder: Path, model: Path) -> None:
+    """Record the study file as it is now."""
+    plan = {"fingerprint": "plan-print", "model": str(model), "nodes": []}
+    integrity.write_sealed(folder / "plan.json", {**plan, "files": integrity.table_of(folder, ["study.toml"])})
 
 
 def trained(run: Path, arm: str, seed: int) -> Path:
@@ -72,7 +79,7 @@ def trained(run: Path, arm: str, seed: int) -> Path:
         "fingerprint": f"train-{arm}-{seed}", "status": "trained", "state_hash": "cafe", "node_s": 2.5,
         "weights_sha256": digest_weights(source), "budget": {"num_updates": 4.0, "num_generated_learner": 90.0},
     }  # fmt: skip
-    records.write_json(folder / "train.json", result)
+    integrity.write_sealed(folder / "train.json", {**result, "files": integrity.table_of(folder, LEFT["train"])})
     return folder
 
 
@@ -101,14 +108,16 @@ def evaluated(
         records.write_table(path, item_rows(task, decoding, metric, scores), ITEM_SCHEMA)
     both = {"sums": protocol, "facts": protocol}
     done = {"fingerprint": f"evaluate-{arm}-{seed}", "status": "evaluated", "protocols": both}
-    records.write_json(folder / "done.json", {**done, "items_sha256": dict.fromkeys(both, digest) if digest else {}})
+    done |= {"items_sha256": dict.fromkeys(both, digest) if digest else {}}
+    integrity.write_sealed(folder / "done.json", {**done, "files": integrity.table_of(folder, LEFT["evaluate"])})
 
 
 def write_evaluation(folder: Path, scores: dict[str, list], protocol: str = PROTOCOL, digest="d", **model) -> Path:
     """A folder of `statewise eval` with the given scores of tasks that are decoded greedily."""
+    tasks = {}
     for task, values in scores.items():
         path = folder / "evals" / f"{task}.parquet"
-        records.write_table(path, item_rows(task, "greedy", METRIC, values), ITEM_SCHEMA)
-    tasks = {task: {"protocol": protocol, "items_sha256": digest} for task in scores}
-    records.write_json(folder / "eval.json", {"model": model, "tasks": tasks})
+        sha256 = records.write_table(path, item_rows(task, "greedy", METRIC, values), ITEM_SCHEMA)
+        tasks[task] = {"protocol": protocol, "items_sha256": digest, "sha256": sha256}
+    integrity.write_sealed(folder / "eval.json", {"model": model, "tasks": tasks})
     return folder

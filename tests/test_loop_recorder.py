@@ -117,9 +117,9 @@ def test_a_rewind_forgets_what_came_after_and_doing_it_again_gives_the_same_byte
     whole, cut = Recorder(tmp_path / "whole"), Recorder(tmp_path / "cut")
     record(whole, range(6))
     record(cut, range(2))
-    hash_at_two = cut.state_hash
+    hash_at_two, rewards_at_two = cut.state_hash, cut.reward_hash
     record(cut, range(2, 5))
-    cut.rewind(2, hash_at_two)
+    cut.rewind(2, hash_at_two, rewards_at_two)
     assert len((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()) == 2
     assert [p.name for p in (tmp_path / "cut" / "states").iterdir()] == ["000002.parquet"]
     record(cut, range(2, 6))
@@ -133,7 +133,7 @@ def test_a_rewind_drops_half_a_line(tmp_path):
     expected = (tmp_path / "metrics.jsonl").read_bytes()
     with (tmp_path / "metrics.jsonl").open("ab") as stream:
         stream.write(b'{"step": 2, "loop/lo')
-    recorder.rewind(2, recorder.state_hash)
+    recorder.rewind(2, recorder.state_hash, recorder.reward_hash)
     assert (tmp_path / "metrics.jsonl").read_bytes() == expected
 
 

@@ -182,6 +182,20 @@ def test_a_damaged_checkpoint_costs_time_but_no_byte(toy_policy, tmp_path, damag
     assert "checkpoint 000004" in warnings[0]
 
 
+@pytest.mark.parametrize("how", ["removed", "changed"])
+@pytest.mark.parametrize("name", ["states/000002.parquet", "metrics.jsonl"])
+def test_a_checkpoint_whose_records_are_damaged_is_passed_over(toy_policy, tmp_path, name, how):
+    whole, again = small_arm(toy_policy), small_arm(toy_policy)
+    train(whole, tmp_path / "whole", Observer())
+    train(small_arm(toy_policy), tmp_path / "hurt", Observer())
+    path, warnings = tmp_path / "hurt" / name, []
+    path.unlink() if how == "removed" else path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
+    train(again, tmp_path / "hurt", Observer(warn=warnings.append))
+    assert written(tmp_path / "hurt", again) == written(tmp_path / "whole", whole)
+    assert ["checkpoint 000004" in warnings[0], "checkpoint 000002" in warnings[1]] == [True, True]
+    assert "or a record that it stands on" in warnings[0]
+
+
 def test_a_run_interrupted_before_its_first_checkpoint_starts_again(toy_policy, tmp_path):
     whole, again = small_arm(toy_policy), small_arm(toy_policy)
     train(whole, tmp_path / "whole", Observer())

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from test_loop_build import ToyTask, make_setup, make_source
 
-from statewise import records
+from statewise import integrity, records
 from statewise.errors import UsageError
 from statewise.loop.train import Observer, train
 from statewise.signals import SIGNALS
@@ -16,9 +16,13 @@ SHARED = {"target": "toy", "reward_metric": "exact"}
 def record_arm(policy, folder, signal="imitate", **options):
     """Train a toy arm and leave its record as the study does."""
     setup = make_setup(policy, make_source(), SIGNALS[signal](), **options)
-    recorder = train(setup, folder, Observer())
-    records.write_json(folder / "train.json", {"state_hash": recorder.state_hash})
-    return setup, recorder.state_hash
+    write_trained(folder, train(setup, folder, Observer()))
+    return setup, integrity.read_sealed(folder / "train.json")["state_hash"]
+
+
+def write_trained(folder, recorder):
+    hashes = {"state_hash": recorder.state_hash, "reward_hash": recorder.reward_hash}
+    integrity.write_sealed(folder / "train.json", {**hashes, "files": recorder.table})
 
 
 def replay(policy, folder, signal, order="recorded", key=1, **options):
@@ -46,7 +50,7 @@ def test_the_recorded_signal_on_the_recorded_states_gives_the_recorded_weights(t
 def test_a_replay_of_a_replay_has_the_same_hash(toy_policy, tmp_path):
     _, expected = record_arm(toy_policy, tmp_path / "one")
     recorder = train(replay(toy_policy, tmp_path / "one", SIGNALS["expert"]()), tmp_path / "two", Observer())
-    records.write_json(tmp_path / "two" / "train.json", {"state_hash": recorder.state_hash})
+    write_trained(tmp_path / "two", recorder)
     third = train(replay(toy_policy, tmp_path / "two", SIGNALS["imitate"]()), tmp_path / "three", Observer())
     assert third.state_hash == expected
 
@@ -76,12 +80,32 @@ def test_a_shuffled_replay_takes_every_update_once_an_epoch_in_a_new_order(toy_p
     assert len(set(epochs)) > 1
 
 
-def test_one_changed_token_is_noticed(toy_policy, tmp_path):
-    record_arm(toy_policy, tmp_path / "one")
+CHANGES = {
+    "token": lambda row: row["token_ids"].__setitem__(-1, row["token_ids"][-1] ^ 1),
+    "mask": lambda row: row["action_mask"].__setitem__(-1, not row["action_mask"][-1]),
+    "reward": lambda row: row.update(reward=0.75),
+    "log-probability": lambda row: row["behavior_logprobs"].__setitem__(-1, -0.125),
+    "group": lambda row: row.update(group_id=row["group_id"] + 1),
+    "prompt": lambda row: row.update(prompt_index=row["prompt_index"] + 1),
+    "end": lambda row: row.update(is_finished=not row["is_finished"]),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_one_changed_value_is_noticed(toy_policy, tmp_path, what):
+    change = CHANGES[what]
+    record_arm(toy_policy, tmp_path / "one", "reward")
     path = tmp_path / "one" / "states" / "000002.parquet"
     rows = records.read_table(path)
-    rows[3]["token_ids"][-1] ^= 1
-    records.write_table(path, rows, records.STATE_SCHEMA)
+    change(rows[3])
+    changed = records.write_table(path, rows, records.STATE_SCHEMA)
+    told = r"states/000002\.parquet is not what was recorded .*so train its arm again"
+    with pytest.raises(UsageError, match=told):
+        open_record(tmp_path / "one", toy_policy.vocab_size)
+    # Even where the file's own digest was changed with it.
+    trained = integrity.read_sealed(tmp_path / "one" / "train.json")
+    trained["files"]["states/000002.parquet"] = changed
+    integrity.write_sealed(tmp_path / "one" / "train.json", trained)
     with pytest.raises(UsageError, match="the record was changed, so train its arm again"):
         open_record(tmp_path / "one", toy_policy.vocab_size)
 
@@ -107,25 +131,29 @@ def test_a_part_that_is_missing_or_cut_off_is_told(toy_policy, tmp_path):
     part = tmp_path / "one" / "states" / "000002.parquet"
     whole = part.read_bytes()
     part.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UsageError, match=r"000002\.parquet cannot be read"):
+    with pytest.raises(UsageError, match=r"000002\.parquet is not what was recorded"):
         open_record(tmp_path / "one", toy_policy.vocab_size)
     part.unlink()
-    with pytest.raises(UsageError, match="has no states of update 0; was a part of the record deleted"):
+    with pytest.raises(UsageError, match=r"000002\.parquet is missing; .*train its arm again"):
         open_record(tmp_path / "one", toy_policy.vocab_size)
 
 
 def test_a_record_that_was_deleted_is_refused(toy_policy, tmp_path):
-    records.write_json(tmp_path / "train.json", {"state_hash": "x"})
+    integrity.write_sealed(tmp_path / "train.json", {"state_hash": "x", "reward_hash": "y", "files": {}})
     with pytest.raises(UsageError, match="holds no states"):
         open_record(tmp_path, toy_policy.vocab_size)
 
 
 def test_an_arm_of_another_run_is_named_by_its_folder_and_seed(tmp_path):
     run = tmp_path / "run"
-    records.write_json(run / "arms" / "rl" / "3" / "train.json", {"state_hash": "cafe"})
-    records.write_bytes(run / "arms" / "rl" / "3" / "states" / "000001.parquet", b"")
     path = str(run / "arms" / "rl" / "{seed}")
-    assert digest_record(path, 3, SHARED) == "cafe"
+    records.write_json(run / "arms" / "rl" / "3" / "train.json", {"state_hash": "cafe"})
+    with pytest.raises(UsageError, match="was recorded by an older version, without digests of its files"):
+        digest_record(path, 3, SHARED)
+    result = {"state_hash": "cafe", "reward_hash": "beef", "files": {"states/000001.parquet": "0" * 64}}
+    integrity.write_sealed(run / "arms" / "rl" / "3" / "train.json", result)
+    records.write_bytes(run / "arms" / "rl" / "3" / "states" / "000001.parquet", b"")
+    assert digest_record(path, 3, SHARED) == records.digest_json(["cafe", "beef"])
     with pytest.raises(UsageError, match=r"holds no trained arm: .*rl has 3; this study asks for seed 4"):
         digest_record(path, 4, SHARED)
     with pytest.raises(UsageError, match="holds no trained arm: there is no such folder"):

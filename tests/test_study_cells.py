@@ -3,6 +3,7 @@
 import pytest
 from study_fixture import small_plan
 
+from statewise import integrity
 from statewise.errors import UsageError
 from statewise.signals import SIGNALS
 from statewise.study.cells import matrix
@@ -90,8 +91,9 @@ def recorded_run(folder, source, seed=0):
     arm = folder / "arms" / "a" / str(seed)
     (arm / "states").mkdir(parents=True)
     (arm / "config.toml").write_text(f"[arm]\nsource = {source}\n")
-    (arm / "train.json").write_text('{"state_hash": "x"}')
     (arm / "states" / "000001.parquet").write_bytes(b"")
+    trained = {"state_hash": "x", "reward_hash": "y", "files": integrity.table_of(arm, ["states"])}
+    integrity.write_sealed(arm / "train.json", trained)
     return str(folder / "arms" / "a" / "{seed}")
 
 

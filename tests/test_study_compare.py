@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 from rich.console import Console
-from run_fixture import PROTOCOL, evaluated, write_evaluation, write_run
+from run_fixture import PROTOCOL, evaluated, seal_plan, write_evaluation, write_run
 from scipy import stats
 
 from statewise import records
@@ -254,6 +254,7 @@ def test_seeds_without_a_partner_are_left_out_and_named(run, tmp_path, toy_polic
     other = write_run(tmp_path / "other", tmp_path / "base")
     text = (other / "study.toml").read_text()
     (other / "study.toml").write_text(text.replace("    0,\n    1,\n", "    1,\n    2,\n    3,\n"))
+    seal_plan(other, tmp_path / "base")
     for seed in (1, 2):
         evaluated(other, "sft", seed, sums=B, facts=A)
     comparison = compare(read_side(f"{run}:sft"), read_side(f"{other}:sft"))

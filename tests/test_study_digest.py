@@ -3,7 +3,7 @@ import hashlib
 import pytest
 from study_fixture import fake_model, write_study
 
-from statewise import records
+from statewise import integrity, records
 from statewise.errors import UsageError
 from statewise.study import digest
 from statewise.study.digest import digest_model
@@ -17,7 +17,8 @@ def reads(monkeypatch):
     names = []
     plain = records.digest_file
     monkeypatch.setattr(records, "digest_file", lambda path: (names.append(path.name), plain(path))[1])
-    digest._digest_once.cache_clear()
+    monkeypatch.setattr(integrity, "SETTLED_NS", 0)
+    integrity._digest_once.cache_clear()
     return names
 
 

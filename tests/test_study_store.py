@@ -29,7 +29,8 @@ def test_a_node_is_done_when_its_record_is_there(plan, store):
     node = node_named(plan, "train:sft:0")
     assert store.result(node) is None
     store.finish(node, {"status": "trained"})
-    assert store.result(node) == {"fingerprint": node.fingerprint, "status": "trained"}
+    done = {"fingerprint": node.fingerprint, "status": "trained", "inputs": {}, "files": {}}
+    assert store.result(node) == done
     assert store.result(node_named(plan, "evaluate:sft:0")) is None
     assert store.result(node_named(plan, "train:sft:1")) is None
 

@@ -153,6 +153,7 @@ def test_a_distance_that_a_seed_did_not_measure_is_summarised_over_the_others(tm
     path = folder.store.arm_folder("sft", 1) / "drift.json"
     one = records.read_json(path)["mmd"]
     records.write_json(path, {"mmd": one, "within_prompt_mmd": one})
+    folder.store.finish(folder.node("evaluate", "sft", 1), {"status": "evaluated", "protocols": {}})
     drift = run_of(folder.summarise(), "sft").drift
     assert {name: estimate.num_seeds for name, estimate in drift.items()} == {"mmd": 2, "within_prompt_mmd": 1}
 
@@ -319,6 +320,7 @@ def test_a_base_model_that_fails_a_retention_task_has_no_retention_ratio(tmp_pat
     folder.everything()
     for seed in (0, 1):
         folder.evaluated("base", seed, first_right(0.5), facts=first_right(0.0))
+        folder.evaluated("sft", seed, first_right(0.5))  # its drift was measured against another base
     sft = run_of(folder.summarise(), "sft")
     assert sft.retention_ratio is None
     assert sft.forgetting.value == pytest.approx(-0.25)

@@ -181,7 +181,9 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
 ) -> None:
     """Print the table of a run folder again, and write its report.html anew."""
-    from statewise import records
+    from statewise import integrity
+    from statewise.errors import DamagedError
+    from statewise.integrity import NOT_VERIFIED
     from statewise.report.page import write_report
     from statewise.report.summary_json import summary_from_json
     from statewise.report.terminal import CleanConsole, render_terminal
@@ -190,12 +192,33 @@ def report(
     if not path.is_file():
         raise UsageError(f"{folder}: no summary.json; give the folder of a `statewise run`, e.g. runs/pocket")
     try:
-        stored = records.read_json(path)
-    except ValueError as error:
-        raise UsageError(f"{path}: not JSON ({error}); run the study again to write it anew") from None
+        stored, is_sealed = integrity.read_either(path)
+    except DamagedError as error:
+        raise UsageError(f"{error}; run the study again to write it anew") from None
     summary = summary_from_json(stored)
+    if not is_sealed:
+        typer.echo(f"note: {path}: {NOT_VERIFIED}", err=True)
     render_terminal(summary, CleanConsole())
     typer.echo(f"Report: {write_report(summary, folder)}")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare every file of a run folder with what was recorded of it. Exit code 1: not all match."""
+    from dataclasses import asdict
+
+    from statewise.study.verify import told, verify_run
+
+    found = verify_run(folder)
+    if as_json:
+        _print_json({"folder": str(folder), "is_sound": found.is_sound, **asdict(found)})
+    else:
+        typer.echo("\n".join(told(found)))
+    if not found.is_sound:
+        raise typer.Exit(FAILED)
 
 
 @app.command(name="list")

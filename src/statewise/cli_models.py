@@ -41,6 +41,9 @@ def export(
 
     facts = export_model(ExportRequest(run, arm, seed, merge), out, render_card)
     what = {"full": "model", "adapter": "LoRA adapter", "merged": "model with merged adapter"}[facts.weights]
+    older = facts.provenance.get("not_verified")
+    if older:
+        typer.echo(f"note: {older}", err=True)
     typer.echo(f"Written: {out}, the {what} of arm {facts.arm}, seed {facts.seed}. Its card: {out / 'README.md'}")
 
 
@@ -63,7 +66,13 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     as_json: JsonOption = False,
 ) -> None:
     """Score any model on any task, item by item. The same command resumes; done tasks are kept."""
-    from statewise.study.evaluation import EvaluationRequest, plan_evaluation, run_evaluation, scores_of
+    from statewise.study.evaluation import (
+        EvaluationRequest,
+        plan_evaluation,
+        run_evaluation,
+        scores_of,
+        set_damage_aside,
+    )
 
     names = tuple(dict.fromkeys(name for part in tasks.split(",") if (name := part.strip())))
     if not names:
@@ -84,6 +93,8 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     for task in (task for task in names if task not in plan.waiting):
         typer.echo(f"{task}: kept from before", err=True)
     with Store(plan.out).lock():
+        for text in set_damage_aside(plan):
+            typer.echo(f"warning: {text}", err=True)
         stored = run_evaluation(plan, lambda task: typer.echo(f"{task}: evaluating", err=True))
     rows = scores_of(plan.out, names, stored)
     if as_json:

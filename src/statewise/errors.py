@@ -35,6 +35,10 @@ class NotHereError(UsageError):
     """What the input names is elsewhere (a hub that cannot be reached) and may be as good as any."""
 
 
+class DamagedError(UsageError):
+    """A file is not what was recorded of it: changed, cut off or gone."""
+
+
 class DivergedError(StatewiseError):
     """A loss or gradient is not finite; the arm is a result marked diverged, the study goes on."""
 

@@ -7,6 +7,7 @@ is looked through first, as a whole; it is held while it is written.
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import BinaryIO
@@ -39,3 +40,11 @@ def open_lock(folder: Path) -> BinaryIO:
     """The file to lock in `folder`: made where there is none, else left as it is, and never through a link."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(folder / LOCK, flags, 0o666), "r+b")
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that it holds, or a link to one, alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)

@@ -4,8 +4,7 @@
     arms/<arm>/<seed>/{started.json, config.toml, metrics.jsonl, timing.jsonl, states/*.parquet, checkpoints/, model/,
                        train.json, evals/*.parquet, rollouts.parquet, drift.json, done.json}
     states/ holds what an arm's source yielded, supervised/ what its signals made of it, where that is something else;
-    an arm with EWC has fisher.safetensors.
-    An arm that trains an adapter has adapter/ in the place of model/.
+    an arm with EWC has fisher.safetensors, one that trains an adapter adapter/ in the place of model/.
     arms/base/<seed>/ has rollouts_again.parquet, the second sample for the noise floor, and no training records.
 
 `metrics.jsonl`, `states/` and `model/` are the same bytes for the same seed, machine and thread count; wall-clock time
@@ -28,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from statewise.errors import naming
+from statewise.output_folder import remove_folder
 from statewise.parsing import parse_json
 
 # Of an interval, unless it says another.
@@ -93,7 +93,7 @@ RESULT_SCHEMA = pa.schema(
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` so that a kill or a full disk leaves either the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)  # of a run that was killed, or a link that somebody left there
     try:
@@ -106,6 +106,14 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, durably: what is synced inside is lost with a folder whose name was not."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in missing:
+        sync_folder(one.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -122,7 +130,7 @@ def sync_folder(folder: Path) -> None:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write into, which takes the place of `folder` as a whole, durably; an error leaves that one."""
     temporary = folder.with_name(f".{folder.name}.tmp")
-    _remove_folder(temporary)
+    remove_folder(temporary)
     temporary.mkdir(parents=True)
     try:
         with naming(folder):
@@ -132,17 +140,10 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         raise
     for path in temporary.iterdir():
         sync_folder(path)  # fsync takes any descriptor, a file's as well
-    _remove_folder(folder)
+    sync_folder(temporary)
+    remove_folder(folder)
     temporary.replace(folder)
     sync_folder(folder.parent)
-
-
-def _remove_folder(folder: Path) -> None:
-    """Remove a folder with all that it holds, or a link to one, alone."""
-    if folder.is_symlink():
-        folder.unlink()
-    elif folder.exists():
-        shutil.rmtree(folder)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -155,17 +156,18 @@ def read_json(path: Path) -> Any:
     return parse_json(path.read_text(encoding="utf-8"))
 
 
-def write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    """Write rows as one Parquet file; the same rows give the same bytes."""
+def write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> str:
+    """Write rows as one Parquet file; the same rows give the same bytes. Returns their SHA-256."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd")
-    write_bytes(path, sink.getvalue().to_pybytes())
+    data = sink.getvalue().to_pybytes()
+    write_bytes(path, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
     """The rows of a Parquet file."""
-    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    return rows
+    return list(pq.read_table(path).to_pylist())
 
 
 def digest_file(path: Path) -> str:
@@ -176,9 +178,8 @@ def digest_file(path: Path) -> str:
 
 def digest_json(value: Any) -> str:
     """SHA-256 of the canonical JSON of `value`."""
-    return hashlib.sha256(
-        json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    ).hexdigest()
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)

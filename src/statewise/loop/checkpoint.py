@@ -18,10 +18,12 @@ import pyarrow as pa
 import torch
 from safetensors.torch import load_file
 
-from statewise import records
+from statewise import integrity, records
+from statewise.errors import DamagedError
+from statewise.loop.recorder import damaged_records
 from statewise.loop.tensors import write_tensors
 from statewise.records import STATE_SCHEMA
-from statewise.state_records import state_rows, states_of_rows
+from statewise.state_records import FIRST_HASH, state_rows, states_of_rows
 from statewise.states.buffer import ReplayBuffer
 
 KEPT_CHECKPOINTS = 2
@@ -30,14 +32,17 @@ BUFFER_SCHEMA = STATE_SCHEMA.append(pa.field("buffer", pa.string())).append(pa.f
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a checkpoint stands: updates done, hash of the states visited, what was used (`Account.totals`), and the
-    coefficient of KL to base in the next update.
+    """Where a checkpoint stands: updates done, hash of the states visited, what was used (`Account.totals`), the
+    coefficient of KL to base in the next update, hash of the rewards, and the digests of the records so far
+    (`Recorder.table`).
     """
 
     step: int
     state_hash: str
     account: dict[str, Any] = field(default_factory=dict)
     coefficient: float = 0.0
+    reward_hash: str = FIRST_HASH
+    records: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def save(
     temporary = folder / f".{final.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir(parents=True)
+        records.make_folder(temporary)
         tensors = {
             "weights": {name: p.detach() for name, p in trainable.items()},
             "optimizer": _moments(trainable, optimizer),
@@ -76,10 +81,9 @@ def save(
             if named
         }
         if memory and memory.buffers:
-            records.write_table(temporary / "buffers.parquet", [*_buffer_rows(memory.buffers)], BUFFER_SCHEMA)
-            digests["buffers.parquet"] = records.digest_file(temporary / "buffers.parquet")
-        content = {**asdict(progress), "files": digests}
-        records.write_json(temporary / "progress.json", {**content, "sha256": records.digest_json(content)})
+            rows = [*_buffer_rows(memory.buffers)]
+            digests["buffers.parquet"] = records.write_table(temporary / "buffers.parquet", rows, BUFFER_SCHEMA)
+        integrity.write_sealed(temporary / "progress.json", {**asdict(progress), "files": digests})
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
     except OSError:
@@ -110,11 +114,11 @@ def _read_buffers(path: Path) -> dict[str, ReplayBuffer]:
 def load_last(
     folder: Path, trainable: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> tuple[Progress | None, Memory, list[str]]:
-    """Restore weights and moments of the newest sound checkpoint.
+    """Restore weights and moments of the newest sound checkpoint; the records that it stands on lie beside `folder`.
 
     Returns:
-        Its progress, or None where there is none; what the arm kept beside its weights; and the names of damaged
-        checkpoints that were passed over.
+        Its progress, or None where there is none; what the arm kept beside its weights; and the names of checkpoints
+        that were passed over, since they or their records are damaged.
     """
     damaged = []
     for candidate in reversed(_numbered(folder)):
@@ -139,13 +143,15 @@ def _numbered(folder: Path) -> list[Path]:
 
 def _read_sound(candidate: Path) -> Progress | None:
     try:
-        content = records.read_json(candidate / "progress.json")
-        is_sound = content.pop("sha256") == records.digest_json(content) and all(
-            records.digest_file(candidate / name) == digest for name, digest in content.pop("files").items()
-        )
-    except (OSError, ValueError, KeyError):
+        content = integrity.read_sealed(candidate / "progress.json")
+        files = content.pop("files")
+        progress = Progress(**content)
+    except (DamagedError, KeyError, TypeError):
         return None
-    return Progress(**content) if is_sound else None
+    is_sound = not integrity.faults_of(candidate, files) and not damaged_records(
+        candidate.parent.parent, progress.step, progress.records
+    )
+    return progress if is_sound else None
 
 
 def _moments(trainable: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

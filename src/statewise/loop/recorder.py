@@ -8,8 +8,9 @@ Wall-clock time goes to a file of its own, since it never repeats.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +18,43 @@ import numpy as np
 
 from statewise import records
 from statewise.errors import naming
-from statewise.state_records import FIRST_HASH, chain_hash, state_rows
+from statewise.integrity import digest_known, faults_of
+from statewise.state_records import FIRST_HASH, chain_hash, chain_rewards, state_rows
 from statewise.types import States
 
 STATES, SUPERVISED = "states", "supervised"
+METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 
 
 class Recorder:
-    """The records of one arm and seed, in `folder`."""
+    """The records of one arm and seed, in `folder`, with running hashes of the states and of their rewards."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.state_hash = FIRST_HASH
+        self.state_hash = self.reward_hash = FIRST_HASH
         self._pending: dict[str, list[dict[str, Any]]] = {STATES: [], SUPERVISED: []}
-        folder.mkdir(parents=True, exist_ok=True)
+        self._parts: dict[str, str] = {}
+        self._metrics = hashlib.sha256()
+        records.make_folder(folder)
 
-    def rewind(self, step: int, state_hash: str) -> None:
+    @property
+    def table(self) -> dict[str, str]:
+        """SHA-256 of all that was recorded, by its path in the folder; without timing, which never repeats."""
+        return {**self._parts, METRICS: self._metrics.hexdigest()}
+
+    def rewind(self, step: int, state_hash: str, reward_hash: str) -> None:
         """Forget everything after the first `step` updates: what a kill left behind a checkpoint is done again."""
-        self.state_hash = state_hash
-        self._pending = {STATES: [], SUPERVISED: []}
-        for path in self._line_files():
-            lines = path.read_bytes().splitlines(keepends=True)[:step] if path.exists() else []
-            records.write_bytes(path, b"".join(lines))
+        self.state_hash, self.reward_hash = state_hash, reward_hash
+        self._pending, self._parts = {STATES: [], SUPERVISED: []}, {}
+        for name in (METRICS, TIMING):
+            records.write_bytes(self.folder / name, _first_lines(self.folder / name, step))
+        self._metrics = hashlib.sha256(_first_lines(self.folder / METRICS, step))
         for kind in self._pending:
-            for part in (self.folder / kind).glob("*.parquet"):
+            for part in (self.folder / kind).glob("[0-9]*.parquet"):
                 if int(part.stem) > step:
                     part.unlink()
+                else:
+                    self._parts[f"{kind}/{part.name}"] = digest_known(part)
 
     def states(self, step: int, visited: States, supervised: Sequence[States]) -> None:
         """Record the states of an update: those that the source yielded, and what signals made of them.
@@ -55,11 +67,13 @@ class Recorder:
         for states in changed:
             self._pending[SUPERVISED].extend(state_rows(step, states))
         self.state_hash = chain_hash(self.state_hash, visited)
+        self.reward_hash = chain_rewards(self.reward_hash, kept)
 
     def step(self, step: int, metrics: dict[str, float | int | str], seconds: dict[str, float]) -> None:
         """Record what an update did; `metrics` must be finite, since NaN is not JSON and would hide a divergence."""
-        self._append("metrics.jsonl", {"step": step, **metrics, "states/hash": self.state_hash})
-        self._append("timing.jsonl", {"step": step, **{key: round(value, 4) for key, value in seconds.items()}})
+        line = self._append(METRICS, {"step": step, **metrics, "states/hash": self.state_hash})
+        self._metrics.update(line.encode())
+        self._append(TIMING, {"step": step, **{key: round(value, 4) for key, value in seconds.items()}})
 
     def flush(self, step: int) -> None:
         """Write the states of the updates since the last flush as the part that ends with `step` updates.
@@ -68,20 +82,30 @@ class Recorder:
         """
         for kind, rows in self._pending.items():
             if rows:
-                records.write_table(self.folder / kind / f"{step:06d}.parquet", rows, records.STATE_SCHEMA)
+                name = f"{kind}/{step:06d}.parquet"
+                self._parts[name] = records.write_table(self.folder / name, rows, records.STATE_SCHEMA)
                 self._pending[kind] = []
-        for path in self._line_files():
-            if path.exists():
-                records.sync_folder(path)  # fsync takes any descriptor, a file's as well
+        for name in (METRICS, TIMING):
+            if (self.folder / name).exists():
+                records.sync_folder(self.folder / name)  # fsync takes any descriptor, a file's as well
 
-    def _append(self, name: str, row: dict[str, Any]) -> None:
+    def _append(self, name: str, row: dict[str, Any]) -> str:
         line = json.dumps(row, allow_nan=False) + "\n"
         path = self.folder / name
         with naming(path), path.open("a", encoding="utf-8") as stream:
             stream.write(line)
+        return line
 
-    def _line_files(self) -> tuple[Path, Path]:
-        return self.folder / "metrics.jsonl", self.folder / "timing.jsonl"
+
+def damaged_records(folder: Path, step: int, table: Mapping[str, str]) -> list[str]:
+    """Which records of `table` are not what they were after `step` updates; metrics that came later do not count."""
+    faults = [*faults_of(folder, {name: digest for name, digest in table.items() if name != METRICS})]
+    metrics = hashlib.sha256(_first_lines(folder / METRICS, step)).hexdigest()
+    return faults + [METRICS] * (METRICS in table and table[METRICS] != metrics)
+
+
+def _first_lines(path: Path, count: int) -> bytes:
+    return b"".join(path.read_bytes().splitlines(keepends=True)[:count]) if path.is_file() else b""
 
 
 def _is_graded(states: States, visited: States) -> bool:

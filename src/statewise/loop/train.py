@@ -138,8 +138,9 @@ def _share_used(setup: Setup) -> float:
 def _save(setup: Setup, recorder: Recorder, updater: Updater, step: int) -> None:
     recorder.flush(step)
     progress = checkpoint.Progress(
-        step, recorder.state_hash, setup.engine.account.totals(), updater.constraints.coefficient
-    )
+        step, recorder.state_hash, setup.engine.account.totals(), updater.constraints.coefficient,
+        recorder.reward_hash, recorder.table,
+    )  # fmt: skip
     memory = checkpoint.Memory(
         {"history": setup.engine.history.tensors(), "average": updater.constraints.average}, setup.context.buffers
     )
@@ -148,16 +149,18 @@ def _save(setup: Setup, recorder: Recorder, updater: Updater, step: int) -> None
 
 def _resume(setup: Setup, recorder: Recorder, updater: Updater, observer: Observer) -> int:
     """Restore the last sound checkpoint, if any; returns the number of updates that are done."""
-    fresh_hash = recorder.state_hash
+    fresh_hash = recorder.state_hash, recorder.reward_hash
     progress, memory, damaged = checkpoint.load_last(
         recorder.folder / "checkpoints", setup.trainable, updater.optimizer
     )
     for name in damaged:
-        observer.warn(f"checkpoint {name} in {recorder.folder} is damaged and was passed over")
+        observer.warn(
+            f"checkpoint {name} in {recorder.folder}, or a record that it stands on, is damaged and was passed over"
+        )
     if progress is None:
-        recorder.rewind(0, fresh_hash)
+        recorder.rewind(0, *fresh_hash)
         return 0
-    recorder.rewind(progress.step, progress.state_hash)
+    recorder.rewind(progress.step, progress.state_hash, progress.reward_hash)
     setup.engine.account.restore(progress.account)
     setup.engine.history.restore(memory.tensors.get("history", {}))
     setup.context.buffers.update(memory.buffers)

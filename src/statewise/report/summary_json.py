@@ -12,6 +12,7 @@ import typing
 from typing import Any
 
 from statewise.errors import UsageError, unknown
+from statewise.integrity import SEAL
 from statewise.records import StudySummary
 
 
@@ -26,7 +27,9 @@ def summary_from_json(value: dict[str, Any]) -> StudySummary:
     Raises:
         UsageError: an unknown or missing key or a value of another type, with its place in the file.
     """
-    summary = _read(StudySummary, value, "summary")
+    _check(isinstance(value, dict), "an object", value, "summary")
+    about_files = (SEAL, "files")  # digests, which whoever reads the file has compared
+    summary = _read(StudySummary, {key: one for key, one in value.items() if key not in about_files}, "summary")
     assert isinstance(summary, StudySummary)
     return summary
 

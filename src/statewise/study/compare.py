@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 from statewise.errors import UsageError
+from statewise.integrity import NOT_VERIFIED
 from statewise.model_records import Comparison, ScoreComparison
 from statewise.records import Estimate
 from statewise.study.model_folder import is_base_of
@@ -45,6 +46,7 @@ def compare(a: Side, b: Side) -> Comparison:
         )
     seeds_a, seeds_b, found = *_align(a, b), _Found()
     found.notes += _notes_on_seeds(a, b, seeds_a, seeds_b)
+    found.notes += [f"{side.label}: {NOT_VERIFIED}" for side in (a, b) if side.is_older]
     alone = [task for task in (*a.tasks, *b.tasks) if task not in shared]
     found.notes += [f"on one side only: {', '.join(alone)}"] * bool(alone)
     is_base = is_base_of(a.weights_sha256, a.origin.arm, b.origin) and b.origin.arm != BASE

@@ -7,10 +7,9 @@ SHA-256 or where a plan is only to be shown.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from pathlib import Path
 
-from statewise import records
+from statewise.integrity import digest_known
 
 SUFFIXES = (".json", ".jsonl", ".safetensors", ".yaml", ".txt", ".model", ".jinja")
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -44,13 +43,6 @@ def _digest(path: Path, is_dry: bool) -> str:
     target = path.resolve()
     if path.is_symlink() and target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", target.name):
         return target.name  # the hub's cache stores a large file under its SHA-256, and checked it on arrival
-    status = target.stat()
-    if is_dry and status.st_size > LARGE_BYTES:
-        return f"{status.st_size} bytes"
-    return _digest_once(target, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _digest_once(path: Path, num_bytes: int, modified_ns: int) -> str:
-    """The digest of a file that has this size and was changed at this time."""
-    return records.digest_file(path)
+    if is_dry and (num_bytes := target.stat().st_size) > LARGE_BYTES:
+        return f"{num_bytes} bytes"
+    return digest_known(target)

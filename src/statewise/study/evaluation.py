@@ -8,15 +8,16 @@ imported.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from statewise import records
+from statewise import integrity, records
 from statewise.config import EvaluationSection
-from statewise.errors import UsageError
+from statewise.errors import DamagedError, UsageError
+from statewise.integrity import is_there
 from statewise.study.catalog import find_model
 from statewise.study.digest import digest_data
 from statewise.study.model_folder import (
@@ -30,6 +31,7 @@ from statewise.study.model_folder import (
     stored_weights,
 )
 from statewise.study.run_folder import read_object
+from statewise.study.store import Store
 from statewise.tasks.find import find_code
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ class EvaluationPlan:
     def is_done(self, task: str) -> bool:
         """Whether the folder holds the scores of `task`."""
         name = self.stored["asked"].get(task)
-        return name in self.stored["tasks"] and (self.out / "evals" / f"{name}.parquet").is_file()
+        return name in self.stored["tasks"] and not _faults(self.out, name, self.stored["tasks"][name])
 
 
 def plan_evaluation(request: EvaluationRequest) -> EvaluationPlan:
@@ -109,6 +111,24 @@ def plan_evaluation(request: EvaluationRequest) -> EvaluationPlan:
     out = request.out or Path("evals") / _name_of(request.model)
     stored = _open_for(request, model, origin, out)
     return EvaluationPlan(request, model, origin, task_folders, out, stored, tuple(dict.fromkeys(code)))
+
+
+def _faults(out: Path, name: str, record: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with the scores of a task, by their path below `out`; an older record has no digest of them."""
+    path = f"evals/{name}.parquet"
+    if "sha256" not in record:
+        return {} if (out / path).is_file() else {path: "is missing"}
+    return integrity.faults_of(out, {path: record["sha256"]})
+
+
+def check_scores(out: Path, stored: Mapping[str, Any]) -> None:
+    """Refuse scores that are not those that `eval.json` records.
+
+    Raises:
+        DamagedError: names the file.
+    """
+    for name, record in stored.get("tasks", {}).items():
+        integrity.refuse(out, _faults(out, name, record), "run the same `statewise eval` again")
 
 
 def _name_of(model: str) -> str:
@@ -149,11 +169,14 @@ def _open_for(request: EvaluationRequest, model: Path, origin: Origin, out: Path
         "asked": {},
         "tasks": {},
     }
-    if not (out / HEADER).is_file():
+    if not is_there(out / HEADER):
         if out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
             raise UsageError(f"{out}: exists and is not a folder of `statewise eval`; choose another with --out")
         return fresh
-    stored = read_object(out / HEADER)
+    try:
+        stored = read_object(out / HEADER)
+    except DamagedError:  # which `set_damage_aside` tells of
+        return fresh
     if stored.get("fingerprint") == fresh["fingerprint"] and isinstance(stored.get("tasks"), dict):
         return stored
     raise UsageError(f"{out}: {_difference(stored, fresh)}; choose another folder with --out")
@@ -166,6 +189,22 @@ def _difference(stored: dict[str, Any], fresh: dict[str, Any]) -> str:
     if stored.get("model", {}).get("sha256") != fresh["model"]["sha256"]:
         changed.insert(0, f"other weights ({stored.get('model', {}).get('name')})")
     return f"holds an evaluation with {', '.join(changed) or 'another version of statewise'}"
+
+
+def set_damage_aside(plan: EvaluationPlan) -> list[str]:
+    """Move scores that are not what was recorded to `damaged/`, before their tasks are done again; returns what was."""
+    store, told, is_read = Store(plan.out), list[str](), True
+    if is_there(plan.out / HEADER):
+        try:
+            integrity.read_either(plan.out / HEADER)
+        except DamagedError as error:
+            told.append(f"{error}; {store.set_aside(HEADER)}")
+            is_read = False
+    unknown = [] if is_read else integrity.files_below(plan.out, ["evals"])
+    faults = dict.fromkeys(unknown, "is not known of any more")
+    for name, record in plan.stored["tasks"].items():
+        faults |= _faults(plan.out, name, record)
+    return told + [f"{plan.out / name} {what}; {store.set_aside(name)}" for name, what in faults.items()]
 
 
 def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict[str, Any]:
@@ -203,7 +242,7 @@ def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict
         )
         _check_is_new(plan, asked, task.name)
         rows = evaluate(policy, task, protocol)
-        records.write_table(plan.out / "evals" / f"{task.name}.parquet", rows, records.ITEM_SCHEMA)
+        sha256 = records.write_table(plan.out / "evals" / f"{task.name}.parquet", rows, records.ITEM_SCHEMA)
         stored["asked"][asked] = task.name
         stored["tasks"][task.name] = {
             "protocol": describe_protocol(task, protocol),
@@ -211,8 +250,9 @@ def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict
             "items_sha256": digest_items(task, request.limit),
             "device": describe_device(policy),
             "versions": {name: version(name) for name in PACKAGES},
+            "sha256": sha256,
         }
-        records.write_json(plan.out / HEADER, stored)
+        integrity.write_sealed(plan.out / HEADER, stored)
     return stored
 
 
@@ -254,7 +294,8 @@ def scores_of(out: Path, tasks: tuple[str, ...], stored: dict[str, Any]) -> list
     from statewise.study.run_folder import read_items
     from statewise.study.statistics import estimate_score
 
-    items = read_items(out / "evals")
+    check_scores(out, stored)
+    items = read_items(out / "evals", [f"evals/{name}.parquet" for name in stored["tasks"]])
     names = dict.fromkeys(stored["asked"][task] for task in tasks)
     return [
         {

@@ -16,10 +16,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from statewise import records
-from statewise.errors import UsageError
+from statewise.errors import DamagedError, UsageError
+from statewise.integrity import NOT_VERIFIED
 from statewise.model_records import ModelFacts
 from statewise.records import ADAPTER_CONFIG
 from statewise.study.catalog import find_model
+from statewise.study.digest import digest_model
 from statewise.study.model_folder import (
     FACTS,
     digest_weights,
@@ -28,7 +30,8 @@ from statewise.study.model_folder import (
     stored_weights,
 )
 from statewise.study.plan import BASE
-from statewise.study.run_folder import RunFolder, open_run, read_object
+from statewise.study.run_folder import RunFolder, is_older, open_run, read_object
+from statewise.study.store import RESULT_NAMES
 
 CARD, STUDY = "README.md", "study.toml"
 WITHOUT_MODEL = {
@@ -76,6 +79,9 @@ def export_model(request: ExportRequest, out: Path, render: Callable[[ModelFacts
     from statewise.study.model_facts import read_facts  # scipy: after what a mistyped word is answered by
 
     facts = read_facts(run, request.arm, seed, out.name)
+    read = [run.record(one, seed, action) for one in (request.arm, BASE) for action in RESULT_NAMES]
+    if any(is_older(record) for record in read):
+        facts = replace(facts, provenance={**facts.provenance, "not_verified": NOT_VERIFIED})
     weights = "merged" if kind == "adapter" and request.is_merged else kind
     with records.replacing_folder(out) as folder:
         provenance = dict(facts.provenance)
@@ -105,7 +111,7 @@ def _find_weights(run: RunFolder, arm: str, seed: int) -> Path:
     """The folder of what an arm trained, checked against its record; of the base model, its own folder."""
     if arm == BASE:
         return _base_folder(run)
-    trained = run.record(arm, seed, "train.json")
+    trained = run.record(arm, seed, "train")
     status = str(trained.get("status", ""))
     if not status:
         raise UsageError(
@@ -128,7 +134,16 @@ def _find_weights(run: RunFolder, arm: str, seed: int) -> Path:
 
 
 def _base_folder(run: RunFolder) -> Path:
-    return run.model if run.model.is_dir() else find_model(run.config.shared.model)
+    """The base model's folder, if it still holds the files that the run was planned with."""
+    folder = run.model if run.model.is_dir() else find_model(run.config.shared.model)
+    now = digest_model(folder)
+    changed = [name for name, digest in run.model_files.items() if now.get(name) != digest]
+    if changed:
+        raise DamagedError(
+            f"{folder / changed[0]}: the base model is not the one that the run began with (SHA-256 differs); put that "
+            "one back, or run the study again in another folder"
+        )
+    return folder
 
 
 def _copy(source: Path, folder: Path) -> None:

@@ -16,7 +16,7 @@ from statewise.model_records import ModelFacts, ModelScore
 from statewise.records import Estimate
 from statewise.study.model_folder import origin_of_arm, split_revision
 from statewise.study.plan import BASE
-from statewise.study.run_folder import Items, RunFolder, read_items, read_object
+from statewise.study.run_folder import Items, RunFolder, read_object
 from statewise.study.statistics import Matrix, estimate_score, weigh_difference, weigh_forgetting
 
 LICENSE = re.compile(r"\A---\n(?:.*\n)*?license: *(\S+) *\n(?:.*\n)*?---\n")  # front matter of a model card
@@ -33,9 +33,9 @@ def read_facts(run: RunFolder, arm: str, seed: int, name: str) -> ModelFacts:
     section, shared = run.config.arms.get(arm), run.config.shared
     origin = origin_of_arm(run, arm)
     base_model, revision = split_revision(shared.model)
-    trained, evaluated = run.record(arm, seed, "train.json"), run.record(arm, seed, "done.json")
-    items = read_items(run.arm_folder(arm, seed) / "evals")
-    base = read_items(run.arm_folder(BASE, seed) / "evals") if arm != BASE else {}
+    trained, evaluated = run.record(arm, seed, "train"), run.record(arm, seed, "evaluate")
+    items = run.items(arm, seed)
+    base = run.items(BASE, seed) if arm != BASE else {}
     scores, of_base = _columns(items, summary["columns"]), _columns(base, summary["columns"])
     against_base = described.get("against_base", {})
     provenance = {

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from statewise import records
 from statewise.assets import POCKET_MODEL
-from statewise.errors import UsageError
+from statewise.errors import DamagedError, UsageError
 from statewise.policy.find import HUB_NAME
 from statewise.records import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from statewise.study.catalog import find_model
@@ -97,10 +97,15 @@ def join_weights(files: Mapping[str, str]) -> str:
 
 
 def read_origin(folder: Path) -> Origin:
-    """Where a model folder comes from: an export, the arm of a run, or an adapter that names its base model."""
+    """Where a model folder comes from: an export, the arm of a run, or an adapter that names its base model.
+
+    Raises:
+        DamagedError: its files are not those that the run or the export recorded.
+    """
     facts = folder / FACTS
     if facts.is_file():
         known = read_object(facts)
+        _check_weights(folder, known.get("provenance", {}).get("weights_sha256", ""))
         name = _join_revision(known.get("base_model"), known.get("base_revision"))
         return Origin(
             arm=known.get("arm", ""),
@@ -114,12 +119,22 @@ def read_origin(folder: Path) -> Origin:
     place = folder.resolve()
     if len(place.parents) > 3 and (place.parents[3] / "plan.json").is_file() and place.parents[2].name == "arms":
         run = open_run(place.parents[3])
+        if place.parents[0].name.isdecimal():
+            run.record(place.parents[1].name, int(place.parents[0].name), "train")
         return origin_of_arm(run, place.parents[1].name)
     if (folder / ADAPTER_CONFIG).is_file():
         config = read_object(folder / ADAPTER_CONFIG)
         name = _join_revision(config.get("base_model_name_or_path"), config.get("revision"))
         return Origin(base_name=name, base=_local(name))
     return Origin()
+
+
+def _check_weights(folder: Path, recorded: str) -> None:
+    if recorded and digest_weights(folder) != recorded:
+        raise DamagedError(
+            f"{folder}: its weights are not those that {FACTS} records; export them again, or remove {FACTS} if they "
+            "were changed on purpose"
+        )
 
 
 def origin_of_arm(run: RunFolder, arm: str) -> Origin:

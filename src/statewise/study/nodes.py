@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from statewise import records
+from statewise import integrity, records
 from statewise.config import AdapterSection, ArmSection
 from statewise.drift.features import FeatureConfig
 from statewise.drift.measure import DriftConfig, measure_drift
 from statewise.drift.rollout_records import rollouts_to_rows, rows_to_rollouts
-from statewise.errors import DivergedError, InterruptedTrainingError
+from statewise.errors import DamagedError, DivergedError, InterruptedTrainingError
 from statewise.evals.evaluate import EvalProtocol, evaluate
 from statewise.locality import Remembering
 from statewise.locality.adapter import ADAPTERS, Adapter
@@ -32,15 +33,16 @@ from statewise.seeding import derive_key
 from statewise.states import leaves
 from statewise.states.log import Log
 from statewise.study.benchmarks import build_task, document_rule, drift_prompts
+from statewise.study.model_folder import digest_weights
 from statewise.study.plan import BASE, Node, Plan, recorded_arms
 from statewise.study.protocol import describe_device, describe_protocol, digest_items
 from statewise.study.recorded import folder_of, open_record
-from statewise.study.store import Store
+from statewise.study.store import ADVICE, LEFT, RESULT_NAMES, Store
 from statewise.tasks.task import Task
 from statewise.types import Rollout
 
 REWARDED = ("num_rewarded", "num_rewarded_unfinished")
-TRAINED, DIVERGED, SKIPPED = "trained", "diverged", "skipped"
+TRAINED, EVALUATED, DIVERGED, SKIPPED = "trained", "evaluated", "diverged", "skipped"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,18 @@ class Workplace:
         if name not in self.tasks:
             self.tasks[name] = build_task(self.plan, name)
         return self.tasks[name]
+
+    def needed(self, action: str, arm: str, seed: int) -> dict[str, Any]:
+        """The result of a node that another one reads, after all its files were checked.
+
+        Raises:
+            DamagedError: one of them is not what was recorded.
+        """
+        node = next(one for one in self.plan.nodes if (one.action, one.arm, one.seed) == (action, arm, seed))
+        result = self.store.checked_result(node)
+        if result is None:
+            raise DamagedError(f"{self.store.result_path(node)} is gone; {ADVICE}")
+        return result
 
     def key(self, node: Node, purpose: str) -> int:
         """The key of everything random in a node that serves `purpose`."""
@@ -71,8 +85,9 @@ def run_node(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]
         done = action(place, node, observer)
     except DivergedError as error:  # of a model that was trained to its end, and whose answers are no numbers
         done = {"status": DIVERGED, "reason": str(error)}
-    result = {**done, "node_s": round(time.perf_counter() - began, 2)}
-    place.store.finish(node, result)
+    result = place.store.finish(node, {**done, "node_s": round(time.perf_counter() - began, 2)})
+    if node.action == "train":  # only now: until its end is written, a training continues from its checkpoints
+        shutil.rmtree(place.store.arm_folder(node.arm, node.seed) / "checkpoints", ignore_errors=True)
     return result
 
 
@@ -96,13 +111,14 @@ def _train(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
     except DivergedError as error:
         return {"status": DIVERGED, "reason": str(error), **_told(place, node, setup, _lines(folder))}
     weights = adapter.save(learner, folder, place.plan.config.shared.model)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    integrity.refuse(folder, integrity.faults_of(folder, recorder.table), ADVICE)
     return {
         "status": TRAINED,
         "num_parameters": num_parameters(learner.model),
         "num_trainable": sum(p.numel() for p in setup.trainable.values()),
         "state_hash": recorder.state_hash,
-        "weights_sha256": records.digest_file(weights),
+        "reward_hash": recorder.reward_hash,
+        "weights_sha256": digest_weights(weights.parent),
         **_told(place, node, setup, _lines(folder)),
     }
 
@@ -122,6 +138,8 @@ def _material(place: Workplace, node: Node, learner: Policy) -> Material:
     recorded = {}
     for leaf in leaves(plan.sources[node.arm]):
         if isinstance(leaf, Log):
+            if not leaf.path:
+                place.needed("train", leaf.record, node.seed)
             folder = folder_of(leaf.path, node.seed) if leaf.path else place.store.arm_folder(leaf.record, node.seed)
             recorded[leaf.record] = open_record(folder, learner.vocab_size)
     retention = tuple(place.task(name) for name in shared.retention) if is_remembering else ()
@@ -155,13 +173,23 @@ def _start_afresh_if_changed(place: Workplace, node: Node) -> None:
     """Keep what an interrupted run of the same node left; remove what another configuration left."""
     folder = place.store.arm_folder(node.arm, node.seed)
     marker = folder / "started.json"
-    if marker.exists() and records.read_json(marker).get("fingerprint") == node.fingerprint:
-        return
-    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(DamagedError):
+        if integrity.read_sealed(marker).get("fingerprint") == node.fingerprint:
+            return
+    _remove(folder, (RESULT_NAMES["train"], *LEFT["train"], "checkpoints"))
     arm: ArmSection = place.plan.config.arms[node.arm]
     config = {"seed": node.seed, "arm": arm.model_dump(mode="json", exclude_none=True)}
     records.write_bytes(folder / "config.toml", tomli_w.dumps(config).encode())
-    records.write_json(marker, {"fingerprint": node.fingerprint})
+    integrity.write_sealed(marker, {"fingerprint": node.fingerprint})
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    """Remove files and folders at `names` below `folder`, where they are."""
+    for path in (folder / name for name in names):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def adapter_of(section: AdapterSection) -> Adapter:
@@ -171,14 +199,14 @@ def adapter_of(section: AdapterSection) -> Adapter:
 
 
 def _is_trained(place: Workplace, arm: str, seed: int) -> bool:
-    folder = place.store.arm_folder(arm, seed)
-    return (folder / "model").exists() or (folder / "adapter").exists()
+    return bool(place.needed("train", arm, seed)["status"] == TRAINED)
 
 
 def _load(place: Workplace, arm: str, seed: int, name: str, shared: Policy | None = None) -> Policy:
     """The policy of an arm; on the base weights of `shared`, without a copy, where it is the base or its adapter."""
     folder = place.store.arm_folder(arm, seed)
-    if arm != BASE and (folder / "model").exists():
+    files = {} if arm == BASE else place.needed("train", arm, seed)["files"]
+    if any(file.startswith("model/") for file in files):
         return _load_folder(place, folder / "model", name)
     if shared is None:
         shared = _load_folder(place, place.plan.model, name)
@@ -221,6 +249,7 @@ def _budget(lines: list[dict[str, Any]]) -> dict[str, float]:
 
 def _evaluate(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
     folder, shared = place.store.arm_folder(node.arm, node.seed), place.plan.config.shared
+    _remove(folder, (RESULT_NAMES["evaluate"], *LEFT["evaluate"]))
     if node.arm != BASE and not _is_trained(place, node.arm, node.seed):
         return {"status": SKIPPED, "reason": "there is no trained model"}
     # An adapter's name is part of a module's, which an arm's name need not be fit for.
@@ -243,7 +272,7 @@ def _evaluate(place: Workplace, node: Node, observer: Observer) -> dict[str, Any
     _measure(place, node, policy)
     observer.progress(len(shared.retention) + 2)
     return {
-        "status": "evaluated", "protocols": protocols, "items_sha256": items, "device": describe_device(policy),
+        "status": EVALUATED, "protocols": protocols, "items_sha256": items, "device": describe_device(policy),
     }  # fmt: skip
 
 
@@ -257,6 +286,8 @@ def _measure(place: Workplace, node: Node, policy: Policy) -> None:
         rows = rollouts_to_rows(rollouts, [row % num_prompts for row in range(len(rollouts))])
         records.write_table(folder / f"{name}.parquet", rows, records.ROLLOUT_SCHEMA)
     if node.arm == BASE:
+        return
+    if place.needed("evaluate", BASE, node.seed)["status"] != EVALUATED:
         return
     base = place.store.arm_folder(BASE, node.seed)
     measured = measure_drift(

@@ -6,7 +6,7 @@ model's `evaluate`, whose rollouts are what drift is measured against. The arm `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from statewise.study.recorded import digest_record, recorded_sources
 
 BASE = "base"
 # Raised when the meaning of a record or the arithmetic of the loop changes: finished nodes are then done again.
-RECORD_VERSION = 3
+RECORD_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Plan:
     `is_dry`: to be shown only, since the weights were not read; `download_bytes` of them are not on this machine.
     `task_code`: Python of task files that the user trusts (`tasks.task_file`); no part of the fingerprint, since
     without it nothing is computed at all.
+    `model_files`: SHA-256 of the base model's files.
     """
 
     config: StudyConfig
@@ -66,6 +67,7 @@ class Plan:
     is_dry: bool = False
     download_bytes: int = 0
     task_code: tuple[str, ...] = ()
+    model_files: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_parameters(self) -> float:
@@ -140,7 +142,9 @@ def make_plan(config: StudyConfig, model: Path, where: str | Place, *, is_dry: b
     for seed in config.study.seeds:
         nodes.extend(_nodes_of_seed(arms, sources, seed, inputs))
     fingerprint = records.digest_json({**inputs, "arms": arms})
-    return Plan(config, model, sources, signals, localities, tuple(nodes), fingerprint, is_dry)
+    return Plan(
+        config, model, sources, signals, localities, tuple(nodes), fingerprint, is_dry, model_files=inputs["model"]
+    )  # fmt: skip
 
 
 def _read_localities(arm: ArmSection, place: str) -> tuple[Locality, ...]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from statewise import records
-from statewise.errors import UsageError
+from statewise import integrity, records
+from statewise.errors import DamagedError, UsageError
+from statewise.integrity import is_there
 from statewise.parsing import parse_toml
-from statewise.state_records import FIRST_HASH, chain_hash, states_of_rows
+from statewise.state_records import FIRST_HASH, chain_hash, chain_rewards, states_of_rows
 from statewise.states import RecordedStates, Source, leaves, read_source, replace_leaves
 from statewise.states.log import Log
 from statewise.types import States
@@ -24,7 +25,7 @@ def folder_of(path: str, seed: int) -> Path:
 
 
 def digest_record(path: str, seed: int, shared: Mapping[str, Any]) -> str:
-    """The hash of the states that an arm of another run recorded.
+    """The hash of the states that an arm of another run recorded, with their rewards.
 
     Args:
         path: the arm's folder.
@@ -36,8 +37,10 @@ def digest_record(path: str, seed: int, shared: Mapping[str, Any]) -> str:
             whose documents and rewards would then not mean the same.
     """
     folder = folder_of(path, seed)
-    state_hash = _state_hash(folder, seed)
-    _Parts(folder).check()
+    trained = _read_trained(folder, seed)
+    _Parts(folder, trained["files"]).check()
+    config = {name: digest for name, digest in trained["files"].items() if name == "config.toml"}
+    integrity.refuse(folder, integrity.faults_of(folder, config), "the record cannot be trusted; train its arm again")
     study = folder.parent.parent.parent / "study.toml"
     if study.is_file():
         theirs = _read_table(study, "shared")
@@ -47,24 +50,27 @@ def digest_record(path: str, seed: int, shared: Mapping[str, Any]) -> str:
                     f"source 'log': {folder} was trained with {key} {theirs.get(key)!r}, but this study has "
                     f"{shared[key]!r}"
                 )
-    return state_hash
+    return records.digest_json([trained["state_hash"], trained["reward_hash"]])
 
 
-def _state_hash(folder: Path, seed: int) -> str:
-    """The hash in the folder's train.json.
+def _read_trained(folder: Path, seed: int) -> dict[str, Any]:
+    """The folder's train.json.
 
     Raises:
-        UsageError: there is none; says which of the ways to it was missed.
+        UsageError: there is none of a trained arm; says which of the ways to it was missed.
     """
-    result = folder / "train.json"
-    try:
-        trained = records.read_json(result) if result.is_file() else {}
-    except ValueError:
-        trained = None
-    if not isinstance(trained, dict):
-        raise UsageError(f"source 'log': {result} is damaged (no JSON object); train its arm again")
+    result, trained, is_sealed = folder / "train.json", dict[str, Any](), False
+    if is_there(result):
+        try:
+            trained, is_sealed = integrity.read_either(result)
+        except DamagedError as error:
+            raise UsageError(f"source 'log': {error}; train its arm again") from None
+    if "state_hash" in trained and not (is_sealed and "reward_hash" in trained):
+        raise UsageError(
+            f"source 'log': {folder} was recorded by an older version, without digests of its files; train it again"
+        )
     if "state_hash" in trained:
-        return str(trained["state_hash"])
+        return trained
     if trained:
         why = f"its arm is {trained.get('status')!r}: {trained.get('reason', 'no reason given')}"
     elif (folder / "started.json").is_file():
@@ -117,17 +123,24 @@ def _by_path(folder: Path, leaf: Source) -> Source:
 
 @dataclass(frozen=True)
 class _Parts:
-    """The Parquet parts of a record by the number of updates they end with."""
+    """The Parquet parts of a record by the number of updates they end with; `files`: their SHA-256, of train.json."""
 
     folder: Path
+    files: Mapping[str, str]
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """By end, ascending."""
+        names = [name for name in self.files if name.startswith("states/")]
+        return {int(Path(name).stem): name for name in sorted(names)}
 
     @cached_property
     def ends(self) -> list[int]:
-        return sorted(int(path.stem) for path in (self.folder / "states").glob("*.parquet") if path.stem.isdecimal())
+        return [*self.names]
 
     def check(self) -> None:
         """Refuse a record without parts."""
-        if not self.ends:
+        if not self.ends or not (self.folder / "states").is_dir():
             raise UsageError(f"source 'log': {self.folder / 'states'} holds no states; was the record deleted?")
 
     @cached_property
@@ -139,7 +152,7 @@ class _Parts:
         end = self.ends[bisect_right(self.ends, update)]
         if end not in self._held:
             self._held.clear()
-            self._held[end] = self._read(self.folder / "states" / f"{end:06d}.parquet")
+            self._held[end] = self._read(self.names[end])
         if update not in self._held[end]:
             raise UsageError(
                 f"source 'log': {self.folder / 'states'} has no states of update {update}; was a part of the record "
@@ -147,37 +160,49 @@ class _Parts:
             )
         return states_of_rows(self._held[end][update])
 
-    def _read(self, path: Path) -> dict[int, list[dict[str, Any]]]:
+    def _read(self, name: str) -> dict[int, list[dict[str, Any]]]:
         """The rows of a part, by update."""
-        try:
-            rows = records.read_table(path)
-        except (OSError, ValueError) as error:  # pyarrow's errors are of these
-            raise UsageError(f"source 'log': {path} cannot be read ({error}); train its arm again") from None
+        faults = integrity.faults_of(self.folder, {name: self.files[name]})
+        integrity.refuse(self.folder, faults, "it is a record that is replayed, so train its arm again")
         by_step: dict[int, list[dict[str, Any]]] = {}
-        for row in rows:
-            if "group_id" not in row:
-                raise UsageError(f"source 'log': {self.folder} was recorded by an older version; train it again")
+        for row in records.read_table(self.folder / name):
             by_step.setdefault(row["step"], []).append(row)
         return by_step
 
 
 def open_record(folder: Path, vocab_size: int) -> RecordedStates:
-    """The states that the arm in `folder` recorded, checked against the hash in its train.json.
+    """The states that the arm in `folder` recorded, checked against the digests and hashes in its train.json.
 
     Raises:
         UsageError: the record is missing, is not what was trained on, or holds tokens that the learner has not.
     """
-    parts = _Parts(folder)
+    trained = _read_trained(folder, int(folder.name) if folder.name.isdecimal() else 0)
+    parts = _Parts(folder, trained["files"])
     parts.check()
-    expected, found = str(records.read_json(folder / "train.json")["state_hash"]), FIRST_HASH
-    for update in range(parts.ends[-1]):
-        states = parts.at(update)
-        found = chain_hash(found, states)
+
+    def check_vocabulary(states: States) -> None:
         if int(states.token_ids.max()) >= vocab_size:
             raise UsageError(f"source 'log': {folder} was recorded with another tokenizer; replay it on its own model")
-    if found != expected:
+
+    state_hash, reward_hash = _hashes(parts, check_vocabulary)
+    if (state_hash, reward_hash) != (trained["state_hash"], trained["reward_hash"]):
         raise UsageError(
-            f"source 'log': the states in {folder / 'states'} have hash {found[:12]}, but {expected[:12]} were trained "
-            "on; the record was changed, so train its arm again"
+            f"source 'log': the states in {folder / 'states'} have hash {state_hash[:12]}, rewards {reward_hash[:12]}, "
+            f"but {trained['state_hash'][:12]}, rewards {trained['reward_hash'][:12]} were trained on; the record was "
+            "changed, so train its arm again"
         )
     return RecordedStates(parts.ends[-1], parts.at)
+
+
+def hashes_of_record(folder: Path, files: Mapping[str, str]) -> tuple[str, str]:
+    """The running hashes of states and rewards, from the parts in `folder` that `files` of train.json names."""
+    return _hashes(_Parts(folder, files), lambda states: None)
+
+
+def _hashes(parts: _Parts, check: Callable[[States], None]) -> tuple[str, str]:
+    state_hash = reward_hash = FIRST_HASH
+    for update in range(parts.ends[-1] if parts.ends else 0):
+        states = parts.at(update)
+        check(states)
+        state_hash, reward_hash = chain_hash(state_hash, states), chain_rewards(reward_hash, states)
+    return state_hash, reward_hash

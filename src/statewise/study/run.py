@@ -11,12 +11,15 @@ from pathlib import Path
 
 from statewise.errors import UsageError
 from statewise.records import StudySummary
+from statewise.study.damage import set_damage_aside
 from statewise.study.estimate import estimate_plan
 from statewise.study.executor import NodeEvent, Outcome, execute
 from statewise.study.materials import check_materials
 from statewise.study.plan import BASE, Node, Plan
 from statewise.study.request import Workers, choose_workers
 from statewise.study.store import Store
+
+MAX_ROUNDS = 4  # of work in one run: results that a damaged one was set aside for, then those that were made from it
 
 
 def run_study(
@@ -38,9 +41,18 @@ def run_study(
     check_materials(plan)
     store, workers = Store(folder), choose_workers(plan, num_workers)
     with store.lock():
-        store.open_for(plan)
+        for text in store.open_for(plan):
+            on_event(NodeEvent("warning", plan.nodes[0], message=text))
         costs = estimate_plan(plan, workers.count).seconds
-        outcome = execute(plan, store, costs, on_event, workers)
+        outcome = Outcome()
+        for _ in range(MAX_ROUNDS):
+            for node, text in set_damage_aside(plan, store):
+                on_event(NodeEvent("warning", node, message=text))
+            outcome = execute(plan, store, costs, on_event, workers)
+            # What was made from a result that is another one now that it was done anew, or was damaged meanwhile.
+            again = [node for node in plan.nodes if node.id in outcome.done and store.result(node) is None]
+            if outcome.interrupted or not again:
+                break
         if outcome.interrupted and not any(_is_scored(node, outcome) for node in plan.nodes):
             return outcome, None
         from statewise.study.summary import summarise, write_summary  # scipy: not before an error can be told

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from statewise import records
+from statewise import integrity, records
 from statewise.config import StudyConfig, read_study
-from statewise.errors import UsageError, unknown
+from statewise.errors import DamagedError, UsageError, unknown
+from statewise.integrity import is_there
 from statewise.study.plan import BASE
-from statewise.study.store import Store
+from statewise.study.store import ADVICE, PLAN, RESULT_NAMES, STUDY, Store, faults_of_node
 
 Key = tuple[str, str]  # decoding, metric
 Items = dict[str, dict[Key, dict[int, float | None]]]
@@ -18,11 +20,14 @@ Items = dict[str, dict[Key, dict[int, float | None]]]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder of `statewise run` and its resolved study; `model` is the base model's folder when it was planned."""
+    """A folder of `statewise run` and its resolved study; `model` is the base model's folder when it was planned, and
+    `model_files` the SHA-256 of the files in it.
+    """
 
     folder: Path
     config: StudyConfig
     model: Path
+    model_files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -44,10 +49,34 @@ class RunFolder:
     def arm_folder(self, arm: str, seed: int) -> Path:
         return Store(self.folder).arm_folder(arm, seed)
 
-    def record(self, arm: str, seed: int, name: str) -> dict[str, Any]:
-        """`train.json` or `done.json` of an arm and seed; {} if it is not there."""
-        path = self.arm_folder(arm, seed) / name
-        return read_object(path) if path.is_file() else {}
+    def record(self, arm: str, seed: int, action: str) -> dict[str, Any]:
+        """What a node left, after it and all its files were checked; {} if it is not done.
+
+        `files` in it are their SHA-256; a record of an older version has none, and was not checked (`is_older`).
+
+        Raises:
+            DamagedError: it or one of its files is not what was recorded.
+        """
+        path = self.arm_folder(arm, seed) / RESULT_NAMES[action]
+        if not is_there(path):
+            return {}
+        try:
+            stored, is_sealed = integrity.read_either(path)
+        except DamagedError as error:
+            raise DamagedError(f"{error}; {ADVICE}") from None
+        if is_sealed:
+            integrity.refuse(path.parent, faults_of_node(path.parent, action, stored), ADVICE)
+        return {key: value for key, value in stored.items() if is_sealed or key != "files"}
+
+    def items(self, arm: str, seed: int) -> Items:
+        """The scores of an arm and seed, checked; {} where it was not evaluated."""
+        record = self.record(arm, seed, "evaluate")
+        return read_items(self.arm_folder(arm, seed) / "evals", record.get("files")) if record else {}
+
+
+def is_older(record: Mapping[str, Any]) -> bool:
+    """Whether a record has no digests of its files."""
+    return bool(record) and "files" not in record
 
 
 def open_run(folder: Path) -> RunFolder:
@@ -56,31 +85,34 @@ def open_run(folder: Path) -> RunFolder:
     Raises:
         UsageError: it is none, or its records are damaged.
     """
-    if not (folder / "plan.json").is_file() or not (folder / "study.toml").is_file():
-        raise UsageError(f"{folder}: not a run folder (no plan.json); give the folder of a `statewise run`")
-    model = str(read_object(folder / "plan.json").get("model", ""))
-    return RunFolder(folder, read_study(folder / "study.toml"), Path(model))
+    if not (folder / PLAN).is_file() or not (folder / STUDY).is_file():
+        raise UsageError(f"{folder}: not a run folder (no {PLAN}); give the folder of a `statewise run`")
+    try:
+        plan, _ = integrity.read_either(folder / PLAN)
+        integrity.refuse(folder, integrity.faults_of(folder, plan.get("files", {})), ADVICE)
+    except DamagedError as error:
+        raise DamagedError(str(error) if ADVICE in str(error) else f"{error}; {ADVICE}") from None
+    model = Path(str(plan.get("model", "")))
+    return RunFolder(folder, read_study(folder / STUDY), model, plan.get("model_files", {}))
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """The object in a JSON file, without the digest that it may carry.
 
     Raises:
-        UsageError: the file is damaged.
+        DamagedError: the file is damaged.
     """
-    try:
-        value = records.read_json(path)
-    except ValueError as error:
-        raise UsageError(f"{path}: damaged, not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UsageError(f"{path}: damaged, expected a JSON object, got {type(value).__name__}")
-    return value
+    return integrity.read_either(path)[0]
 
 
-def read_items(folder: Path) -> Items:
-    """The scores of an `evals` folder: task → (decoding, metric) → item → score; None where it could not be scored."""
+def read_items(folder: Path, files: Iterable[str] | None = None) -> Items:
+    """The scores of an `evals` folder: task → (decoding, metric) → item → score; None where it could not be scored.
+
+    `files`: names to read of those there, others are left alone; None: all, as an older version recorded.
+    """
     items: Items = {}
-    for path in sorted(folder.glob("*.parquet")):
+    names = None if files is None else {Path(name).name for name in files if Path(name).parent.name == "evals"}
+    for path in sorted(path for path in folder.glob("*.parquet") if names is None or path.name in names):
         for row in records.read_table(path):
             column = items.setdefault(path.stem, {}).setdefault((row["decoding"], row["metric"]), {})
             column[row["item"]] = row["score"]

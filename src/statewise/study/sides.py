@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from statewise.errors import UsageError
-from statewise.study.evaluation import HEADER
+from statewise.study.evaluation import HEADER, check_scores
 from statewise.study.model_folder import Origin, origin_of_arm
 from statewise.study.plan import BASE
-from statewise.study.run_folder import Items, open_run, read_items, read_object
+from statewise.study.run_folder import Items, is_older, open_run, read_items, read_object
 
 SOLE = -1  # stands for the seed of a model that has none
 
@@ -21,7 +21,8 @@ SOLE = -1  # stands for the seed of a model that has none
 class Side:
     """One side of a comparison. `items`: per seed; `protocols` and `digests`: per task, all values over the seeds.
 
-    `devices`: on what and in which precision it was computed, where that was recorded.
+    `devices`: on what and in which precision it was computed, where that was recorded. `is_older`: recorded without
+    digests of the files, so that nothing tells whether they changed.
     """
 
     label: str
@@ -32,6 +33,7 @@ class Side:
     weights_sha256: str = ""
     target: str = ""
     devices: frozenset[str] = frozenset()
+    is_older: bool = False
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -68,10 +70,11 @@ def read_side(text: str) -> Side:
 
 def _read_evaluation(folder: Path) -> Side:
     stored = read_object(folder / HEADER)
+    check_scores(folder, stored)
     model, tasks = stored.get("model", {}), stored.get("tasks", {})
     if not tasks:
         raise UsageError(f"{folder}: no task was evaluated yet; run the same `statewise eval` again")
-    items = {task: scores for task, scores in read_items(folder / "evals").items() if task in tasks}
+    items = read_items(folder / "evals", [f"evals/{task}.parquet" for task in tasks])
     origin = Origin(
         arm=model.get("arm", ""),
         base_name=model.get("base_model", ""),
@@ -86,6 +89,7 @@ def _read_evaluation(folder: Path) -> Side:
         origin=origin,
         weights_sha256=model.get("weights_sha256", ""),
         devices=frozenset(record["device"] for record in tasks.values() if "device" in record),
+        is_older=any("sha256" not in record for record in tasks.values()),
     )
 
 
@@ -98,10 +102,10 @@ def _read_arm(folder: Path, arm: str, seed_text: str | None, label: str) -> Side
             raise UsageError(f"{label}: seed {seed_text!r} is not a number; write RUN:ARM or RUN:ARM:SEED")
         run.check_seed(int(seed_text))
         seeds = [int(seed_text)]
-    done = {seed: run.record(arm, seed, "done.json") for seed in seeds}
+    done = {seed: run.record(arm, seed, "evaluate") for seed in seeds}
     evaluated = {seed: record for seed, record in done.items() if record.get("status") == "evaluated"}
     if not evaluated:
-        trained = [run.record(arm, seed, "train.json") for seed in seeds]
+        trained = [run.record(arm, seed, "train") for seed in seeds]
         reasons = [str(record["reason"]) for record in (*trained, *done.values()) if record.get("reason")]
         why = reasons[0] if reasons else "continue the run with the command that began it"
         raise UsageError(f"{label}: arm {arm!r} was evaluated in none of seeds {', '.join(map(str, seeds))}: {why}")
@@ -111,8 +115,9 @@ def _read_arm(folder: Path, arm: str, seed_text: str | None, label: str) -> Side
         for into, key in ((protocols, "protocols"), (digests, "items_sha256")):
             for task, value in record.get(key, {}).items():
                 into.setdefault(task, set()).add(value)
-    items = {seed: read_items(run.arm_folder(arm, seed) / "evals") for seed in evaluated}
+    items = {seed: run.items(arm, seed) for seed in evaluated}
+    older = any(is_older(record) for record in evaluated.values())
     origin = origin_of_arm(run, arm)
     weights = origin.base_sha256 if arm == BASE else ""
     devices = frozenset(record["device"] for record in evaluated.values() if "device" in record)
-    return Side(label, items, protocols, digests, origin, weights, run.config.shared.target, devices)
+    return Side(label, items, protocols, digests, origin, weights, run.config.shared.target, devices, older)

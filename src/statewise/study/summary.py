@@ -10,10 +10,11 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from statewise import records
+from statewise import integrity, records
 from statewise.config import StudyConfig
 from statewise.drift.measure import DriftValue
 from statewise.drift.over_seeds import over_seeds
+from statewise.errors import DamagedError
 from statewise.records import DriftEstimate, EffectTable, Estimate, RunSummary, StudySummary
 from statewise.study.anova import Cell, estimate_effects
 from statewise.study.cells import told_signals, told_source
@@ -42,6 +43,7 @@ def summarise(plan: Plan, store: Store, environment: dict[str, str]) -> StudySum
     families = weigh_runs(measured)
     missing = [node.id for node in plan.nodes if store.result(node) is None]
     problems = [f"not done yet: {', '.join(missing)}"] if missing else []
+    problems += _damaged(plan, store)
     problems += [*_mixed(plan, store), *_problems(plan, store, measured)]
     reference = config.reference
     return StudySummary(
@@ -64,8 +66,7 @@ def summarise(plan: Plan, store: Store, environment: dict[str, str]) -> StudySum
 
 
 def write_summary(summary: StudySummary, store: Store) -> None:
-    """Write `summary.json`, and `results.parquet` with one row per run and column."""
-    records.write_json(store.folder / "summary.json", asdict(summary))
+    """Write `results.parquet` with one row per run and column, and `summary.json`, which carries its digest."""
     rows = [
         {
             "arm": run.arm,
@@ -75,7 +76,9 @@ def write_summary(summary: StudySummary, store: Store) -> None:
         for run in summary.runs
         for key, estimate in run.scores.items()
     ]
-    records.write_table(store.folder / "results.parquet", rows, records.RESULT_SCHEMA)
+    table = records.write_table(store.folder / "results.parquet", rows, records.RESULT_SCHEMA)
+    summarised = {**asdict(summary), "files": {"results.parquet": table}}
+    integrity.write_sealed(store.folder / "summary.json", summarised)
 
 
 def _measure(plan: Plan, store: Store) -> Measured:
@@ -204,7 +207,7 @@ def _recipe(plan: Plan, name: str) -> str:
 
 
 def _drift(store: Store, name: str, seeds: list[int]) -> dict[str, DriftEstimate]:
-    paths = [store.arm_folder(name, seed) / "drift.json" for seed in seeds]
+    paths = [store.arm_folder(name, seed) / "drift.json" for seed in seeds]  # of results that were checked
     measured = [records.read_json(path) for path in paths if path.exists()]
     distances = dict.fromkeys(distance for one in measured for distance in one)
     return {
@@ -242,6 +245,17 @@ def _problems(plan: Plan, store: Store, measured: Measured) -> list[str]:
             if unscored:
                 problems.append(f"{arm} seed {seed}: {unscored} answers of {column.heading} could not be scored")
     return problems
+
+
+def _damaged(plan: Plan, store: Store) -> list[str]:
+    """What was damaged while the run went on, and does not enter the table."""
+    told = []
+    for node in plan.nodes:
+        try:
+            store.checked_result(node)
+        except DamagedError as error:
+            told.append(f"{node.id}: {error}")
+    return told
 
 
 def _mixed(plan: Plan, store: Store) -> list[str]:
