@@ -10,9 +10,11 @@ import errno
 import io
 import os
 import sys
-from typing import TYPE_CHECKING, TextIO
 
+TYPE_CHECKING = False  # of typing, whose import would take longer than all else here: Ctrl-C is not yet heard
 if TYPE_CHECKING:
+    from typing import TextIO
+
     from _typeshed import ReadableBuffer
 
 INTERRUPTION = "statewise: interrupted; `run` and `eval` keep what is done, the same command resumes"
