@@ -42,8 +42,10 @@ def test_unresolved_differences_are_marked_without_colour():
 
 
 def test_verdicts_come_with_contrast_interval_n_and_test():
-    text = " ".join(printed(fake_study()).split())
-    assert "● holds stress forgets" in text
+    study = fake_study()
+    first = dataclasses.replace(study.phenomena[0], p_adjusted=0.012)
+    text = " ".join(printed(dataclasses.replace(study, phenomena=(first, *study.phenomena[1:]))).split())
+    assert "● holds stress forgets p = .012" in text
     assert "F(stress SFT) − F(mild SFT): +.065 [+.048, +.082], n = 400, 3 seeds." in text
     assert "◐ not resolved on-policy keeps" in text
     # half-width .015 at .006: (.015 / .006)^2 = 6.25

@@ -55,7 +55,8 @@ def render_page(summary: StudySummary) -> str:
         figures=_figures(summary),
         recipes=[(run.label, run.recipe, tables.label_of(summary, run.teacher)) for run in summary.runs],
         methods=sentences.methods(summary),
-        families=sentences.families(summary),
+        claim_family=sentences.claim_family(summary),
+        run_family=sentences.run_family(summary),
     )
 
 

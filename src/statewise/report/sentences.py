@@ -42,7 +42,8 @@ def outcome(summary: StudySummary) -> str:
     if summary.phenomena:
         counts = [(sum(claim.verdict == verdict for claim in summary.phenomena), verdict) for verdict in VERDICTS]
         counted = ", ".join(f"{count} {_verb(verdict, count)}" for count, verdict in counts if count)
-        weights = ", of the weights of one seed" * any(_num_seeds(claim) == 1 for claim in summary.phenomena)
+        of_one_seed = [_num_seeds(claim) == 1 for claim in summary.phenomena]
+        weights = f", {'' if all(of_one_seed) else 'some '}of the weights of one seed" if any(of_one_seed) else ""
         parts.append(f"Of {plural(len(summary.phenomena), 'statement')} put to the test{weights}: {counted}.")
     parts += [_largest(summary, largest) for largest in summary.largest if summary.columns]
     diverged = [run.label for run in summary.runs if run.num_diverged]
@@ -81,22 +82,26 @@ def p_adjusted(claim: PhenomenonSummary) -> str:
     return "" if claim.p_adjusted is None else f"p = {numbers.p_value(claim.p_adjusted)}"
 
 
-def families(summary: StudySummary) -> list[str]:
-    """What is held together, how, and what that leaves open; a line a family."""
-    lines = []
-    if len(summary.phenomena) > 1:
-        lines.append(
-            f"The {len(summary.phenomena)} statements are one family: Holm’s procedure keeps the chance of any false "
-            "verdict among them at .05. Their p is adjusted; an interval has the level that decided its statement."
-        )
+def claim_family(summary: StudySummary) -> str:
+    """How the statements are held together; empty for one alone."""
+    if len(summary.phenomena) < 2:
+        return ""
+    return (
+        f"The {len(summary.phenomena)} statements are one family: Holm’s procedure keeps the chance of any false "
+        "verdict among them at .05. Their p is adjusted; an interval has the level that decided its statement."
+    )
+
+
+def run_family(summary: StudySummary) -> str:
+    """How gain and F are held together over the runs; empty for one run."""
     num_runs = max((largest.num_runs for largest in summary.largest), default=0)
-    if num_runs > 1:
-        lines.append(
-            f"Gain on the target and mean forgetting are held together over the {num_runs} runs, each by Holm’s "
-            f"procedure. {numbers.ALONE} = the run’s own 95 % interval leaves out 0, but its adjusted p is .05 or "
-            "more, since one of so many may do so by chance. Other intervals are not adjusted for their number."
-        )
-    return lines
+    if num_runs < 2:
+        return ""
+    return (
+        f"Gain on the target and mean forgetting are held together over the {num_runs} runs, each by Holm’s "
+        f"procedure. {numbers.ALONE} = the run’s own 95 % interval leaves out 0, but its adjusted p is .05 or more, "
+        "since one of so many may do so by chance. Other intervals are not adjusted for their number."
+    )
 
 
 def missing_data(estimate: Estimate, margin: float = 0.0) -> str:

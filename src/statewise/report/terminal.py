@@ -153,6 +153,8 @@ def _print_verdicts(console: Console, summary: StudySummary) -> None:
         return
     console.print()
     print_line(console, "Statements put to the test", "bold")
+    if family := sentences.claim_family(summary):
+        print_line(console, family, "dim")
     for claim in summary.phenomena:
         console.print()
         _print_verdict(console, claim)
@@ -162,7 +164,7 @@ def _print_verdict(console: Console, claim: PhenomenonSummary) -> None:
     head = _text(console, f"{sentences.verdict_mark(claim)} {claim.verdict}", VERDICT_STYLES.get(claim.verdict, "bold"))
     head.append("  ").append_text(_text(console, claim.name, "bold"))
     if p := sentences.p_adjusted(claim):
-        head.append_text(_text(console, f"  {p}"))
+        head.append("  ").append_text(_text(console, p))
     console.print(head)
     lines = [line for line in (claim.statement, sentences.scope_of_claim(claim)) if line]
     for name, estimate in claim.contrasts.items():
@@ -188,7 +190,7 @@ def _print_problems(console: Console, summary: StudySummary) -> None:
 def _print_legend(console: Console, summary: StudySummary) -> None:
     console.print()
     print_line(console, f"{sentences.UNRESOLVED_LEGEND} {sentences.seeds_note(summary)}", "dim")
-    for family in sentences.families(summary):
+    if family := sentences.run_family(summary):
         print_line(console, family, "dim")
     for method, names in sentences.methods(summary).items():
         print_line(console, f"{', '.join(names)}: {method}.", "dim")

@@ -12,7 +12,7 @@ import re
 from statewise.printing import printable
 
 _SPACES = re.compile(" {2,}")  # no-break spaces stay
-_UNBREAKABLE = re.compile(r"\[[^][]*\]|\bn = ?|\b95 %")
+_UNBREAKABLE = re.compile(r"\[[^][]*\]|\bn = ?|\b[\d.]+ %")
 _SUPERSCRIPT = re.compile("[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _SUPERSCRIPT_DIGITS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 _ASCII = str.maketrans(
