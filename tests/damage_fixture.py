@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 import numpy as np
-from study_fixture import STUDY, small_plan
+from safetensors.numpy import save_file
+from study_fixture import STUDY, fake_model, small_plan
 
 from statewise import records
 from statewise.loop.recorder import Recorder
@@ -112,6 +113,7 @@ class FastStudy:
         monkeypatch.setattr(run, "environment", lambda workers, device: {"python": "3"})
         monkeypatch.setattr(run, "check_materials", lambda plan: None)
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+        save_file({"weight": np.zeros(4, dtype=np.float32)}, fake_model(folder) / "model.safetensors")
         self.plan = small_plan(folder, text=SMALL)
 
     def run(self):
