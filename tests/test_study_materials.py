@@ -109,6 +109,14 @@ def test_what_would_end_a_run_is_refused_by_its_plan(own, tmp_path, train, test,
         assert not (tmp_path / "out").exists()
 
 
+def test_a_users_columns_may_have_any_names(own, tmp_path):
+    task = tmp_path / "model" / "tasks" / "own.yaml"
+    task.write_text(TASK.replace("question", "prompt").replace("answer", "completion"))
+    (tmp_path / "model" / "tasks" / "own_train.jsonl").write_text('{"prompt": "1 + 1 =", "completion": "2"}\n')
+    rows = ({"prompt": "1 + 1 =", "completion": "2"},) * 4
+    assert own(rows, rows)[0] == 0
+
+
 def test_a_study_without_gold_texts_ignores_how_long_they_are(own):
     only_rl = (
         "--set",

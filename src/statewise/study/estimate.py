@@ -230,7 +230,7 @@ def _evaluation_s(plan: Plan, node: Node, lengths: _Lengths) -> float:
 
 
 def _measure_lengths(plan: Plan) -> _Lengths:
-    """Token counts of the first training documents; a guess of 100 + 100 where the data are not beside the model."""
+    """Token counts of the first training documents; a guess of 100 + 100 where there are none of these columns."""
     folder, target = task_folder(plan.model), plan.config.shared.target
     path = folder / f"{target}_train.jsonl" if folder else None
     if path is None or not path.exists():
@@ -240,6 +240,8 @@ def _measure_lengths(plan: Plan) -> _Lengths:
     tokenizer = Tokenizer.from_file(str(plan.model / "tokenizer.json"))
     with path.open(encoding="utf-8") as stream:
         documents = [json.loads(line) for line in itertools.islice(stream, DOCUMENTS_READ)]
-    prompts = sum(len(tokenizer.encode(d["question"]).ids) for d in documents)
-    golds = sum(len(tokenizer.encode(d["answer"]).ids) for d in documents)
-    return _Lengths(prompts / len(documents), golds / len(documents), is_measured=True)
+    texts = [(document.get("question"), document.get("answer")) for document in documents]
+    if not all(isinstance(text, str) for pair in texts for text in pair):
+        return _Lengths(100.0, 100.0)
+    prompts, golds = (sum(len(tokenizer.encode(text).ids) for text in column) for column in zip(*texts, strict=True))
+    return _Lengths(prompts / len(texts), golds / len(texts), is_measured=True)
