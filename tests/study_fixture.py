@@ -57,7 +57,7 @@ def fake_model(folder: Path) -> Path:
     model = folder / "fake-model"
     (model / "tasks").mkdir(parents=True)
     (model / "config.json").write_text("{}")
-    (model / "model.safetensors").write_bytes(bytes(16))
+    (model / "model.safetensors").write_bytes((8).to_bytes(8, "little") + b"{}      ")  # of no tensors
     for task in ("pocket_math", "pocket_facts", "pocket_myths"):
         (model / "tasks" / f"{task}.yaml").write_text(f"task: {task}\n")
     return model

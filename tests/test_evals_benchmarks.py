@@ -204,7 +204,9 @@ def copied(tmp_path: Path, name: str, rows: list[dict]) -> Path:
 def test_wrong_columns_are_named_with_their_place(tmp_path):
     data = copied(tmp_path, "gsm8k/train.jsonl", [{"question": "q", "answer": "#### 1"}])
     copied(tmp_path, "gsm8k/test.jsonl", [{"frage": "q", "answer": "#### 1"}])
-    with pytest.raises(UsageError, match=r"test\.jsonl:1: no value for column 'question'.*columns are answer, frage"):
+    with pytest.raises(
+        UsageError, match=r"test\.jsonl:1: no value for column 'question'.*columns are 'answer', 'frage'"
+    ):
         load_task("gsm8k", data=data)
 
 

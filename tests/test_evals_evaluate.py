@@ -25,6 +25,7 @@ from statewise.pocket.world import World, write_benchmarks
 from statewise.policy.load import Policy, encode
 from statewise.records import ITEM_SCHEMA
 from statewise.tasks.load import load_task
+from statewise.tasks.task_file import read_task_file
 
 NUM_ITEMS = 40
 POCKET_TASKS = ("pocket_math", "pocket_facts", "pocket_myths")
@@ -280,7 +281,7 @@ def test_repeated_answers_to_one_item_differ(policy, tmp_path):
     path.write_text(
         path.read_text() + "metric_list: [{metric: exact_match}]\nprocess_results: !function grader.grade\n"
     )
-    rows = evaluate(policy, load_task(str(path)), EvalProtocol())
+    rows = evaluate(policy, load_task(str(path), trusted=read_task_file(path).told_code), EvalProtocol())
     assert {(row["decoding"], row["score"]) for row in rows} == {("greedy", 0.25), ("sampled", 1.0)}
 
 
@@ -293,7 +294,9 @@ def test_an_answer_that_cannot_be_scored_has_no_score(policy, tmp_path):
         path.read_text()
         + "metric_list: [{metric: exact_match}, {metric: f1}]\nprocess_results: !function grader.grade\n"
     )
-    rows = evaluate(policy, load_task(str(path)), EvalProtocol(decodings=("greedy",)))
+    rows = evaluate(
+        policy, load_task(str(path), trusted=read_task_file(path).told_code), EvalProtocol(decodings=("greedy",))
+    )
     assert [(row["metric"], row["score"]) for row in rows] == [("exact_match,none", None), ("exact_match,none", 1.0)]
 
 
