@@ -178,7 +178,7 @@ def test_the_cells_are_listed_with_what_they_are_called(call):
          "arms sft, opd, rl wait for each other"),
         (["rl.source={kind='log'}"], "give one of arm and path"),
         (["rl.source={kind='log',path='nowhere/arms/rl/{seed}'}"], "holds no trained arm: there is no such folder"),
-        (["sft.source.pairs='nowhere.jsonl'"], "nowhere.jsonl: cannot read the pairs"),
+        (["sft.source.pairs='nowhere.jsonl'"], "source.pairs: nowhere.jsonl: cannot be read"),
         (["sft.locality=[{kind='ema'},{kind='ema',decay=0.5}]"], "locality 'ema' is given twice"),
         (["sft.locality={kind='ewc'}", "shared.retention=[]"], "remembers the retention tasks, and the study has none"),
         (["sft.signal=[]"], "no signal; give one"),
