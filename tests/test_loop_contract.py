@@ -151,6 +151,7 @@ def test_cells_are_refused_only_where_their_loss_is_not_defined():
     expected = set(itertools.product(no_groups, grouped))
     expected |= set(itertools.product({"prefix"}, weighted_by_law))  # the law of data is not known
     expected |= set(itertools.product({"base"}, weighted_by_law))  # top_p < 1
+    expected |= {("base", "expert-sampled")}  # an expert that acts at another temperature than the source's
     assert {pair for pair in itertools.product(SOURCE_VARIANTS, SIGNAL_VARIANTS) if refused(*pair)} == expected
 
 
