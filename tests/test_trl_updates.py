@@ -36,7 +36,7 @@ class NoTask:
     name: str = "none"
 
     def examples(self, split, chat=None):
-        return (Example(0, "a", "b"),)
+        return (Example(0, "a", " b"),)
 
 
 def signal_and_reduction(case):
