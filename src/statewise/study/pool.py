@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from statewise.printing import clean_streams
 from statewise.streams import outlive_readers
 from statewise.study.plan import Node
 
@@ -191,6 +192,7 @@ def _serve(pipe: Connection, begin: Callable[[], Work]) -> None:
         signal.signal(number, signal.SIG_IGN)
     _end_with_parent()
     outlive_readers()
+    clean_streams()
     try:
         work = begin()
     except Exception as error:  # noqa: BLE001  (the parent tells it, in one line)
