@@ -22,7 +22,8 @@ from statewise.evals.bystanders import bystander
 from statewise.evals.evaluate import EvalProtocol, evaluate
 from statewise.evals.policy_lm import PolicyLM
 from statewise.pocket.world import World, write_benchmarks
-from statewise.policy.load import Policy, encode
+from statewise.policy.load import Policy
+from statewise.policy.texts import encode
 from statewise.records import ITEM_SCHEMA
 from statewise.tasks.load import load_task
 from statewise.tasks.task_file import read_task_file

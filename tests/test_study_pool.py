@@ -62,6 +62,11 @@ def test_workers_are_kept_for_the_next_node(run):
     assert len({event.result["pid"] for event in events if event.kind == "done"}) == 1
 
 
+def test_workers_end_by_themselves_when_all_is_done_so_that_nothing_of_theirs_is_left(run, tmp_path):
+    run(num_workers=2)
+    assert tries(tmp_path, "ended") == tries(tmp_path, "starts") == 2
+
+
 @pytest.mark.parametrize(
     ("deed", "how"),
     [

@@ -19,7 +19,8 @@ from statewise import errors
 from statewise.errors import UsageError
 from statewise.evals.bystanders import bystander
 from statewise.evals.policy_lm import Decoding, PolicyLM
-from statewise.policy.load import Policy, chat_of
+from statewise.policy.load import Policy
+from statewise.policy.texts import chat_of
 from statewise.tasks.quiet import quiet_lm_eval
 from statewise.tasks.task import DEFAULT_MAX_NEW_TOKENS, Task
 

@@ -165,13 +165,23 @@ class Task:
         if split not in ("train", "test"):
             raise errors.unknown("split", split, ("train", "test"), f"task {self.name!r}")
         self._check_trainable(needs_training_split=split == "train")
+        if chat is None and split in self._plain_examples:
+            return self._plain_examples[split]
         docs = self._train_docs if split == "train" else self._test_docs
         contexts = self._contexts(self.lm_eval_task, docs, chat, are_training_docs=split == "train")
-        return tuple(
+        examples = tuple(
             # In a chat the answer follows the template's own opening of a turn, without a delimiter.
             Example(index, context, self._gold(doc).lstrip() if chat else self._gold(doc))
             for index, (doc, context) in enumerate(zip(docs, contexts, strict=True))
         )
+        if chat is None:
+            self._plain_examples[split] = examples
+        return examples
+
+    @cached_property
+    def _plain_examples(self) -> dict[str, tuple[Example, ...]]:
+        """Examples without a chat template, by split: a worker trains many arms on them."""
+        return {}
 
     def _check_trainable(self, *, needs_training_split: bool) -> None:
         if self.is_group:
