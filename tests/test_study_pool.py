@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import toy_nodes
+from forked import CONTEXT, start_server
 from study_fixture import small_plan
 from test_study_executor import ALL, heard_signals, is_alive, kinds  # noqa: F401  (a fixture)
 
@@ -19,15 +19,13 @@ from statewise.study.executor import Outcome, execute
 from statewise.study.request import Workers
 from statewise.study.store import Store
 
-# Processes that are forked from one that has imported what `spawn` would import in each.
-CONTEXT = multiprocessing.get_context("forkserver")
 SIGKILL = "its worker process was ended by SIGKILL (out of memory, or killed)"
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Runs the small study with toy nodes; `script[node id][i]` is what its i-th try does: see `toy_nodes.act`."""
-    CONTEXT.set_forkserver_preload(["pytest", "statewise.study.executor"])
+    start_server()
     monkeypatch.setattr(pool.multiprocessing, "get_context", lambda kind: CONTEXT)
 
     def run_with(script=None, starts=(), *, num_workers=2, on_event=None):

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from test_study_run import CONTEXT, PRELOADED, command
+from forked import CONTEXT, start_server
+from test_study_run import command
 
 from statewise import records
 from statewise.report.summary_json import summary_from_json
@@ -34,7 +35,7 @@ def model(tmp_path_factory) -> Path:
 
 
 def run(tmp_path, *arguments) -> tuple[int, str]:
-    CONTEXT.set_forkserver_preload(PRELOADED)
+    start_server()
     log = tmp_path / "log.txt"
     process = CONTEXT.Process(target=command, args=(["run", *arguments], log))
     process.start()

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import CONTEXT, start_server
 
 from statewise import records
 from statewise.config import read_study
@@ -22,11 +23,6 @@ from statewise.report.summary_json import summary_from_json
 from statewise.study.request import StudyRequest, plan_study
 from statewise.study.store import Store
 
-CONTEXT = multiprocessing.get_context("forkserver")
-PRELOADED = [
-    "statewise.cli", "statewise.progress", "statewise.report.page", "statewise.report.terminal", "statewise.study.run",
-    "statewise.study.nodes", "torch", "transformers", "lm_eval", "transformers.models.qwen3.modeling_qwen3",
-]  # fmt: skip
 NUM_UPDATES = 16
 STUDY = f"""
 [study]
@@ -145,7 +141,7 @@ def child_of(parent):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    CONTEXT.set_forkserver_preload(PRELOADED)
+    start_server()
     return Runs(tmp_path_factory.mktemp("runs"))
 
 

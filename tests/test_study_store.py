@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 
 import pytest
+from forked import CONTEXT, start_server
 from study_fixture import node_named, small_plan
 
 from statewise import records
@@ -187,9 +187,9 @@ def hold_and_die(folder, held):
 
 
 def test_the_lock_goes_with_the_process(store):
-    context = multiprocessing.get_context("forkserver")
-    held = context.Event()
-    process = context.Process(target=hold_and_die, args=(store.folder, held))
+    start_server()
+    held = CONTEXT.Event()
+    process = CONTEXT.Process(target=hold_and_die, args=(store.folder, held))
     process.start()
     assert held.wait(60)
     process.join()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from statewise.errors import UsageError
 
 INT64 = range(-(2**63), 2**63)
 MOST_NESTED = 40
+SURROGATE = re.compile("[\ud800-\udfff]")
 NO_OPTIONS: Mapping[str, Any] = {}
 
 
@@ -204,6 +206,6 @@ def _problem_of(value: Any, depth: int = 0) -> str:
         return f"holds {str(value)[:24]}…, a whole number of more than 64 bits; write it as text, in quotes"
     if isinstance(value, float) and not math.isfinite(value):
         return f"holds {value}, which is no finite number; write null where there is no value"
-    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+    if isinstance(value, str) and SURROGATE.search(value):
         return "holds half a character (a lone surrogate), which is no text; write the whole character"
     return ""
