@@ -169,29 +169,36 @@ def _dataset(config: Mapping[str, Any], splits: Mapping[str, list[Row]]) -> data
         if config.get("process_docs") is None:
             check_columns(config, rows)
         columns = list(dict.fromkeys(name for row in rows for name in row.values))
-        loaded[split] = datasets.Dataset.from_dict({column: _values(column, rows) for column in columns})
+        loaded[split] = _table({column: [row.values.get(column) for row in rows] for column in columns}, rows)
     return loaded
 
 
-def _values(column: str, rows: list[Row]) -> list[Any]:
-    """The values of a column, None where a row has none.
+def _table(columns: dict[str, list[Any]], rows: list[Row]) -> datasets.Dataset:
+    """The columns of `rows`, None where a row has no value.
 
     Raises:
-        UsageError: a table would not keep them (1 beside 2.5 becomes 1.0), since they are of different types.
+        UsageError: a table would not keep a column (1 beside 2.5 becomes 1.0), since its values are of different types.
     """
-    values = [row.values.get(column) for row in rows]
-    try:
-        held = datasets.Dataset.from_dict({column: values})[:][column]
-    except (pa.ArrowException, TypeError, OverflowError, UnicodeEncodeError):
-        held = None
-    if held is None or not _is_kept(values, held):
-        known = [value for value in values if value is not None]
+    table = _kept(columns)
+    if table is None:
+        column = next(column for column, values in columns.items() if _kept({column: values}) is None)
+        known = [value for value in columns[column] if value is not None]
         odd = next((row for row in rows if type(row.values.get(column)) not in (type(known[0]), type(None))), rows[0])
         kinds = ", ".join(sorted({type(value).__name__ for value in known}))
         raise UsageError(
             f"{odd.place}: column {column!r} has values of different types ({kinds}); make them all of one type"
         )
-    return values
+    return table
+
+
+def _kept(columns: dict[str, list[Any]]) -> datasets.Dataset | None:
+    """The table of `columns`, or None where it would not hold the very values."""
+    try:
+        table = datasets.Dataset.from_dict(columns)
+        held = table[:]
+    except (pa.ArrowException, TypeError, OverflowError, UnicodeEncodeError):
+        return None
+    return table if all(_is_kept(values, held[column]) for column, values in columns.items()) else None
 
 
 def _is_kept(value: Any, held: Any) -> bool:
