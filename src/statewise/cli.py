@@ -300,8 +300,8 @@ def _fields_of(kind: Any) -> str:
 def pretrain(
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist or be empty.")],
     world_seed: Annotated[int, typer.Option(min=0, help="Seed of the world; the embedded model is of world 0.")] = 0,
-    size: Annotated[str, typer.Option(help="full (about half an hour on two cores) or smoke (seconds).")] = "full",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; other counts give other bytes.")] = 2,
+    size: Annotated[str, typer.Option(help="full (about half an hour on one core) or smoke (seconds).")] = "full",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; other counts give other bytes.")] = 1,
 ) -> None:
     """Build a pocket model from nothing: world, tokenizer, weights and benchmarks."""
     from dataclasses import replace
