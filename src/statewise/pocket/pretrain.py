@@ -195,16 +195,17 @@ def _train(
         optimizer.step()
         recent.append(loss.item())
         if (step + 1) % 50 == 0 or step + 1 == num_updates:
+            num_tokens = (step + 1) * batch.numel()
             row = {
                 "stage": stage.corpus,
                 "update": step + 1,
-                "tokens": (step + 1) * batch.numel(),
+                "tokens": num_tokens,
                 "loss_nats": round(sum(recent) / len(recent), 4),
                 "lr": lr_at(config, stage, step),
             }
             recent = []
             seconds = time.monotonic() - start
-            pace = f"{row['tokens'] / seconds:,.0f} tokens/s · {seconds:.0f} s"
+            pace = f"{num_tokens / seconds:,.0f} tokens/s · {seconds:.0f} s"
             report(f"{stage.corpus} · update {step + 1}/{num_updates} · loss {row['loss_nats']:.4f} nats · {pace}")
             yield row
 
