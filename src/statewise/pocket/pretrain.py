@@ -74,8 +74,8 @@ class PretrainConfig:
 SIZES = {
     "full": PretrainConfig(),
     "smoke": PretrainConfig(
-        stages=(Stage("broad", 8_192, 4e-3, 0.4), Stage("kept", 8_192, 3e-3, 0.5)),
-        block_length=128,
+        stages=(Stage("broad", 12_288, 4e-3, 0.4), Stage("kept", 12_288, 3e-3, 0.5)),
+        block_length=192,
         blocks_per_update=8,
         vocab_size=400,
         hidden_size=32,
@@ -255,6 +255,11 @@ def _write(
     records.write_json(folder / "pretrain.json", asdict(config))
     lines = "".join(json.dumps(row) + "\n" for row in log)
     records.write_bytes(folder / "pretrain_log.jsonl", lines.encode())
+    write_digests(folder)
+
+
+def write_digests(folder: Path) -> None:
+    """Write the SHA-256 of every file in `folder` into its `SHA256SUMS`."""
     digests = {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
