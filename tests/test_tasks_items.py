@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from statewise.tasks.items import choose, share_out
+from statewise.tasks.items import choose, leave, share_out
 
 
 def test_members_of_a_group_are_taken_in_turn():
@@ -43,3 +43,10 @@ def test_a_sample_of_a_sorted_file_is_fair():
     # 50 such means 1.4. The first 200 have a mean place of 99.5.
     assert np.mean(means) == pytest.approx(299.5, abs=4 * 1.42)
     assert max(abs(mean - 299.5) for mean in means) < 4 * 10.0
+
+
+def test_what_is_left_for_other_uses_is_not_evaluated_until_it_must_be():
+    left = leave("pocket_facts", 600, 100)
+    assert len(left) == 100
+    for limit, shared in ((400, 0), (500, 0), (501, 1), (600, 100)):
+        assert len(set(left) & set(choose({"pocket_facts": 600}, limit, "sample")[0])) == shared

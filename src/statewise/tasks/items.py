@@ -27,8 +27,17 @@ def choose(sizes: Mapping[str, int], limit: int | None, items: str) -> list[list
     """The documents of each member that are evaluated, in their order; `sizes` by the member's name."""
     chosen = []
     for (name, size), count in zip(sizes.items(), share_out(list(sizes.values()), limit), strict=True):
-        order = list(range(size))
-        if items == SAMPLE:
-            random.Random(f"statewise/items/{name}").shuffle(order)
+        order = _shuffled(name, size) if items == SAMPLE else list(range(size))
         chosen.append(sorted(order[:count]))
     return chosen
+
+
+def leave(name: str, size: int, count: int) -> list[int]:
+    """`count` documents in their order that are the last to enter a sample: for what should not be evaluated."""
+    return sorted(_shuffled(name, size)[size - count :])
+
+
+def _shuffled(name: str, size: int) -> list[int]:
+    order = list(range(size))
+    random.Random(f"statewise/items/{name}").shuffle(order)
+    return order

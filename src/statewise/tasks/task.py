@@ -25,7 +25,7 @@ from lm_eval.filters.selection import TakeKFilter
 
 from statewise import errors
 from statewise.errors import UsageError
-from statewise.tasks.items import SAMPLE, choose, share_out
+from statewise.tasks.items import SAMPLE, choose, leave, share_out
 from statewise.types import Example
 
 FEWSHOT_SEED = 1234  # lm_eval.defaults.DEFAULT_OTHER_SEED: `lm_eval` draws the same worked examples
@@ -320,13 +320,14 @@ class Task:
             chat: the chat template that prompts are put into; None: plain text.
 
         Returns:
-            The first prompts of the training split; of a task without one, the last of the evaluated documents.
+            The first prompts of the training split; of a task without one, those of the documents that a limited
+            evaluation takes last.
         """
         prompts: list[str] = []
         for member, share in zip(self.members, self._shares(count), strict=True):
             has_split = member.has_training_docs()
-            docs = list(member.training_docs() if has_split else member.eval_docs)
-            docs = docs[:share] if has_split else docs[len(docs) - share :]
+            left = leave(str(member.config.task), len(member.eval_docs), share)
+            docs = list(member.training_docs())[:share] if has_split else [member.eval_docs[index] for index in left]
             prompts += self._contexts(member, docs, chat, are_training_docs=has_split)
         return tuple(prompts)
 
@@ -335,7 +336,7 @@ class Task:
         shared = 0
         for member, share, chosen in zip(self.members, self._shares(count), self._chosen(limit, items), strict=True):
             if not member.has_training_docs():
-                shared += sum(index >= len(member.eval_docs) - share for index in chosen)
+                shared += len(set(chosen) & set(leave(str(member.config.task), len(member.eval_docs), share)))
         return shared
 
     def _chosen(self, limit: int | None, items: str) -> list[list[int]]:
