@@ -28,9 +28,10 @@ from statewise.locality.adapter import Full
 from statewise.loop.build import Material, Recipe, build
 from statewise.loop.train import supervise
 from statewise.loop.update import Updater
-from statewise.policy.load import Policy, encode_prompt, load_policy
+from statewise.policy.load import Policy, load_policy
 from statewise.policy.sampler import Sampling
 from statewise.policy.samplers import SAMPLERS
+from statewise.policy.texts import encode_prompt
 from statewise.signals import SIGNALS, WeightedSignal
 from statewise.states import SOURCES
 

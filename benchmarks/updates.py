@@ -27,8 +27,9 @@ from statewise.locality.adapter import ADAPTERS
 from statewise.loop.build import Material, Recipe, Setup, build
 from statewise.loop.train import supervise
 from statewise.loop.update import Updater
-from statewise.policy.load import Policy, encode, load_policy
+from statewise.policy.load import Policy, load_policy
 from statewise.policy.lora import add_adapter
+from statewise.policy.texts import encode
 from statewise.signals import SIGNALS, WeightedSignal
 from statewise.states import SOURCES
 from statewise.types import Example

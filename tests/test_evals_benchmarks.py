@@ -19,7 +19,8 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from statewise.assets import POCKET_MODEL
 from statewise.errors import UsageError
 from statewise.evals.evaluate import EvalProtocol, evaluate
-from statewise.policy.load import Policy, chat_of, check_chat_end
+from statewise.policy.load import Policy
+from statewise.policy.texts import chat_of, check_chat_end
 from statewise.tasks.load import load_task
 from statewise.tasks.task import TaskOptions
 

@@ -23,7 +23,8 @@ from statewise.evals.bystanders import bystander
 from statewise.evals.evaluate import NEXT_ANSWER, EvalProtocol, evaluate, pass_at_k
 from statewise.evals.policy_lm import PolicyLM
 from statewise.pocket.world import World, write_benchmarks
-from statewise.policy.load import Policy, encode
+from statewise.policy.load import Policy
+from statewise.policy.texts import encode
 from statewise.records import ITEM_SCHEMA
 from statewise.tasks.items import choose
 from statewise.tasks.load import load_task

@@ -9,7 +9,7 @@ from test_loop_build import ToyTask
 
 from statewise.errors import UsageError
 from statewise.locality import LOCALITIES
-from statewise.loop.documents import encode_example, read_documents, remembered_prompts, rule_of, told
+from statewise.loop.documents import encode_examples, read_documents, remembered_prompts, rule_of, told
 from statewise.states import SOURCES, read_source
 from statewise.types import Example
 
@@ -30,13 +30,13 @@ def read(policy, documents, *sources, too_long="refuse"):
 
 
 def test_a_document_is_encoded_with_its_end_of_text(toy_policy):
-    encoded = encode_example(toy_policy, Example(3, "ab", " c"))
+    encoded = encode_examples(toy_policy, [Example(3, "ab", " c")])[0]
     assert (encoded.index, len(encoded.prompt_ids), len(encoded.gold_ids)) == (3, 2, 3)
     assert encoded.gold_ids[-1] == toy_policy.end_token_id
 
 
 def test_a_document_without_gold_text_has_no_gold_tokens(toy_policy):
-    assert encode_example(toy_policy, Example(0, "ab", "")).gold_ids == ()
+    assert encode_examples(toy_policy, [Example(0, "ab", "")])[0].gold_ids == ()
 
 
 def test_all_documents_that_exceed_the_context_are_named(toy_policy):

@@ -18,19 +18,11 @@ from statewise.errors import UsageError
 from statewise.evals.policy_lm import PolicyLM
 from statewise.locality.adapter import Full
 from statewise.loop.build import Material, Recipe, build
-from statewise.loop.documents import encode_example
-from statewise.policy.load import (
-    Policy,
-    check_same_tokenizer,
-    copy_policy,
-    decode,
-    encode,
-    encode_prompt,
-    load_policy,
-    save_weights,
-)
+from statewise.loop.documents import encode_examples
+from statewise.policy.load import Policy, check_same_tokenizer, copy_policy, load_policy, save_weights
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.score import action_logprobs, state_hidden
+from statewise.policy.texts import decode, encode, encode_prompt
 from statewise.signals import SIGNALS
 from statewise.types import Example, Trajectory, collate
 
@@ -99,7 +91,7 @@ def test_a_rollout_goes_on_after_a_token_that_ends_other_checkpoints_only(base_f
 def test_the_named_end_of_text_closes_gold_text_and_the_checkpoints_own_still_ends_a_rollout(base_folder):
     policy = load_policy(base_folder, "learner", end_of_text=TURN_END)
     assert policy.end_token_ids == (257, 256)
-    assert encode_example(policy, Example(0, "ab", " c")).gold_ids[-1] == 257
+    assert encode_examples(policy, [Example(0, "ab", " c")])[0].gold_ids[-1] == 257
 
 
 def test_a_saved_model_keeps_its_named_end_of_text(base_folder, tmp_path):
@@ -165,7 +157,7 @@ def test_a_context_has_the_tokens_that_lm_eval_gives_it(toy_policy, text, has_be
 
 def test_a_training_prompt_begins_as_an_evaluated_one_and_gold_text_goes_on(toy_policy):
     policy = begin_policy(toy_policy)
-    encoded = encode_example(policy, Example(0, "ab", " c"))
+    encoded = encode_examples(policy, [Example(0, "ab", " c")])[0]
     assert encoded.prompt_ids == tuple(PolicyLM(policy).tok_encode("ab")) == (257, *encode(policy, "ab"))
     assert encoded.gold_ids == (*encode(policy, " c"), 256)
 

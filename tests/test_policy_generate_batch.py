@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from statewise.errors import UsageError
-from statewise.policy.load import Policy, copy_policy, decode
+from statewise.policy.load import Policy, copy_policy
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.samplers import SAMPLERS
+from statewise.policy.texts import decode
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),  # transformers speaks of what a CPU lacks

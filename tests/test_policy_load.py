@@ -6,16 +6,8 @@ from conftest import byte_tokenizer
 from transformers import GraniteConfig, GraniteForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from statewise.errors import UsageError
-from statewise.policy.load import (
-    Policy,
-    check_same_tokenizer,
-    copy_policy,
-    decode,
-    encode,
-    eval_mode,
-    load_policy,
-    save_weights,
-)
+from statewise.policy.load import Policy, check_same_tokenizer, copy_policy, eval_mode, load_policy, save_weights
+from statewise.policy.texts import decode, encode
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from statewise.errors import UsageError
 from statewise.policy import sampler
-from statewise.policy.load import Policy, copy_policy, decode
+from statewise.policy.load import Policy, copy_policy
 from statewise.policy.sampler import Sampling, draw, sample
 from statewise.policy.score import action_logprobs, batch_tensors, state_hidden
+from statewise.policy.texts import decode
 from statewise.seeding import derive_key
 from statewise.types import Trajectory, collate
 

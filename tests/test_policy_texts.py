@@ -18,9 +18,10 @@ from transformers import PreTrainedTokenizerFast
 
 from statewise.errors import UsageError
 from statewise.evals.policy_lm import PolicyLM
-from statewise.loop.documents import encode_example
+from statewise.loop.documents import encode_examples
 from statewise.policy.find import POCKET_MODEL
-from statewise.policy.load import Policy, encode, encode_after, encode_prompt
+from statewise.policy.load import Policy
+from statewise.policy.texts import encode, encode_prompt, encode_starts, tokens_after
 from statewise.signals import SIGNALS
 from statewise.tasks.load import load_task
 from statewise.types import Example
@@ -29,6 +30,10 @@ TURN = "<turn>"
 SPECIAL = ["<unk>", "<s>", "</s>", TURN]
 CORPUS = ["Question: Ida has 48 pens. She sells half. How many are left?\nAnswer: She has 24 pens. #### 24"] * 3
 KINDS = ("bytes", "bytes with a space before", "metaspace", "metaspace first", "prepend", "words", "pieces", "unigram")
+
+
+def encode_after(policy, prompt, text):
+    return tokens_after(policy, *encode_starts(policy, [prompt, prompt + text]))
 
 
 def _raw(kind: str) -> Tokenizer:
@@ -100,7 +105,7 @@ def test_gold_tokens_are_lm_evals_continuation_and_end_of_text(policy):
     golds = " She has 24 pens. #### 24", "\n24", " \u00e9\u6c49 2"
     for prompt, gold in product((PLAIN, CHAT, f"<s>{CHAT}", "?"), golds):
         context, continuation = reference._encode_pair(prompt, gold)
-        encoded = encode_example(policy, Example(0, prompt, gold))
+        encoded = encode_examples(policy, [Example(0, prompt, gold)])[0]
         assert list(encoded.prompt_ids) == context
         assert list(encoded.gold_ids) == [*continuation, policy.end_token_id]
 
@@ -110,7 +115,7 @@ def test_in_a_chat_the_tokens_are_lm_evals_and_the_border_is_where_sampling_star
     reference = oracle(policy)
     for prompt in (f"{CHAT}assistant\n", f"{CHAT}\n\n"):
         context, continuation = reference._encode_pair(prompt, "She has 24")
-        encoded = encode_example(policy, Example(0, prompt, "She has 24"))
+        encoded = encode_examples(policy, [Example(0, prompt, "She has 24")])[0]
         assert [*encoded.prompt_ids, *encoded.gold_ids] == [*context, *continuation, policy.end_token_id]
         assert list(encoded.prompt_ids) == reference.tok_encode(prompt)
 
@@ -133,7 +138,7 @@ def test_a_token_across_the_border_is_refused_with_what_to_do(toy_policy):
     tokenizer = tokenizer_of("bytes", False)
     policy = replace(toy_policy, tokenizer=tokenizer, end_token_id=tokenizer.eos_token_id)
     with pytest.raises(UsageError, match=r"document 3: ' ' .* one token with .*' She'.*target_delimiter"):
-        encode_example(policy, Example(3, "Answer: ", "She has 24"))
+        encode_examples(policy, [Example(3, "Answer: ", "She has 24")])[0]
 
 
 def test_an_arm_that_needs_no_gold_text_is_not_refused_for_it(toy_policy):
@@ -156,7 +161,7 @@ def test_the_texts_of_a_given_pair_are_encoded_after_their_prompt(policy, tmp_pa
 
 
 def test_a_text_without_a_prompt_follows_the_token_that_lm_eval_puts_there(policy):
-    encoded = encode_example(policy, Example(0, "", "She has 24"))
+    encoded = encode_examples(policy, [Example(0, "", "She has 24")])[0]
     assert encoded.prompt_ids == (oracle(policy).prefix_token_id,)
     assert encoded.gold_ids == (*encode(policy, "She has 24"), policy.end_token_id)
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from run_fixture import trained, write_run
+from run_fixture import seal_plan, trained, write_run
 
 from statewise import records
 from statewise.assets import POCKET_MODEL
@@ -195,6 +195,18 @@ def test_an_adapter_answers_as_its_merged_weights_do(exported, tmp_path):
         plain, load_task("pocket_math", task_folder=POCKET_MODEL / "tasks"), EvalProtocol(LIMIT, ("greedy",), 0, 24)
     )
     assert scores[0] != [row["response"] for row in rows]
+
+
+def test_merged_weights_stop_where_the_policies_of_their_run_stop(exported, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(exported / "run", run)
+    study = run / "study.toml"
+    study.write_text(study.read_text().replace("[shared]\n", '[shared]\nend_of_text = "."\n', 1))
+    seal_plan(run, POCKET_MODEL)
+    export_model(ExportRequest(run, "slim", is_merged=True), tmp_path / "merged", render_card)
+    ends = [load_policy(folder, "exported").end_token_ids for folder in (exported / "merged", tmp_path / "merged")]
+    stop = load_policy(POCKET_MODEL, "pocket").tokenizer.get_vocab()["."]
+    assert (stop in ends[0], ends[1][0]) == (False, stop)
 
 
 def test_a_stored_adapter_of_a_run_is_named_after_run_arm_and_seed(exported, tmp_path):

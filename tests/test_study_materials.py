@@ -7,7 +7,8 @@ import json
 import pytest
 
 from statewise.assets import POCKET_MODEL
-from statewise.policy.load import encode, load_policy, load_without_weights
+from statewise.policy.load import load_policy, load_without_weights
+from statewise.policy.texts import encode
 from statewise.study.benchmarks import check_texts
 from statewise.study.catalog import built_in_studies
 from statewise.study.materials import is_known_to_be_sound

@@ -62,6 +62,11 @@ def test_workers_are_kept_for_the_next_node(run):
     assert len({event.result["pid"] for event in events if event.kind == "done"}) == 1
 
 
+def test_workers_end_by_themselves_when_all_is_done_so_that_nothing_of_theirs_is_left(run, tmp_path):
+    run(num_workers=2)
+    assert tries(tmp_path, "ended") == tries(tmp_path, "starts") == 2
+
+
 @pytest.mark.parametrize(
     ("deed", "how"),
     [
@@ -139,11 +144,19 @@ def test_a_worker_that_lives_goes_on_where_no_other_can_be_started(run, tmp_path
     assert tries(tmp_path, "starts") <= 2 + pool.MAX_FAILED_STARTS
 
 
+def has_open_files(pid):
+    """Whether a thread of the process lives: each holds its pipe open, and the first may be a zombie before others."""
+    try:
+        return is_alive(pid) or len(os.listdir(f"/proc/{pid}/task")) > 1
+    except FileNotFoundError:
+        return False
+
+
 def test_an_idle_worker_that_dies_is_replaced_without_a_word(run, tmp_path):
     def on_event(event):
         if event.kind == "done" and event.node.id == "train:sft:0":
             os.kill(event.result["pid"], signal.SIGKILL)
-            while is_alive(event.result["pid"]):
+            while has_open_files(event.result["pid"]):
                 time.sleep(0.01)
 
     outcome, events = run(on_event=on_event, num_workers=1)

@@ -116,11 +116,19 @@ class Runs:
         return process.exitcode, self.log.read_text()
 
     def send_at_checkpoint(self, out, arm, step, number, *, to_worker=False):
-        """Start a run and send it, or its worker, the signal `number` when `arm` has a checkpoint of `step` or more."""
-        process = self.start(out)
+        """Start a run and send it, or its worker, the signal `number` at the first checkpoint of `step` or more.
+
+        At one that this run wrote: a process that has just been started does not hear Ctrl-C yet.
+        """
         folder = self.folder / out / "arms" / arm / "0" / "checkpoints"
+
+        def steps():
+            return {int(path.name) for path in folder.glob("[0-9]*")} if folder.is_dir() else set()
+
+        before = steps()
+        process = self.start(out)
         deadline = time.monotonic() + 300
-        while not (folder.is_dir() and any(int(path.name) >= step for path in folder.glob("[0-9]*"))):
+        while max(steps() - before, default=0) < step:
             assert process.is_alive() and time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.002)
         os.kill(child_of(process.pid) if to_worker else process.pid, number)

@@ -8,8 +8,9 @@ import yaml
 
 from statewise.errors import UsageError
 from statewise.pocket.world import World, write_benchmarks
+from statewise.tasks.generation import cut_at
 from statewise.tasks.load import load_task
-from statewise.tasks.task import Task, cut_at
+from statewise.tasks.task import Task
 from statewise.tasks.task_file import read_task_file
 
 LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent

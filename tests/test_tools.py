@@ -10,8 +10,9 @@ import torch
 
 from statewise.policy.device import choose_dtype
 from statewise.policy.find import count_parameters
-from statewise.policy.load import encode, load_policy
+from statewise.policy.load import load_policy
 from statewise.policy.sampler import Sampling, sample
+from statewise.policy.texts import encode
 
 TOOLS = Path(__file__).parents[1] / "tools"
 

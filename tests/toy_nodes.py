@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from functools import partial
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 from statewise.study.executor import NodeEvent
@@ -17,6 +18,7 @@ def begin(folder: Path, script: dict[str, list[str]], starts: list[str]):
     """What a worker calls once: the i-th process does `starts[i]` first, and `script[id][i]` in a node's i-th try."""
     number = count(folder, "starts")
     (folder / f"pid-{number}").write_text(str(os.getpid()))
+    Finalize(None, (folder / f"ended-{number}").touch, exitpriority=1)
     act(starts, number)
     return partial(work, folder, script)
 

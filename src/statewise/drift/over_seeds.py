@@ -13,9 +13,8 @@ import numpy as np
 from scipy import stats
 
 from statewise.drift.measure import DriftValue
-from statewise.records import DriftEstimate
+from statewise.records import LEVEL, DriftEstimate
 
-LEVEL = 0.95
 SEVERAL_SEEDS = "t interval over seeds, on the same prompts in every seed; p: Fisher's combination of the seeds'"
 ONE_SEED = "one training seed: no interval over seeds; p: of that seed"
 NO_SPREAD = "every seed has the same value: no interval over seeds; p: Fisher's combination of the seeds'"

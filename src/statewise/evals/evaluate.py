@@ -19,10 +19,12 @@ from statewise import errors
 from statewise.errors import UsageError
 from statewise.evals.bystanders import bystander
 from statewise.evals.policy_lm import Decoding, PolicyLM
-from statewise.policy.load import Policy, chat_of
+from statewise.policy.load import Policy
+from statewise.policy.texts import chat_of
+from statewise.tasks.generation import DEFAULT_MAX_NEW_TOKENS
 from statewise.tasks.items import CHOICES_OF_ITEMS, SAMPLE
 from statewise.tasks.quiet import quiet_lm_eval
-from statewise.tasks.task import DEFAULT_MAX_NEW_TOKENS, STYLE, Task
+from statewise.tasks.task import STYLE, Task
 
 TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}
 CHOICES = "choices"

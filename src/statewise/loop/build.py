@@ -17,9 +17,10 @@ from statewise.loop.fit import TokenLimit
 from statewise.loop.history import WeightHistory
 from statewise.policy.act import draw_actions
 from statewise.policy.check import check_packing
-from statewise.policy.load import Policy, check_same_tokenizer, decode
+from statewise.policy.load import Policy, check_same_tokenizer
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.samplers import Sampler
+from statewise.policy.texts import decode
 from statewise.seeding import derive_key
 from statewise.signals.signal import ActRequest, Supervision, WeightedSignal, WriteRequest
 from statewise.states import RecordedStates, Source, SourceContext

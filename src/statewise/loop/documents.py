@@ -14,7 +14,8 @@ from typing import Literal
 
 from statewise.errors import UsageError
 from statewise.locality import Remembering
-from statewise.policy.load import Policy, chat_of, check_chat_end, encode_after, encode_prompt
+from statewise.policy.load import Policy
+from statewise.policy.texts import chat_of, check_chat_end, encode_prompt, encode_starts, tokens_after
 from statewise.states import EncodedExample, Source, leaves
 from statewise.states.dataset import Dataset
 from statewise.states.pairs import read_pairs
@@ -74,7 +75,7 @@ def read_documents(policy: Policy, task: Task, sources: Iterable[Source], rule: 
         check_chat_end(policy)
     documents = task.examples("train", chat)
     needed = documents if rule.needs_gold else [replace(document, gold="") for document in documents]
-    encoded = [encode_example(policy, document) for document in needed]
+    encoded = encode_examples(policy, needed)
     is_long = {example.index: num_tokens(example, rule.needs_gold) > policy.context_length for example in encoded}
     kept = tuple(example for example in encoded if rule.too_long == "refuse" or not is_long[example.index])
     if not kept:
@@ -158,17 +159,22 @@ def num_tokens(example: EncodedExample, needs_gold: bool) -> int:
     return len(example.prompt_ids) + (max(1, len(example.gold_ids), len(example.rejected_ids)) if needs_gold else 1)
 
 
-def encode_example(policy: Policy, example: Example) -> EncodedExample:
-    """Prompt and gold text in tokens, the gold text as it stands after the prompt and closed by end-of-text.
+def encode_examples(policy: Policy, examples: Sequence[Example]) -> list[EncodedExample]:
+    """Prompts and gold texts in tokens, each gold text as it stands after its prompt and closed by end-of-text.
 
     Raises:
-        UsageError: prompt and gold text share a token.
+        UsageError: a prompt and its gold text share a token.
     """
-    try:
-        gold_ids = (*encode_after(policy, example.prompt, example.gold), policy.end_token_id) if example.gold else ()
-    except UsageError as error:
-        raise UsageError(f"training document {example.index}: {error}") from None
-    return EncodedExample(example.index, encode_prompt(policy, example.prompt), gold_ids)
+    starts = encode_starts(policy, [example.prompt for example in examples])
+    wholes = encode_starts(policy, [example.prompt + example.gold for example in examples])
+    encoded = []
+    for example, start, whole in zip(examples, starts, wholes, strict=True):
+        try:
+            gold_ids = (*tokens_after(policy, start, whole), policy.end_token_id) if example.gold else ()
+        except UsageError as error:
+            raise UsageError(f"training document {example.index}: {error}") from None
+        encoded.append(EncodedExample(example.index, start or (policy.prefix_token_id,), gold_ids))
+    return encoded
 
 
 def encode_pairs(
@@ -189,10 +195,8 @@ def encode_pairs(
             raise UsageError(
                 f"{path}:{pair.line}: index {pair.index} is not one of the {len(by_index)} training documents"
             )
-        chosen, rejected = (
-            encode_example(policy, Example(document.index, document.prompt, text))
-            for text in (pair.chosen, pair.rejected)
-        )
+        texts = [Example(document.index, document.prompt, text) for text in (pair.chosen, pair.rejected)]
+        chosen, rejected = encode_examples(policy, texts)
         both = EncodedExample(document.index, chosen.prompt_ids, chosen.gold_ids, rejected.gold_ids)
         if num_tokens(both, needs_gold=True) > policy.context_length:
             bad.append(pair.line)

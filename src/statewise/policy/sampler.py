@@ -17,9 +17,10 @@ from torch import Tensor
 
 from statewise.errors import DivergedError, UsageError
 from statewise.policy.cache import BlockCache
-from statewise.policy.load import Policy, decode, decode_all, eval_mode
+from statewise.policy.load import Policy, eval_mode
 from statewise.policy.lora import active
 from statewise.policy.score import head_logits, states_per_chunk
+from statewise.policy.texts import decode, decode_all
 from statewise.types import Rollout
 
 COMPACT_BELOW = 0.9  # live rows / rows in the cache: dropping rows copies the cache, so not at every step

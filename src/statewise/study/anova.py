@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from statewise.records import Effect, EffectTable
+from statewise.records import LEVEL, Effect, EffectTable
 
 Array = npt.NDArray[np.float64]
 # Axis → level of a cell, and its value by seed.
@@ -23,7 +23,6 @@ Cell = tuple[Mapping[str, str], Mapping[int, float]]
 
 # No level or axis of a grid can be called so.
 SEEDS, HIGHER_ORDER = "between seeds", "higher-order interactions"
-LEVEL = 0.95
 # A spread below this share of the largest value is rounding.
 ROUNDING = 1e-12
 ONE_SEED = "η² = SS / SS total; one seed, so no interval, and what is left over is no noise"

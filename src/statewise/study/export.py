@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -86,7 +85,7 @@ def export_model(request: ExportRequest, out: Path, render: Callable[[ModelFacts
     with records.replacing_folder(out) as folder:
         provenance = dict(facts.provenance)
         if weights == "merged":
-            _merge(_base_folder(run), source, folder)
+            _merge(_base_folder(run), source, folder, run.config.shared.end_of_text)
             provenance["adapter_sha256"] = digest_weights(source)
         else:
             _copy(source, folder)
@@ -160,27 +159,12 @@ def _name_base(path: Path, base: str) -> None:
         path.write_text(json.dumps({**config, **named}, indent=2) + "\n", encoding="utf-8")
 
 
-def _merge(base: Path, adapter: Path, folder: Path) -> None:
-    """Write base + adapter as plain float32 weights; by peft, whose format it is."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
+def _merge(base: Path, adapter: Path, folder: Path, end_of_text: str | None) -> None:
+    """Write base + adapter as plain float32 weights, which stop where the run's policies stop."""
+    from statewise.policy.load import load_policy, save_weights
+    from statewise.policy.lora import load_adapter, merge_adapters
 
-    transformers_logging.disable_progress_bar()
-    with warnings.catch_warnings():
-        # peft warns of tied embeddings even where no embedding is a target, and reads attributes that transformers
-        # has renamed.
-        warnings.filterwarnings("ignore", category=UserWarning, module="peft")
-        warnings.simplefilter("ignore", FutureWarning)
-        model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
-        )
-        PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().save_pretrained(folder)
-    has_tokenizer = (adapter / "tokenizer_config.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(
-        adapter if has_tokenizer else base, local_files_only=True, trust_remote_code=False
-    )
-    for key in ("is_local", "local_files_only"):  # how it was loaded is no property of the tokenizer
-        tokenizer.init_kwargs.pop(key, None)
-    tokenizer.save_pretrained(folder)
+    policy = load_policy(base, name="merged", end_of_text=end_of_text)
+    load_adapter(policy.model, adapter, policy.name)
+    merge_adapters(policy.model)
+    save_weights(policy, folder)

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,13 +21,14 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from statewise.printing import clean_streams
 from statewise.streams import outlive_readers
 from statewise.study.plan import Node
 
 # Signals that ask a run to stop. A terminal or a cluster sends them to every process; only the parent answers for them.
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MAX_FAILED_STARTS = 3  # in a row; then it is the machine, or the installation
-END_S = 1.0  # between closing its pipe and ending, a process needs milliseconds
+END_S = 3.0  # between closing its pipe and ending, a process that has torch imported needs tenths of a second
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE")
 CAUSES = {"SIGKILL": " (out of memory, or killed)", **dict.fromkeys(CRASHES, " (a crash in native code)")}
 
@@ -88,10 +90,19 @@ class Pool:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End all: an idle worker has nothing to keep, and one at work must not write beside the next run."""
+        """End all: one at work is killed, so that it does not write beside the next run.
+
+        An idle one ends by itself, as its pipe does, and takes the semaphores of its libraries along: left behind, they
+        are a warning below the results.
+        """
         for worker in self._workers:
+            if worker.node is not None:
+                worker.process.kill()
+            worker.pipe.close()
+        deadline = time.monotonic() + END_S
+        for worker in self._workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
             worker.process.kill()
-        for worker in self._workers:
             worker.process.join(END_S)
 
     @property
@@ -191,6 +202,7 @@ def _serve(pipe: Connection, begin: Callable[[], Work]) -> None:
         signal.signal(number, signal.SIG_IGN)
     _end_with_parent()
     outlive_readers()
+    clean_streams()
     try:
         work = begin()
     except Exception as error:  # noqa: BLE001  (the parent tells it, in one line)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -25,12 +25,11 @@ from lm_eval.filters.selection import TakeKFilter
 
 from statewise import errors
 from statewise.errors import UsageError
+from statewise.tasks.generation import cut_at, max_tokens_of, stops_of
 from statewise.tasks.items import SAMPLE, choose, leave, share_out
 from statewise.types import Example
 
 FEWSHOT_SEED = 1234  # lm_eval.defaults.DEFAULT_OTHER_SEED: `lm_eval` draws the same worked examples
-DEFAULT_MAX_NEW_TOKENS = 256  # lm_eval.defaults.DEFAULT_MAX_GEN_TOKS
-MAX_TOKENS_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # in lm-eval's priority
 # What graders raise on an answer they were not written for. Anything else (a missing package, no memory) is no answer's
 # fault and stops the run.
 GRADER_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError, ValueError)
@@ -194,13 +193,23 @@ class Task:
         if split not in ("train", "test"):
             raise errors.unknown("split", split, ("train", "test"), f"task {self.name!r}")
         self._check_trainable(needs_training_split=split == "train")
+        if chat is None and split in self._plain_examples:
+            return self._plain_examples[split]
         docs = self._train_docs if split == "train" else self._test_docs
         contexts = self._contexts(self.lm_eval_task, docs, chat, are_training_docs=split == "train")
-        return tuple(
+        examples = tuple(
             # In a chat the answer follows the template's own opening of a turn, without a delimiter.
             Example(index, context, self._gold(doc).lstrip() if chat else self._gold(doc))
             for index, (doc, context) in enumerate(zip(docs, contexts, strict=True))
         )
+        if chat is None:
+            self._plain_examples[split] = examples
+        return examples
+
+    @cached_property
+    def _plain_examples(self) -> dict[str, tuple[Example, ...]]:
+        """Examples without a chat template, by split: a worker trains many arms on them."""
+        return {}
 
     def _check_trainable(self, *, needs_training_split: bool) -> None:
         if self.is_group:
@@ -373,22 +382,3 @@ class Task:
             answer = str(requests[0].resps[0])
             scores |= {f"{STYLE}{name}": float(bool(regex.search(answer))) for name, regex in self._styles.items()}
         return scores
-
-
-def stops_of(generation_kwargs: Mapping[str, Any]) -> tuple[str, ...]:
-    """The stop strings in lm-eval's generation keywords."""
-    until = generation_kwargs.get("until") or []
-    return tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop)
-
-
-def max_tokens_of(generation_kwargs: Mapping[str, Any]) -> int:
-    """The most new tokens in lm-eval's generation keywords."""
-    given = (generation_kwargs[key] for key in MAX_TOKENS_KEYS if generation_kwargs.get(key))
-    return int(next(given, DEFAULT_MAX_NEW_TOKENS))
-
-
-def cut_at(text: str, stop_strings: Sequence[str]) -> str:
-    """`text` up to the first of its stop strings."""
-    for stop in stop_strings:
-        text = text.split(stop)[0]
-    return text
