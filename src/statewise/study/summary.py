@@ -90,12 +90,11 @@ def _measure(plan: Plan, store: Store) -> Measured:
     for node in _evaluated(plan, store):
         folder = store.arm_folder(node.arm, node.seed) / "evals"
         by_key: dict[str, dict[int, float]] = {}
-        for task in tasks:
-            for row in records.read_table(folder / f"{task}.parquet"):
-                whole = Column(task, row["decoding"], row["metric"], "")
-                for column in (whole, replace(whole, member=row["member"])):
-                    seen.setdefault(column.key, column)
-                    by_key.setdefault(column.key, {})[row["item"]] = np.nan if row["score"] is None else row["score"]
+        for row in (row for task in tasks for row in records.read_table(folder / f"{task}.parquet")):
+            whole = Column(row["task"], row["decoding"], row["metric"], "")
+            for column in (whole, replace(whole, member=row["member"])):
+                seen.setdefault(column.key, column)
+                by_key.setdefault(column.key, {})[row["item"]] = np.nan if row["score"] is None else row["score"]
         scores[node.arm, node.seed] = {k: np.array([v[i] for i in sorted(v)]) for k, v in by_key.items()}
     return Measured(config, _choose_columns(config, list(seen.values())), scores)
 
