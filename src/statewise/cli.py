@@ -311,7 +311,6 @@ def pretrain(
         raise UsageError("give either --out, the folder to write, or --check, a folder to measure")
     from dataclasses import replace
 
-    from statewise.pocket.check import ITEMS, check_base
     from statewise.pocket.pretrain import SIZES
     from statewise.pocket.pretrain import pretrain as build
 
@@ -325,6 +324,8 @@ def pretrain(
             raise UsageError(f"{out}: exists and is not an empty folder; choose another with --out")
         out.mkdir(parents=True, exist_ok=True)  # before half an hour's work, not after it
         build(replace(SIZES[size], world_seed=world_seed, num_threads=threads), out, tell)
+    from statewise.pocket.check import ITEMS, check_base
+
     folder = out or Path(str(check))
     base = check_base(folder, tell, ITEMS[size])
     for one in base["criteria"]:
