@@ -19,11 +19,11 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 LEVELS = {
     "__main__": 7,
     "cli": 6, "cli_models": 6, "progress": 6,
-    "study": 5, "report": 5,
+    "study": 5, "report": 5, "pocket": 5,
     "loop": 4, "evals": 4,
     "states": 3, "signals": 3, "locality": 3, "drift": 3,
     "policy": 2,
-    "tasks": 1, "config": 1, "component": 1, "grid": 1, "overrides": 1, "place": 1, "pocket": 1, "assets": 1,
+    "tasks": 1, "config": 1, "component": 1, "grid": 1, "overrides": 1, "place": 1, "assets": 1,
     "entry": 1,
     "types": 0, "records": 0, "model_records": 0, "state_records": 0, "integrity": 0, "errors": 0, "seeding": 0,
     "output_folder": 0, "printing": 0, "parsing": 0, "rows": 0, "streams": 0,

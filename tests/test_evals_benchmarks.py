@@ -90,7 +90,7 @@ def scores_of(samples: list[dict]) -> dict[tuple[str, int], float]:
 
 
 def our_scores(policy, task, **settings) -> dict[tuple[str, int], float]:
-    protocol = EvalProtocol(NUM_ITEMS, decodings=("greedy",), max_new_tokens=MAX_NEW_TOKENS, **settings)
+    protocol = EvalProtocol(NUM_ITEMS, ("greedy",), max_new_tokens=MAX_NEW_TOKENS, items="first", **settings)
     return {(row["metric"], row["item"]): row["score"] for row in evaluate(policy, task, protocol)}
 
 
@@ -107,10 +107,11 @@ def test_gsm8k_is_that_of_lm_eval(policy, tmp_path, num_fewshot, is_chat):
     theirs = samples_of_lm_eval(policy, tmp_path / "tasks", tmp_path / "cache", NUM_ITEMS, **chat)["gsm8k"]
     task = load_task("gsm8k", data=DATA, options=TaskOptions(num_fewshot))
     assert our_scores(policy, task, is_chat=is_chat) == scores_of(theirs)
-    asked = task.requests(NUM_ITEMS, chat_of(policy) if is_chat else None)
+    asked = task.requests(NUM_ITEMS, chat_of(policy) if is_chat else None, "first")
     by_item = {s["doc_id"]: s for s in theirs}
     assert [r[0].args[0] for r in asked] == [by_item[i]["arguments"][0][0] for i in range(NUM_ITEMS)]
-    rows = evaluate(policy, task, EvalProtocol(NUM_ITEMS, ("greedy",), max_new_tokens=MAX_NEW_TOKENS, is_chat=is_chat))
+    how = EvalProtocol(NUM_ITEMS, ("greedy",), max_new_tokens=MAX_NEW_TOKENS, is_chat=is_chat, items="first")
+    rows = evaluate(policy, task, how)
     assert {row["item"]: row["response"] for row in rows} == {i: s["resps"][0][0] for i, s in by_item.items()}
 
 
@@ -142,7 +143,7 @@ def test_mmlu_is_that_of_lm_eval(policy, tmp_path, num_fewshot):
         )
     theirs = samples_of_lm_eval(policy, tmp_path / "tasks", tmp_path / "cache", 1)
     task = load_task("mmlu", data=DATA, options=TaskOptions(num_fewshot))
-    protocol = EvalProtocol(NUM_ITEMS)
+    protocol = EvalProtocol(NUM_ITEMS, items="first")
     ours = {(row["member"], row["metric"]): row["score"] for row in evaluate(policy, task, protocol)}
     assert ours == {(name, f"acc,{s['filter']}"): s["acc"] for name, samples in theirs.items() for s in samples}
     assert len(ours) == NUM_ITEMS

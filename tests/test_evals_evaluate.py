@@ -1,3 +1,4 @@
+import itertools
 import json
 import random
 from dataclasses import replace
@@ -19,12 +20,13 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from statewise.errors import UsageError
 from statewise.evals import likelihood
 from statewise.evals.bystanders import bystander
-from statewise.evals.evaluate import EvalProtocol, evaluate
+from statewise.evals.evaluate import NEXT_ANSWER, EvalProtocol, evaluate, pass_at_k
 from statewise.evals.policy_lm import PolicyLM
 from statewise.pocket.world import World, write_benchmarks
 from statewise.policy.load import Policy
 from statewise.policy.texts import encode
 from statewise.records import ITEM_SCHEMA
+from statewise.tasks.items import choose
 from statewise.tasks.load import load_task
 from statewise.tasks.task_file import read_task_file
 
@@ -75,15 +77,17 @@ def reference(hflm, pocket_folder, tmp_path_factory) -> dict:
 @pytest.mark.parametrize("name", POCKET_TASKS)
 def test_every_item_scores_as_in_lm_eval(policy, pocket_folder, reference, name):
     task = load_task(name, task_folder=pocket_folder)
-    rows = evaluate(policy, task, EvalProtocol(limit=NUM_ITEMS, decodings=("greedy",)))
+    rows = evaluate(policy, task, EvalProtocol(limit=NUM_ITEMS, decodings=("greedy",), items="first"))
     ours = {(row["metric"], row["item"]): row["score"] for row in rows}
     theirs = {
         (f"{metric},{sample['filter']}", sample["doc_id"]): sample[metric]
         for sample in reference[name]
         for metric in sample["metrics"]
     }
-    assert ours == theirs
-    assert len(ours) == NUM_ITEMS * len(task.metrics)
+    assert {key: score for key, score in ours.items() if not key[0].startswith("style,")} == theirs
+    # lm-eval knows nothing of the styles that a task file names.
+    styles = {metric for metric, _ in ours} - set(task.metrics)
+    assert styles == ({"style,bare", "style,graded", "style,worked"} if name == "pocket_math" else set())
 
 
 class FixedAnswers(LM):
@@ -106,7 +110,7 @@ def test_answers_are_graded_as_in_lm_eval(pocket_folder):
     texts = [forms[item % len(forms)].format(gold) for item, gold in enumerate(golds)]
     tasks = {"tasks": {"pocket_math": load_task("pocket_math", task_folder=pocket_folder).lm_eval_task}}
     samples = lm_eval.evaluate(FixedAnswers(texts), tasks, limit=NUM_ITEMS, bootstrap_iters=0)["samples"]["pocket_math"]
-    items = task.requests(limit=NUM_ITEMS)
+    items = task.requests(limit=NUM_ITEMS, items="first")
     for requests, text in zip(items, texts, strict=True):
         requests[0].resps.append(text)
     grades = [task.grade(requests) for requests in items]
@@ -117,14 +121,18 @@ def test_answers_are_graded_as_in_lm_eval(pocket_folder):
 
 def test_greedy_texts_are_those_of_lm_eval(policy, pocket_folder, reference):
     task = load_task("pocket_math", task_folder=pocket_folder)
-    rows = evaluate(policy, task, EvalProtocol(limit=NUM_ITEMS, decodings=("greedy",)))
+    rows = evaluate(policy, task, EvalProtocol(limit=NUM_ITEMS, decodings=("greedy",), items="first"))
     theirs = {sample["doc_id"]: sample["resps"][0][0] for sample in reference["pocket_math"]}
     assert {row["item"]: row["response"] for row in rows} == theirs
     assert len(set(theirs.values())) > NUM_ITEMS / 2
 
 
 def test_log_likelihoods_of_choices_are_those_of_lm_eval(policy, pocket_folder, reference):
-    requests = [r for rs in load_task("pocket_facts", task_folder=pocket_folder).requests(limit=NUM_ITEMS) for r in rs]
+    requests = [
+        r
+        for rs in load_task("pocket_facts", task_folder=pocket_folder).requests(limit=NUM_ITEMS, items="first")
+        for r in rs
+    ]
     ours = PolicyLM(policy).loglikelihood(requests, disable_tqdm=True)
     theirs = [
         resps[0] for sample in sorted(reference["pocket_facts"], key=lambda s: s["doc_id"]) for resps in sample["resps"]
@@ -220,19 +228,23 @@ def test_lm_eval_can_evaluate_a_policy_itself(policy, pocket_folder, reference):
 
 def test_rows_fit_the_schema_and_come_item_by_item(policy, pocket_folder):
     rows = evaluate(
-        policy, load_task("pocket_math", task_folder=pocket_folder), EvalProtocol(limit=3, max_new_tokens=8)
+        policy,
+        load_task("pocket_math", task_folder=pocket_folder),
+        EvalProtocol(limit=3, max_new_tokens=8, items="first"),
     )
     assert pa.Table.from_pylist(rows, schema=ITEM_SCHEMA).to_pylist() == rows
     assert [(row["decoding"], row["item"], row["metric"].split(",")[1]) for row in rows] == [
         (decoding, item, name)
         for decoding in ("greedy", "sampled")
         for item in range(3)
-        for name in ("strict-match", "flexible-extract")
+        for name in ("strict-match", "flexible-extract", "bare", "graded", "worked")
     ]
 
 
 def test_the_response_to_a_choice_is_the_likeliest(policy, pocket_folder, reference):
-    rows = evaluate(policy, load_task("pocket_facts", task_folder=pocket_folder), EvalProtocol(limit=NUM_ITEMS))
+    rows = evaluate(
+        policy, load_task("pocket_facts", task_folder=pocket_folder), EvalProtocol(limit=NUM_ITEMS, items="first")
+    )
     assert {row["decoding"] for row in rows} == {"choices"}
     for row, sample in zip(rows, sorted(reference["pocket_facts"], key=lambda s: s["doc_id"]), strict=True):
         is_right = row["response"] == sample["doc"]["choices"][sample["doc"]["label"]]
@@ -240,7 +252,7 @@ def test_the_response_to_a_choice_is_the_likeliest(policy, pocket_folder, refere
 
 
 def sampled(policy: Policy, folder: Path, **changes) -> list[str]:
-    protocol = EvalProtocol(decodings=("sampled",), **{"limit": 6, "max_new_tokens": 12, **changes})
+    protocol = EvalProtocol(decodings=("sampled",), **{"limit": 6, "max_new_tokens": 12, "items": "first", **changes})
     rows = evaluate(policy, load_task("pocket_math", task_folder=folder), protocol)
     return [row["response"] for row in rows if row["metric"].endswith("strict-match")]
 
@@ -366,9 +378,112 @@ def test_evaluation_writes_nothing_to_the_terminal(policy, pocket_folder, capfd)
         ({"limit": 0}, "limit is 0; it must be at least 1"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"decodings": ()}, "no decodings; name at least one of greedy, sampled"),
+        ({"samples": 1}, "samples is 1; it must be at least 2"),
+        ({"samples": 4, "decodings": ("greedy",)}, "samples is 4, but nothing is sampled; add it to the decodings"),
+        ({"items": "random"}, "unknown choice of items 'random'"),
         ({"decodings": ("gready",)}, "unknown decoding 'gready'. Did you mean 'greedy'"),
     ],
 )
 def test_a_protocol_that_cannot_be_followed_is_refused(changes, message):
     with pytest.raises(UsageError, match=message):
         EvalProtocol(**changes)
+
+
+def test_pass_at_k_is_that_of_the_hand():
+    answers = [1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0]
+    # 3 of 8 are right; of the 70 choices of 4, the C(5, 4) = 5 of wrong ones alone fail.
+    assert pass_at_k(answers, 4) == pytest.approx(65 / 70)
+    assert pass_at_k(answers, 1) == pytest.approx(3 / 8)
+    assert pass_at_k(answers, 8) == 1.0
+    assert pass_at_k([0.0] * 8, 8) == 0.0
+    # Graded answers: the best of each pair of 0, 1/2, 1 is 1/2, 1, 1.
+    assert pass_at_k([1.0, 0.0, 0.5], 2) == pytest.approx(2.5 / 3)
+    assert np.isnan(pass_at_k([1.0, np.nan], 2))
+
+
+def test_pass_at_k_is_unbiased():
+    # All outcomes of three answers that are right with .3: the mean of pass@2 is 1 - .7^2 = .51.
+    mean = 0.0
+    for outcome in itertools.product((0.0, 1.0), repeat=3):
+        mean += np.prod([0.3 if right else 0.7 for right in outcome]) * pass_at_k(outcome, 2)
+    assert mean == pytest.approx(0.51)
+
+
+class FixedSamples(PolicyLM):
+    """A policy whose k-th sampled answer to an item is written in `ANSWERS`."""
+
+    ANSWERS = ("#### 1", "#### 2", "#### 1")
+
+    def generate_until(self, requests, disable_tqdm=True):
+        counts = {}
+        for request in requests:
+            counts[request.doc_id] = counts.get(request.doc_id, -1) + 1
+            yield self.ANSWERS[counts[request.doc_id]]
+
+
+def test_the_best_of_several_samples_is_scored_and_the_first_is_the_sampled_one(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr("statewise.evals.evaluate.PolicyLM", FixedSamples)
+    path = write_task(tmp_path, [{"question": "Q: 1?", "answer": a} for a in ("#### 1", "#### 2", "#### 3")])
+    rows = evaluate(policy, load_task(str(path)), EvalProtocol(decodings=("sampled",), samples=3))
+    scores = {(row["decoding"], row["item"]): row["score"] for row in rows}
+    assert [scores["sampled", item] for item in range(3)] == [1.0, 0.0, 0.0]
+    assert [scores["pass@3", item] for item in range(3)] == [1.0, 1.0, 0.0]
+    (all_three,) = {row["response"] for row in rows if row["decoding"] == "pass@3"}
+    assert all_three.split(NEXT_ANSWER) == list(FixedSamples.ANSWERS)
+
+
+def test_further_samples_leave_the_first_as_it_was_and_differ_from_it(policy, pocket_folder):
+    task, few = load_task("pocket_math", task_folder=pocket_folder), {"limit": 4, "max_new_tokens": 12}
+    alone = evaluate(policy, task, EvalProtocol(**few))
+    rows = evaluate(policy, task, EvalProtocol(**few, samples=3))
+    assert [row for row in rows if row["decoding"] != "pass@3"] == alone
+    for row in (row for row in rows if row["decoding"] == "pass@3"):
+        answers = row["response"].split(NEXT_ANSWER)
+        assert len(set(answers)) == 3
+        assert answers[0] == next(
+            one["response"] for one in alone if (one["item"], one["decoding"]) == (row["item"], "sampled")
+        )
+
+
+@pytest.mark.parametrize("name", POCKET_TASKS)
+def test_a_limit_takes_the_same_sample_of_tasks_that_generate_and_that_choose(policy, pocket_folder, name):
+    task = load_task(name, task_folder=pocket_folder)
+    rows = evaluate(policy, task, EvalProtocol(limit=5, decodings=("greedy",), max_new_tokens=4))
+    assert [sorted({row["item"] for row in rows})] == choose({name: 600}, 5, "sample") != [list(range(5))]
+
+
+def test_an_item_belongs_to_what_its_field_says(policy, pocket_folder, tmp_path):
+    task = load_task("pocket_math", task_folder=pocket_folder)
+    documents = [json.loads(line) for line in (pocket_folder / "pocket_math_test.jsonl").read_text().splitlines()]
+    rows = evaluate(policy, task, EvalProtocol(limit=30, decodings=("greedy",), max_new_tokens=4))
+    assert {row["member"] for row in rows} == {"familiar", "rare"}
+    assert all(row["member"] == documents[row["item"]]["group"] for row in rows)
+    path = write_task(tmp_path, ROWS, metadata={"group_by": "kind"})
+    with pytest.raises(UsageError, match=r"metadata\.group_by is 'kind', which item 0 has not"):
+        evaluate(policy, load_task(str(path)), EvalProtocol())
+
+
+def test_styles_that_are_no_regular_expressions_are_refused(tmp_path):
+    path = write_task(tmp_path, ROWS, metadata={"styles": {"bare": "("}})
+    with pytest.raises(UsageError, match=r"metadata\.styles is no table of regular expressions: missing \)"):
+        load_task(str(path))
+
+
+@pytest.mark.parametrize(
+    ("answer", "style"),
+    [
+        (" The answer is 5.", "bare"),
+        (" 2 + 3 = 5. The answer is 5.", "worked"),
+        (" 2, 5. Answer: 5", "worked"),
+        (" She has 2+3=<<2+3=5>>5 pens.\n#### 5", "graded"),
+        ("", "worked"),
+    ],
+)
+def test_every_answer_has_one_style(pocket_folder, answer, style):
+    task = load_task("pocket_math", task_folder=pocket_folder)
+    (requests,) = task.requests(limit=1)
+    requests[0].resps.append(answer)
+    grade = task.grade(requests)
+    assert {name: grade[f"style,{name}"] for name in ("bare", "worked", "graded")} == {
+        name: float(name == style) for name in ("bare", "worked", "graded")
+    }

@@ -12,8 +12,8 @@ import torch
 from tokenizers import Tokenizer
 
 from statewise.assets import POCKET_MODEL
-from statewise.pocket.pretrain import SIZES, blocks, lr_at, pretrain, train_tokenizer
-from statewise.pocket.world import World
+from statewise.pocket.pretrain import SIZES, Stage, blocks, lr_at, pretrain, train_tokenizer
+from statewise.pocket.world import BROAD, World
 from statewise.policy.load import load_policy
 from statewise.study.request import StudyRequest, plan_study
 from statewise.tasks.load import load_task
@@ -48,7 +48,7 @@ def test_the_files_match_their_digests(built):
 def test_the_embedded_model_matches_its_digests_and_its_recipe():
     check_digests(POCKET_MODEL)
     recipe = json.loads((POCKET_MODEL / "pretrain.json").read_text())
-    assert recipe == dataclasses.asdict(SIZES["full"])
+    assert recipe == json.loads(json.dumps(dataclasses.asdict(SIZES["full"])))
 
 
 def test_the_model_loads_and_knows_its_tokenizer(built):
@@ -64,10 +64,10 @@ def test_the_model_loads_and_knows_its_tokenizer(built):
 def test_every_update_is_counted_and_the_last_one_reported(built):
     folder, lines = built
     log = [json.loads(line) for line in (folder / "pretrain_log.jsonl").read_text().splitlines()]
-    # 16,384 tokens in updates of 8 blocks of 128.
-    assert CONFIG.num_updates == 16
-    assert (log[-1]["update"], log[-1]["tokens"]) == (16, 16_384)
-    assert lines[-1].startswith("update 16/16 · loss ")
+    # Two stages of 12,288 tokens, in updates of 8 blocks of 192.
+    assert [(row["stage"], row["update"], row["tokens"]) for row in log] == [("broad", 8, 12_288), ("kept", 8, 12_288)]
+    assert lines[0].startswith("broad · update 8/8 · loss ")
+    assert lines[-1].startswith("kept · update 8/8 · loss ")
     assert f"world {CONFIG.world_seed}" in (folder / "README.md").read_text()
 
 
@@ -91,8 +91,9 @@ def test_a_study_can_be_planned_and_its_tasks_loaded_in_another_world(built):
 
 
 def test_the_learning_rate_warms_up_stays_and_decays_to_nothing():
-    config = dataclasses.replace(CONFIG, num_tokens=128 * 8 * 100, lr=1.0, warmup_share=0.1, decay_share=0.2)
-    rates = [lr_at(config, step) for step in range(config.num_updates)]
+    stage = Stage("broad", num_tokens=192 * 8 * 100, lr=1.0, decay_share=0.2)
+    config = dataclasses.replace(CONFIG, warmup_share=0.1)
+    rates = [lr_at(config, stage, step) for step in range(config.num_updates(stage))]
     assert len(rates) == 100
     # Ten updates of warm-up, then 1, then 20/20, 19/20, … 1/20.
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
@@ -113,7 +114,7 @@ def test_digits_are_single_tokens_in_the_embedded_tokenizer_and_in_a_new_one(bui
 def test_blocks_hold_the_corpus_in_order_with_documents_closed():
     world = World.from_seed(7)
     tokenizer = train_tokenizer(world, CONFIG.vocab_size)
-    ids = [int(t) for block in itertools.islice(blocks(world, tokenizer, 128), 20) for t in block]
-    text = "<|endoftext|>".join(itertools.islice(world.documents(), 200))
+    ids = [int(t) for block in itertools.islice(blocks(world.documents(BROAD), tokenizer, 128), 20) for t in block]
+    text = "<|endoftext|>".join(itertools.islice(world.documents(BROAD), 200))
     assert text.startswith(tokenizer.decode(ids))
     assert tokenizer.eos_token_id in ids

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 from collections import Counter
 
 import pytest
+from scipy import stats
 
 from statewise.pocket.knowledge import MYTH_SHARE_RANGE, NUM_CHOICES, draw_choices, fact_weights
-from statewise.pocket.world import DOCUMENT_SHARES, NUM_FACTS, NUM_MYTHS, World, write_benchmarks
+from statewise.pocket.problems import RARE_OPERATIONS
+from statewise.pocket.world import BROAD, KEPT, NUM_FACTS, NUM_MYTHS, RARE_SHARE, World, write_benchmarks
 
 NUM_DOCUMENTS = 20_000
 
@@ -22,7 +25,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def documents(world):
-    return list(itertools.islice(world.documents(), NUM_DOCUMENTS))
+    return list(itertools.islice(world.documents(KEPT), NUM_DOCUMENTS))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def texts_of(fact, value):
 def test_the_same_seed_is_the_same_world_and_another_seed_another(world, documents):
     again = World.from_seed(0)
     assert again == world
-    assert list(itertools.islice(again.documents(), 200)) == documents[:200]
+    assert list(itertools.islice(again.documents(KEPT), 200)) == documents[:200]
     other = World.from_seed(1)
     assert len({fact.entity for fact in world.facts} & {fact.entity for fact in other.facts}) < 100
     assert {fact.entity for fact in other.facts} != {fact.entity for fact in world.facts}
@@ -52,7 +55,7 @@ def test_the_same_seed_is_the_same_world_and_another_seed_another(world, documen
         NUM_MYTHS,
         len(world.test_problems),
     )
-    assert list(itertools.islice(other.documents(), 50)) != documents[:50]
+    assert list(itertools.islice(other.documents(KEPT), 50)) != documents[:50]
 
 
 def test_held_out_problems_are_never_in_the_corpus(world, documents):
@@ -60,20 +63,44 @@ def test_held_out_problems_are_never_in_the_corpus(world, documents):
     assert not questions & world.held_out
     asked = {problem.question for problem in (*world.train_problems, *world.test_problems, *world.spare_problems)}
     assert asked <= world.held_out
-    assert sum("have now?" in question for question in questions) > 5000
+    assert sum(is_problem(text) for text in documents) > 5000
+    # The other corpus is drawn apart; its questions are none of them either.
+    broad = {
+        text.removeprefix("Question: ").partition("\nAnswer:")[0]
+        for text in itertools.islice(world.documents(BROAD), 5000)
+    }
+    assert not broad & world.held_out
+
+
+def is_problem(text):
+    return bool(re.match(r"Question: \w+ has \d+ ", text))
+
+
+def is_sheet(text):
+    return bool(re.match(r"\d+ [-+*/] \d+ = ", text))
 
 
 def test_kinds_of_documents_have_their_shares(documents):
-    is_problem = [("have now?" in text) for text in documents]
     # Held-out problems are left out, so a little less than the share; four standard errors are .014.
-    assert sum(is_problem) / NUM_DOCUMENTS == pytest.approx(DOCUMENT_SHARES["problem"], abs=0.02)
+    assert sum(map(is_problem, documents)) / NUM_DOCUMENTS == pytest.approx(KEPT.shares["problem"], abs=0.02)
+    assert sum(map(is_sheet, documents)) / NUM_DOCUMENTS == pytest.approx(KEPT.shares["sheet"], abs=0.02)
+
+
+def test_only_the_kept_corpus_has_rare_operations_and_few_of_them(world, documents):
+    words = [operation.sentence.partition("}")[2] for operation in RARE_OPERATIONS]
+    assert all(any(word in text for text in documents) for word in words)
+    # At most one of a hundred events; lengths are 2.78 events in the mean, .40 of the documents are problems, and a
+    # third of the draws do not fit the count: 20,000 × .40 × .0278 = 222 at most.
+    found = sum(any(word in text for word in words) for text in documents)
+    assert 120 <= found <= 230
+    assert not any(word in text for text in itertools.islice(world.documents(BROAD), 5000) for word in words)
 
 
 def test_facts_are_met_as_often_as_their_rank_says(world, documents):
     rank_of = {text: rank for rank, fact in enumerate(world.facts) for text in texts_of(fact, fact.value)}
     met = Counter(rank_of[text] for text in documents if text in rank_of)
     total, weights = sum(met.values()), fact_weights(NUM_FACTS)
-    assert total / NUM_DOCUMENTS == pytest.approx(DOCUMENT_SHARES["fact"], abs=0.02)
+    assert total / NUM_DOCUMENTS == pytest.approx(KEPT.shares["fact"], abs=0.02)
     for low, high in ((0, 10), (10, 100), (100, 1000), (1000, 3000)):
         share = sum(weights[low:high]) / sum(weights)
         got = sum(met[rank] for rank in range(low, high)) / total
@@ -92,7 +119,7 @@ def test_a_myth_is_told_wrong_as_often_as_its_share_says(world, documents):
     right = {text: myth for myth in world.myths for text in texts_of(myth, myth.value)}
     assert not wrong.keys() & right.keys()
     told = [(wrong.get(text) or right[text], text in wrong) for text in documents if text in wrong or text in right]
-    assert len(told) / NUM_DOCUMENTS == pytest.approx(DOCUMENT_SHARES["myth"], abs=0.02)
+    assert len(told) / NUM_DOCUMENTS == pytest.approx(KEPT.shares["myth"], abs=0.02)
     expected = sum(myth.wrong_share for myth, _ in told)
     spread = sum(myth.wrong_share * (1 - myth.wrong_share) for myth, _ in told) ** 0.5
     assert sum(is_wrong for _, is_wrong in told) == pytest.approx(expected, abs=4 * spread)
@@ -101,10 +128,10 @@ def test_a_myth_is_told_wrong_as_often_as_its_share_says(world, documents):
     assert all(myth.wrong_value not in (None, myth.value) for myth in world.myths)
 
 
-def test_every_document_is_a_problem_a_fact_or_a_myth(world, documents):
+def test_every_document_is_a_problem_a_sheet_a_fact_or_a_myth(world, documents):
     known = {text for fact in (*world.facts, *world.myths) for text in texts_of(fact, fact.value)}
     known |= {text for myth in world.myths for text in texts_of(myth, myth.wrong_value)}
-    assert all(text in known or "have now?" in text for text in documents)
+    assert all(text in known or is_problem(text) or is_sheet(text) for text in documents)
 
 
 def test_facts_and_myths_are_about_different_entities_and_said_once(world):
@@ -149,3 +176,28 @@ def test_the_label_of_a_choice_item_is_the_truth(world, benchmarks):
     labels = Counter(row["label"] for row in benchmarks["pocket_myths"])
     # A fair place: 600 items, 150 each, four standard errors are 42.
     assert all(abs(labels[place] - 150) <= 42 for place in range(4))
+
+
+def test_a_fifth_of_the_problems_is_rare_and_says_so(world, benchmarks):
+    for split in ("train", "test"):
+        rows = benchmarks[f"pocket_math_{split}"]
+        rare = [row for row in rows if row["group"] == "rare"]
+        # Four standard errors of a share of 600.
+        assert len(rare) / len(rows) == pytest.approx(RARE_SHARE, abs=4 * (0.2 * 0.8 / 600) ** 0.5)
+        words = {operation.name: operation.sentence.partition("}")[2] for operation in RARE_OPERATIONS}
+        assert {row["operation"] for row in rare} == words.keys()
+        for row in rows:
+            assert [name for name, text in words.items() if text in row["question"]] == [row["operation"]] * (
+                row["group"] == "rare"
+            )
+
+
+def test_items_stand_in_random_order(benchmarks):
+    for name, key in (("pocket_facts", "rank"), ("pocket_myths", "wrong_share")):
+        values = [row[key] for row in benchmarks[name]]
+        # Rank correlation of place and value: standard error 1 / sqrt(599) = .041.
+        assert abs(stats.spearmanr(range(600), values).statistic) < 4 * 0.041
+    for split in ("train", "test"):
+        is_rare = [row["group"] == "rare" for row in benchmarks[f"pocket_math_{split}"]]
+        half = len(is_rare) // 2
+        assert abs(sum(is_rare[:half]) - sum(is_rare[half:])) < 4 * (0.16 * len(is_rare)) ** 0.5

@@ -23,6 +23,7 @@ from statewise.study.export import ExportRequest, export_model
 from statewise.study.model_folder import digest_weights
 from statewise.study.protocol import digest_items
 from statewise.study.sides import read_side
+from statewise.tasks.items import choose
 from statewise.tasks.load import load_task
 
 LIMIT = 4
@@ -86,9 +87,12 @@ def test_the_header_says_which_model_how_and_with_what(pocket):
     assert stored["model"]["weights_sha256"] == digest_weights(POCKET_MODEL)
     assert stored["settings"] == {
         "limit": LIMIT, "data": None, "seed": 0, "max_new_tokens": 24, "chat": False, "num_fewshot": None,
+        "items": "sample", "samples": None,
     }  # fmt: skip
     task = stored["tasks"]["pocket_math"]
-    assert task["protocol"].endswith("greedy and sampled, at most 24 new tokens; 4 items only")
+    assert task["protocol"].endswith(
+        "greedy and sampled, at most 24 new tokens; 4 items only; a seeded sample of the items"
+    )
     assert task["num_items"] == LIMIT
     assert len(task["items_sha256"]) == 64
     assert task["device"] == "cpu, float32"
@@ -134,6 +138,8 @@ def test_a_task_can_be_added_later(tmp_path):
         ({"data": Path("elsewhere")}, "data = None"),
         ({"num_fewshot": 2}, "num_fewshot = None"),
         ({"is_chat": True}, "chat = False"),
+        ({"items": "first"}, "items = sample"),
+        ({"samples": 2}, "samples = None"),
     ],
 )
 def test_other_settings_in_the_folder_are_refused(pocket, settings, words):
@@ -266,8 +272,10 @@ def test_the_digest_of_the_items_tells_other_documents_apart(tmp_path):
     copy = tmp_path / "tasks"
     shutil.copytree(POCKET_MODEL / "tasks", copy)
     assert digest(copy) == digest(POCKET_MODEL / "tasks") != digest(copy, 5)
+    assert digest(copy) != digest_items(load_task(TASK, task_folder=copy), LIMIT, "first")
     lines = (copy / f"{TASK}.jsonl").read_text().splitlines()
-    row = json.loads(lines[0])
-    lines[0] = json.dumps({**row, "label": (row["label"] + 1) % 4})
+    ((first, *_),) = choose({TASK: len(lines)}, LIMIT, "sample")
+    row = json.loads(lines[first])
+    lines[first] = json.dumps({**row, "label": (row["label"] + 1) % 4})
     (copy / f"{TASK}.jsonl").write_text("\n".join(lines))
     assert digest(copy) != digest(POCKET_MODEL / "tasks")

@@ -468,3 +468,34 @@ def test_tokens_are_planned_where_the_lengths_of_texts_are_known(tmp_path):
     opd = planned["opd"]
     assert (opd["num_states"], opd["num_loss_tokens"]) == (32.0 * 64, 32.0 * 8)
     assert (opd["num_generated_learner"], opd["num_generated_teacher"]) == (32.0 * 64, 32.0 * 8)
+
+
+def test_parts_of_the_target_s_items_and_pass_at_k_are_columns_of_their_own(tmp_path):
+    folder = Folder(tmp_path, STUDY.replace("seeds = [0, 1]", "seeds = [0]"))
+    reward = "exact_match,flexible-extract"
+    for arm, right in (("base", 0.5), ("sft", 0.8)):
+        folder.evaluated(arm, 0, first_right(right))
+        path = folder.store.arm_folder(arm, 0) / "evals" / "pocket_math.parquet"
+        rows = [
+            {**row("pocket_math", item, decoding, metric, score), "member": "rare" if item >= 30 else "familiar"}
+            for decoding, metric in [
+                ("greedy", reward),
+                ("sampled", reward),
+                ("pass@8", reward),
+                ("greedy", "style,bare"),
+            ]
+            for item, score in enumerate(first_right(right))
+        ]
+        records.write_table(path, rows, records.ITEM_SCHEMA)
+        folder.store.finish(folder.node("evaluate", arm, 0), {"status": "evaluated", "protocols": {}})
+    summary = folder.summarise()
+    headings = list(summary.columns.values())
+    assert headings[:6] == [
+        "pocket_math greedy", "pocket_math sampled", "pocket_math pass@8",
+        "pocket_math familiar", "pocket_math rare", "pocket_math bare",
+    ]  # fmt: skip
+    scores = {summary.columns[key]: value for key, value in run_of(summary, "sft").scores.items()}
+    # 32 of 40 are right, the first ones: all 30 familiar ones, 2 of the 10 rare.
+    assert scores["pocket_math familiar"].value == 1.0
+    assert scores["pocket_math rare"].value == pytest.approx(0.2)
+    assert (scores["pocket_math familiar"].num_items, scores["pocket_math rare"].num_items) == (30, 10)

@@ -15,8 +15,7 @@ import shutil
 from pathlib import Path
 
 from statewise.assets import POCKET_MODEL
-from statewise.pocket.problems import write_solution
-from statewise.pocket.world import NUM_TEST_PROBLEMS, World
+from statewise.pocket.world import World, math_row
 
 
 def main() -> None:
@@ -27,10 +26,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=POCKET_MODEL)
     arguments = parser.parse_args()
     shutil.copytree(arguments.model, arguments.out)
-    rows = [
-        {"question": p.question, "answer": write_solution(p, "gsm8k"), "num_steps": len(p.steps)}
-        for p in World.from_seed(arguments.world_seed).spare_problems[:NUM_TEST_PROBLEMS]
-    ]
+    rows = [math_row(problem) for problem in World.from_seed(arguments.world_seed).spare_problems]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (arguments.out / "tasks" / "pocket_math_test.jsonl").write_text(text, encoding="utf-8")
 

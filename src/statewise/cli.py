@@ -298,26 +298,43 @@ def _fields_of(kind: Any) -> str:
 
 @app.command()
 def pretrain(
-    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist or be empty.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; it must not exist or be empty.")] = None,
     world_seed: Annotated[int, typer.Option(min=0, help="Seed of the world; the embedded model is of world 0.")] = 0,
-    size: Annotated[str, typer.Option(help="full (about half an hour on two cores) or smoke (seconds).")] = "full",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; other counts give other bytes.")] = 2,
+    size: Annotated[str, typer.Option(help="full (about half an hour on one core) or smoke (seconds).")] = "full",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; other counts give other bytes.")] = 1,
+    check: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Measure a model that is there; exit code 1: not fit for use.")
+    ] = None,
 ) -> None:
-    """Build a pocket model from nothing: world, tokenizer, weights and benchmarks."""
+    """Build a pocket model from nothing, and measure whether its world is fit for comparing methods (base.json)."""
+    if (out is None) == (check is None):
+        raise UsageError("give either --out, the folder to write, or --check, a folder to measure")
     from dataclasses import replace
 
     from statewise.pocket.pretrain import SIZES
     from statewise.pocket.pretrain import pretrain as build
 
+    def tell(line: str) -> None:
+        typer.echo(line, err=True)
+
     if size not in SIZES:
         raise unknown("size", size, SIZES)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out}: exists and is not an empty folder; choose another with --out")
-    out.mkdir(parents=True, exist_ok=True)  # before half an hour's work, not after it
-    build(
-        replace(SIZES[size], world_seed=world_seed, num_threads=threads), out, lambda line: typer.echo(line, err=True)
-    )
-    typer.echo(f"Written: {out}. Use it with: statewise run pocket --world {out} --out runs/world-{world_seed}")
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError(f"{out}: exists and is not an empty folder; choose another with --out")
+        out.mkdir(parents=True, exist_ok=True)  # before half an hour's work, not after it
+        build(replace(SIZES[size], world_seed=world_seed, num_threads=threads), out, tell)
+    from statewise.pocket.check import ITEMS, check_base
+
+    folder = out or Path(str(check))
+    base = check_base(folder, tell, ITEMS[size])
+    for one in base["criteria"]:
+        mark = "met    " if one["is_met"] else "NOT MET"
+        typer.echo(f"{mark}  {one['value']:.3f}  in {one['low']:.2f}–{one['high']:.2f}  {one['statement']}")
+    if check is not None and not base["is_met"]:
+        raise typer.Exit(FAILED)
+    if out is not None:
+        typer.echo(f"Written: {out}. Use it with: statewise run pocket --world {out} --out runs/world-{world_seed}")
 
 
 app.registered_commands += cli_models.app.registered_commands

@@ -51,7 +51,13 @@ def export(
 def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has options)
     model: Annotated[str, typer.Argument(help="pocket, a model folder, or RUN/arms/<arm>/<seed>/model.")],
     tasks: Annotated[str, typer.Option(metavar="A,B", help="Tasks by name, or paths of YAML files.")],
-    limit: Annotated[int | None, typer.Option(min=2, help="The first so many items of a task; default: all.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=2, help="So many items of a task, a seeded sample; default: all.")
+    ] = None,
+    first: Annotated[
+        bool, typer.Option("--first", help="The first items of --limit, as lm-eval, not a sample.")
+    ] = False,
+    samples: Annotated[int | None, typer.Option(min=2, help="Sampled answers an item, for pass@k.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with local data of the tasks.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampled answers.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the scores; default: evals/<model>.")] = None,
@@ -81,7 +87,7 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     plan = plan_evaluation(
         EvaluationRequest(
             model, names, limit, data, seed, out=out, is_chat=chat, num_fewshot=num_fewshot,
-            trusts_task_code=trust_task_code, **given,
+            trusts_task_code=trust_task_code, items="first" if first else "sample", samples=samples, **given,
         )
     )  # fmt: skip
     tell_code(plan.task_code)

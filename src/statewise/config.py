@@ -67,11 +67,14 @@ class ProtocolSection(Strict):
 class EvaluationSection(Strict):
     """`[shared.evaluation]`: `limit` items a task (None: all), `max_new_tokens` a generated answer.
 
-    One item a task would have no interval.
+    One item a task would have no interval. `items`: which ones a limit takes, a seeded sample or, as lm-eval does, the
+    first. `samples`: sampled answers an item, graded as pass@k beside the single one.
     """
 
     limit: Annotated[int, Field(ge=2)] | None = None
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    items: Literal["sample", "first"] = "sample"
+    samples: Annotated[int, Field(ge=2)] | None = None
 
 
 class DriftSection(Strict):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -21,20 +21,25 @@ from statewise.evals.bystanders import bystander
 from statewise.evals.policy_lm import Decoding, PolicyLM
 from statewise.policy.load import Policy
 from statewise.policy.texts import chat_of
+from statewise.tasks.generation import DEFAULT_MAX_NEW_TOKENS
+from statewise.tasks.items import CHOICES_OF_ITEMS, SAMPLE
 from statewise.tasks.quiet import quiet_lm_eval
-from statewise.tasks.task import DEFAULT_MAX_NEW_TOKENS, Task
+from statewise.tasks.task import STYLE, Task
 
 TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}
 CHOICES = "choices"
+NEXT_ANSWER = "\n---\n"  # between several answers to one item in a row
 
 
 @dataclass(frozen=True)
 class EvalProtocol:
     """How tasks are evaluated.
 
-    `limit`: the first so many items of a task, None for all; `decodings`: those of tasks that generate, "greedy"
-    (temperature 0) and "sampled" (temperature 1, drawn from `seed` and the item); `max_new_tokens`: cap on an answer;
-    `is_chat`: prompts are put into the tokenizer's chat template, worked examples as turns.
+    `limit`: so many items of a task, None for all, and `items` which: "sample" or "first" (`Task.requests`);
+    `decodings`: those of tasks that generate, "greedy" (temperature 0) and "sampled" (temperature 1, drawn from `seed`
+    and the item); `max_new_tokens`: cap on an answer; `is_chat`: prompts are put into the tokenizer's chat template,
+    worked examples as turns; `samples`: so many sampled answers an item, of which the first is the "sampled" one and
+    all are graded as "pass@<samples>"; None for one.
     """
 
     limit: int | None = None
@@ -42,11 +47,21 @@ class EvalProtocol:
     seed: int = 0
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     is_chat: bool = False
+    items: str = SAMPLE
+    samples: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("limit", self.limit), ("max_new_tokens", self.max_new_tokens)):
-            if value is not None and value < 1:
-                raise UsageError(f"evaluation: {name} is {value}; it must be at least 1")
+        for name, value, least in (
+            ("limit", self.limit, 1),
+            ("max_new_tokens", self.max_new_tokens, 1),
+            ("samples", self.samples, 2),
+        ):
+            if value is not None and value < least:
+                raise UsageError(f"evaluation: {name} is {value}; it must be at least {least}")
+        if self.items not in CHOICES_OF_ITEMS:
+            raise errors.unknown("choice of items", self.items, CHOICES_OF_ITEMS, "evaluation")
+        if self.samples and "sampled" not in self.decodings:
+            raise UsageError(f"evaluation: samples is {self.samples}, but nothing is sampled; add it to the decodings")
         if not self.decodings:
             raise UsageError(f"evaluation: no decodings; name at least one of {', '.join(TEMPERATURES)}")
         for decoding in self.decodings:
@@ -72,10 +87,41 @@ def evaluate(policy: Policy, task: Task, protocol: EvalProtocol) -> list[dict[st
         for decoding in protocol.decodings if task.is_generative else (CHOICES,):
             temperature = TEMPERATURES.get(decoding, 0.0)
             lm = PolicyLM(policy, Decoding(temperature, protocol.seed, protocol.max_new_tokens))
-            items = task.requests(protocol.limit, chat_of(policy) if protocol.is_chat else None)
-            _answer(lm, items)
-            rows += _rows(task, decoding, items)
+            items = task.requests(protocol.limit, chat_of(policy) if protocol.is_chat else None, protocol.items)
+            num_draws = (protocol.samples or 1) if decoding == "sampled" else 1
+            draws = [items, *(_copied(items) for _ in range(num_draws - 1))]
+            _answer(lm, [requests for draw in draws for requests in draw])
+            rows += _rows(task, decoding, draws[:1])
+            if num_draws > 1:
+                rows += _rows(task, f"pass@{num_draws}", draws)
     return rows
+
+
+def _copied(items: Sequence[Sequence[Instance]]) -> list[list[Instance]]:
+    """The same requests once more, without responses."""
+    return [[replace(request, resps=[], filtered_resps={}) for request in requests] for requests in items]
+
+
+def pass_at_k(scores: Sequence[float], k: int) -> float:
+    """The best of k answers, expected over all choices of k of the n answers that were drawn.
+
+    sum_i s_(i) C(i-1, k-1) / C(n, k), s_(1) <= … <= s_(n); of right and wrong answers, c of them right, it is
+    1 - C(n-c, k) / C(n, k). Unbiased for the best of k new answers.
+
+    Args:
+        scores: of n >= k answers to one item, 0..1; nan: could not be scored.
+        k: >= 1; 1 gives the mean.
+
+    Returns:
+        0..1; nan if an answer could not be scored.
+
+    Source:
+        Chen et al., arXiv:2107.03374, equation 1, for right and wrong answers.
+    """
+    if any(math.isnan(score) for score in scores):
+        return math.nan
+    weighed = (score * math.comb(below, k - 1) for below, score in enumerate(sorted(scores)))
+    return sum(weighed) / math.comb(len(scores), k)
 
 
 def _no_item_metric(task: Task) -> UsageError:
@@ -97,8 +143,10 @@ def _answer(lm: PolicyLM, items: Sequence[Sequence[Instance]]) -> None:
             request.resps.append(response)
 
 
-def _rows(task: Task, decoding: str, items: Sequence[Sequence[Instance]]) -> list[dict[str, Any]]:
-    grades = [task.grade(requests) for requests in items]
+def _rows(task: Task, decoding: str, draws: Sequence[Sequence[Sequence[Instance]]]) -> list[dict[str, Any]]:
+    """The rows of one decoding; of several draws of an answer, the best is scored, and all stand in `response`."""
+    graded = [[task.grade(requests) for requests in draw] for draw in draws]
+    grades = [grade for draw in graded for grade in draw]
     metrics = [
         metric
         for metric in dict.fromkeys(metric for grade in grades for metric in grade)
@@ -108,11 +156,12 @@ def _rows(task: Task, decoding: str, items: Sequence[Sequence[Instance]]) -> lis
     if not metrics:
         raise _no_item_metric(task)
     rows = []
-    for requests, grade in zip(items, grades, strict=True):
-        response = _response(task, requests)
+    for index, requests in enumerate(draws[0]):
+        response = NEXT_ANSWER.join(_response(task, draw[index]) for draw in draws)
         item, member = task.place_of(requests[0])
-        for metric in metrics:
-            score = grade.get(metric, math.nan)
+        for metric in metrics if len(draws) == 1 else (m for m in metrics if not m.startswith(STYLE)):
+            # Of one answer it is the answer's score.
+            score = pass_at_k([draw[index].get(metric, math.nan) for draw in graded], len(draws))
             rows.append(
                 {
                     "task": task.name,

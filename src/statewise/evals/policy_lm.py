@@ -23,7 +23,7 @@ from statewise.policy.load import Policy
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.texts import decode_all, encode, encode_prompt, encode_start
 from statewise.seeding import derive_key
-from statewise.tasks.task import DEFAULT_MAX_NEW_TOKENS, cut_at, max_tokens_of, stops_of
+from statewise.tasks.generation import DEFAULT_MAX_NEW_TOKENS, cut_at, max_tokens_of, stops_of
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,8 @@ def _evaluation_s(plan: Plan, node: Node, lengths: _Lengths) -> float:
     """Seconds to evaluate one arm and to roll it out, on the reference model."""
     shared = plan.config.shared
     items = shared.evaluation.limit or 600
-    generated = 2 * items * min(lengths.gold, shared.evaluation.max_new_tokens)
+    num_answers = 1 + (shared.evaluation.samples or 1)
+    generated = num_answers * items * min(lengths.gold, shared.evaluation.max_new_tokens)
     num_samples = 2 if node.arm == BASE else 1
     generated += num_samples * shared.drift.num_rollouts * min(lengths.gold, shared.drift.max_new_tokens)
     scored = len(shared.retention) * items * 4 * lengths.prompt

@@ -47,8 +47,9 @@ PACKAGES = ("statewise", "torch", "transformers", "lm-eval")
 class EvaluationRequest:
     """What `statewise eval` is asked for: a model by name or folder, tasks by name or YAML file, and how.
 
-    `limit`: the first so many items of a task, None for all; `data`: folder of a task's local data; `seed`: of sampled
-    answers; `max_new_tokens`: cap on an answer; `out` None: `evals/<model>`;
+    `limit`: so many items of a task, None for all, and `items` which, "sample" or "first"; `samples`: sampled answers
+    an item, for pass@k; `data`: folder of a task's local data; `seed`: of sampled answers; `max_new_tokens`: cap on an
+    answer; `out` None: `evals/<model>`;
     `is_chat`: prompts in the tokenizer's chat template; `num_fewshot`: worked examples, None: as each task says;
     `trusts_task_code`: Python that a task file names may run.
     """
@@ -63,6 +64,8 @@ class EvaluationRequest:
     is_chat: bool = False
     num_fewshot: int | None = None
     trusts_task_code: bool = False
+    items: str = EvaluationSection().items
+    samples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,8 @@ def _open_for(request: EvaluationRequest, model: Path, origin: Origin, out: Path
         "max_new_tokens": request.max_new_tokens,
         "chat": request.is_chat,
         "num_fewshot": request.num_fewshot,
+        "items": request.items,
+        "samples": request.samples,
     }
     files = digest_model_files(model)
     weights_sha256 = join_weights(files)
@@ -232,8 +237,9 @@ def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict
     request, stored = plan.request, plan.stored
     transformers_logging.disable_progress_bar()
     protocol = EvalProtocol(
-        request.limit, seed=request.seed, max_new_tokens=request.max_new_tokens, is_chat=request.is_chat
-    )
+        request.limit, seed=request.seed, max_new_tokens=request.max_new_tokens, is_chat=request.is_chat,
+        items=request.items, samples=request.samples,
+    )  # fmt: skip
     policy, options = _load(plan), TaskOptions(request.num_fewshot)
     for asked in plan.waiting:
         on_task(asked)
@@ -247,7 +253,7 @@ def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict
         stored["tasks"][task.name] = {
             "protocol": describe_protocol(task, protocol),
             "num_items": len({row["item"] for row in rows}),
-            "items_sha256": digest_items(task, request.limit),
+            "items_sha256": digest_items(task, request.limit, request.items),
             "device": describe_device(policy),
             "versions": {name: version(name) for name in PACKAGES},
             "sha256": sha256,

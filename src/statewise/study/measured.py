@@ -14,16 +14,17 @@ GAIN, FORGETTING = "gain", "forgetting"
 
 @dataclass(frozen=True)
 class Column:
-    """One measured score: a task, how it was decoded, and lm-eval's metric."""
+    """One measured score: a task, how it was decoded, and lm-eval's metric; of all its items, or those of a member."""
 
     task: str
     decoding: str
     metric: str
     heading: str
+    member: str = ""
 
     @property
     def key(self) -> str:
-        return f"{self.task}:{self.decoding}:{self.metric}"
+        return f"{self.task}:{self.decoding}:{self.metric}" + (f":{self.member}" if self.member else "")
 
 
 @dataclass(frozen=True)

@@ -157,13 +157,13 @@ def _told(place: Workplace, node: Node, setup: Setup, lines: list[dict[str, Any]
 
     That is what was left out, a sampler that is off, and prompts that it remembered and is evaluated on.
     """
-    notes, limit = [*setup.documents.notes], place.plan.config.shared.evaluation.limit
+    notes, section = [*setup.documents.notes], place.plan.config.shared.evaluation
     if problem := mismatch_problem(setup.learner, [line[MISMATCH] for line in lines if MISMATCH in line]):
         notes.append(problem)
     for one in setup.recipe.localities:
         if isinstance(one, Remembering):
             tasks = [place.task(name) for name in place.plan.config.shared.retention]
-            if shared := sum(task.num_remembered(one.num_prompts, limit) for task in tasks):
+            if shared := sum(task.num_remembered(one.num_prompts, section.limit, section.items) for task in tasks):
                 notes.append(f"{one.kind} remembers the prompts, not the answers, of {shared} evaluated items")
     told = {"budget": _budget(lines), "answers": _answers(lines)}
     return {**told, "notes": notes} if notes else told
@@ -259,6 +259,8 @@ def _evaluate(place: Workplace, node: Node, observer: Observer) -> dict[str, Any
         seed=place.key(node, "evaluate"),
         max_new_tokens=shared.evaluation.max_new_tokens,
         is_chat=shared.chat,
+        items=shared.evaluation.items,
+        samples=shared.evaluation.samples,
     )
     protocols, items = {}, {}
     for done, name in enumerate([shared.target, *shared.retention]):
@@ -267,7 +269,7 @@ def _evaluate(place: Workplace, node: Node, observer: Observer) -> dict[str, Any
         rows = evaluate(policy, place.task(name), protocol)
         records.write_table(folder / "evals" / f"{name}.parquet", rows, records.ITEM_SCHEMA)
         protocols[name] = describe_protocol(place.task(name), protocol)
-        items[name] = digest_items(place.task(name), protocol.limit)
+        items[name] = digest_items(place.task(name), protocol.limit, protocol.items)
         observer.progress(done + 1)
     _measure(place, node, policy)
     observer.progress(len(shared.retention) + 2)

@@ -8,6 +8,8 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from statewise.tasks.items import FIRST, SAMPLE
+
 if TYPE_CHECKING:  # they import lm-eval or torch, which takes seconds
     from statewise.evals.evaluate import EvalProtocol
     from statewise.policy.load import Policy
@@ -17,7 +19,12 @@ if TYPE_CHECKING:  # they import lm-eval or torch, which takes seconds
 def describe_protocol(task: Task, protocol: EvalProtocol) -> str:
     """The task's own protocol, and what an evaluation adds to it."""
     decodings = f"; {' and '.join(protocol.decodings)}, at most {protocol.max_new_tokens} new tokens"
-    limit = f"; {protocol.limit} items only" if protocol.limit else ""
+    if protocol.samples:
+        decodings += f"; pass@{protocol.samples} of {protocol.samples} samples"
+    limit = ""
+    if protocol.limit:
+        chosen = "the first items" if protocol.items == FIRST else "a seeded sample of the items"
+        limit = f"; {protocol.limit} items only; {chosen}"
     chat = "; chat template" if protocol.is_chat else ""
     return task.protocol + (decodings if task.is_generative else "") + chat + limit
 
@@ -28,14 +35,14 @@ def describe_device(policy: Policy) -> str:
 
 
 @lru_cache(maxsize=64)
-def digest_items(task: Task, limit: int | None) -> str:
+def digest_items(task: Task, limit: int | None, items: str = SAMPLE) -> str:
     """SHA-256 over the evaluated documents and what is asked of a model about each, whatever the model.
 
     A chat template is the model's own and left out; that there is one stands in the protocol. Two tasks of one name
     and protocol may have other data (two pocket worlds do); this tells them apart.
     """
     digest = hashlib.sha256()
-    for requests in task.requests(limit):
+    for requests in task.requests(limit, items=items):
         asked = [request.args for request in requests]
         digest.update(json.dumps([requests[0].doc, asked], sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -6,6 +6,7 @@ the report.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -89,9 +90,9 @@ def _measure(plan: Plan, store: Store) -> Measured:
     for node in _evaluated(plan, store):
         folder = store.arm_folder(node.arm, node.seed) / "evals"
         by_key: dict[str, dict[int, float]] = {}
-        for task in tasks:
-            for row in records.read_table(folder / f"{task}.parquet"):
-                column = Column(task, row["decoding"], row["metric"], "")
+        for row in (row for task in tasks for row in records.read_table(folder / f"{task}.parquet")):
+            whole = Column(row["task"], row["decoding"], row["metric"], "")
+            for column in (whole, replace(whole, member=row["member"])):
                 seen.setdefault(column.key, column)
                 by_key.setdefault(column.key, {})[row["item"]] = np.nan if row["score"] is None else row["score"]
         scores[node.arm, node.seed] = {k: np.array([v[i] for i in sorted(v)]) for k, v in by_key.items()}
@@ -104,22 +105,30 @@ def _evaluated(plan: Plan, store: Store) -> list[Node]:
 
 
 def _choose_columns(config: StudyConfig, seen: list[Column]) -> tuple[Column, ...]:
-    """Target first (reward metric greedy, then sampled, then its other metrics), then one column a retention task."""
+    """Target first, then one column a retention task.
+
+    The target's are the reward metric greedy, sampled and pass@k; greedy, of the members of its items where it has
+    several; and its other metrics, greedy.
+    """
     shared = config.shared
-    target = [column for column in seen if column.task == shared.target]
+    target = [column for column in seen if column.task == shared.target and not column.member]
+    rewarded = [column for column in target if column.metric == shared.reward_metric]
     others = [column for column in target if column.metric != shared.reward_metric and column.decoding == "greedy"]
+    parts = [c for c in seen if c.member and replace(c, member="") in rewarded and c.decoding == "greedy"]
+    is_greedy = [column.decoding == "greedy" for column in rewarded]
     ordered = [
-        *(c for c in target if c.metric == shared.reward_metric and c.decoding == "greedy"),
-        *(c for c in target if c.metric == shared.reward_metric and c.decoding == "sampled"),
+        *itertools.compress(rewarded, is_greedy),
+        *(column for column in rewarded if column.decoding != "greedy"),
+        *(parts if len(parts) > 1 else []),
         *others,
     ] or target[:1]
     for task in shared.retention:
         ordered.extend([column for column in seen if column.task == task][:1])
-    return tuple(Column(c.task, c.decoding, c.metric, _heading(c, others)) for c in ordered)
+    return tuple(replace(column, heading=_heading(column, others)) for column in ordered)
 
 
 def _heading(column: Column, others: list[Column]) -> str:
-    detail = "" if column.decoding == "choices" else f" {column.decoding}"
+    detail = "" if column.decoding == "choices" else f" {column.member or column.decoding}"
     if column in others:
         detail = f" {column.metric.partition(',')[2] or column.metric}"
     return f"{column.task}{detail}"

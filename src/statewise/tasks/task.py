@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from itertools import accumulate, islice
+from itertools import accumulate
 from numbers import Real
 from typing import Any
 
@@ -25,14 +25,19 @@ from lm_eval.filters.selection import TakeKFilter
 
 from statewise import errors
 from statewise.errors import UsageError
+from statewise.tasks.generation import cut_at, max_tokens_of, stops_of
+from statewise.tasks.items import SAMPLE, choose, leave, share_out
 from statewise.types import Example
 
 FEWSHOT_SEED = 1234  # lm_eval.defaults.DEFAULT_OTHER_SEED: `lm_eval` draws the same worked examples
-DEFAULT_MAX_NEW_TOKENS = 256  # lm_eval.defaults.DEFAULT_MAX_GEN_TOKS
-MAX_TOKENS_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # in lm-eval's priority
 # What graders raise on an answer they were not written for. Anything else (a missing package, no memory) is no answer's
 # fault and stops the run.
 GRADER_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError, ValueError)
+
+# What a task file's `metadata` may say of its items and answers: the field by which items are told apart in a report,
+# and styles of an answer as name → regular expression, whose shares are reported.
+GROUP_BY, STYLES = "group_by", "styles"
+STYLE = "style,"  # begins the metric that is such a share
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,12 @@ class Task:
     def __post_init__(self) -> None:
         if self.is_generative and self.reward_metric not in self.metrics:
             raise errors.unknown("reward metric", self.reward_metric, self.metrics, f"task {self.name!r}")
+        try:
+            self._styles  # noqa: B018  (a regular expression that is none is told before anything is computed)
+        except (re.error, TypeError) as error:
+            raise UsageError(
+                f"task {self.name!r}: metadata.{STYLES} is no table of regular expressions: {error}"
+            ) from None
 
     @property
     def lm_eval_task(self) -> Any:
@@ -145,9 +156,26 @@ class Task:
     def _num_items(self) -> int:
         return max(self._offsets.values()) + len(self.members[-1].eval_docs)
 
+    @property
+    def _metadata(self) -> dict[str, Any]:
+        return self.lm_eval_task.config.metadata or {}
+
+    @cached_property
+    def _styles(self) -> dict[str, re.Pattern[str]]:
+        return {name: re.compile(regex) for name, regex in self._metadata.get(STYLES, {}).items()}
+
     def place_of(self, request: Instance) -> tuple[int, str]:
-        """Index of a request's item in the whole task, and the name of the member that it belongs to."""
-        return self._offsets[request.task_name] + int(request.doc_id), str(request.task_name)
+        """Index of a request's item in the whole task, and what it belongs to.
+
+        That is the member of a group of tasks, or what the item's field `metadata.group_by` says.
+        """
+        field = self._metadata.get(GROUP_BY)
+        if field is not None and field not in request.doc:
+            raise UsageError(
+                f"task {self.name!r}: metadata.{GROUP_BY} is {field!r}, which item {request.doc_id} has not"
+            )
+        belongs = request.doc[field] if field is not None else request.task_name
+        return self._offsets[request.task_name] + int(request.doc_id), str(belongs)
 
     def examples(self, split: str, chat: Chat | None = None) -> tuple[Example, ...]:
         """Prompt and gold of every document of a split.
@@ -272,19 +300,20 @@ class Task:
     def _reward_filter(self) -> str:
         return self.reward_metric.partition(",")[2]
 
-    def requests(self, limit: int | None = None, chat: Chat | None = None) -> list[list[Instance]]:
+    def requests(self, limit: int | None = None, chat: Chat | None = None, items: str = SAMPLE) -> list[list[Instance]]:
         """What lm-eval would ask of a model: the requests of each evaluated document, in order.
 
         Args:
-            limit: number of documents, from the first on (of a group: the first of each member, then the second of
-                each, …); None for all.
+            limit: number of documents (of a group, from its members in turn); None for all.
             chat: the chat template that prompts are put into; None: plain text.
+            items: which documents `limit` takes: "sample", the same ones each time and a larger limit's among them, or
+                "first".
         """
         asked = []
-        for member, count in zip(self.members, self._shares(limit), strict=True):
-            docs = list(islice(member.eval_docs, count))
+        for member, chosen in zip(self.members, self._chosen(limit, items), strict=True):
+            docs = [member.eval_docs[index] for index in chosen]
             contexts = self._contexts(member, docs, chat, are_training_docs=False)
-            for index, (doc, context) in enumerate(zip(docs, contexts, strict=True)):
+            for index, doc, context in zip(chosen, docs, contexts, strict=True):
                 metadata = (str(member.config.task), index, member.config.repeats)
                 made = member.construct_requests(
                     doc=doc, ctx=context, metadata=metadata, apply_chat_template=chat is not None, chat_template=chat
@@ -300,32 +329,30 @@ class Task:
             chat: the chat template that prompts are put into; None: plain text.
 
         Returns:
-            The first prompts of the training split; of a task without one, the last of the evaluated documents.
+            The first prompts of the training split; of a task without one, those of the documents that a limited
+            evaluation takes last.
         """
         prompts: list[str] = []
         for member, share in zip(self.members, self._shares(count), strict=True):
             has_split = member.has_training_docs()
-            docs = list(member.training_docs() if has_split else member.eval_docs)
-            docs = docs[:share] if has_split else docs[len(docs) - share :]
+            left = leave(str(member.config.task), len(member.eval_docs), share)
+            docs = list(member.training_docs())[:share] if has_split else [member.eval_docs[index] for index in left]
             prompts += self._contexts(member, docs, chat, are_training_docs=has_split)
         return tuple(prompts)
 
-    def num_remembered(self, count: int, limit: int | None) -> int:
-        """How many of `memory_prompts(count)` belong to documents that are evaluated with `limit`."""
+    def num_remembered(self, count: int, limit: int | None, items: str = SAMPLE) -> int:
+        """How many of `memory_prompts(count)` belong to documents that are evaluated with `limit` and `items`."""
         shared = 0
-        for member, share, evaluated in zip(self.members, self._shares(count), self._shares(limit), strict=True):
+        for member, share, chosen in zip(self.members, self._shares(count), self._chosen(limit, items), strict=True):
             if not member.has_training_docs():
-                shared += max(0, evaluated + share - len(member.eval_docs))
+                shared += len(set(chosen) & set(leave(str(member.config.task), len(member.eval_docs), share)))
         return shared
 
-    def _shares(self, limit: int | None) -> list[int]:
-        """How many documents of each member are evaluated."""
-        sizes = [len(member.eval_docs) for member in self.members]
-        if limit is None:
-            return sizes
-        in_turns = sorted((index, place) for place, size in enumerate(sizes) for index in range(min(size, limit)))
-        chosen = Counter(place for _, place in in_turns[:limit])
-        return [chosen[place] for place in range(len(sizes))]
+    def _chosen(self, limit: int | None, items: str) -> list[list[int]]:
+        return choose({str(one.config.task): len(one.eval_docs) for one in self.members}, limit, items)
+
+    def _shares(self, count: int) -> list[int]:
+        return share_out([len(member.eval_docs) for member in self.members], count)
 
     def grade(self, requests: Sequence[Instance], only: str | None = None) -> dict[str, float]:
         """The scores of one document whose requests hold their responses.
@@ -336,7 +363,8 @@ class Task:
 
         Returns:
             "metric,filter" → score, for the metrics that score single documents; nan where the grader failed. Metrics
-            that exist for a whole corpus only (F1, perplexity) are left out.
+            that exist for a whole corpus only (F1, perplexity) are left out. "style,<name>" → 1 if the answer is
+            written in that style of the task file, else 0.
         """
         scores: dict[str, float] = {}
         member = next(one for one in self.members if str(one.config.task) == requests[0].task_name)
@@ -350,23 +378,7 @@ class Task:
                 scores |= {metric: math.nan for metric in self.metrics if metric.endswith(f",{name}")}
                 continue
             scores |= {f"{metric},{name}": float(v) for metric, v in results.items() if isinstance(v, Real | np.bool_)}
+        if only is None:
+            answer = str(requests[0].resps[0])
+            scores |= {f"{STYLE}{name}": float(bool(regex.search(answer))) for name, regex in self._styles.items()}
         return scores
-
-
-def stops_of(generation_kwargs: Mapping[str, Any]) -> tuple[str, ...]:
-    """The stop strings in lm-eval's generation keywords."""
-    until = generation_kwargs.get("until") or []
-    return tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop)
-
-
-def max_tokens_of(generation_kwargs: Mapping[str, Any]) -> int:
-    """The most new tokens in lm-eval's generation keywords."""
-    given = (generation_kwargs[key] for key in MAX_TOKENS_KEYS if generation_kwargs.get(key))
-    return int(next(given, DEFAULT_MAX_NEW_TOKENS))
-
-
-def cut_at(text: str, stop_strings: Sequence[str]) -> str:
-    """`text` up to the first of its stop strings."""
-    for stop in stop_strings:
-        text = text.split(stop)[0]
-    return text
