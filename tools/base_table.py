@@ -44,7 +44,7 @@ def table(bases: list[dict[str, Any]]) -> str:
     for index, one in enumerate(bases[0]["criteria"]):
         values = [base["criteria"][index] for base in bases]
         cells = [_rate(value["value"]) + ("" if value["is_met"] else " **not met**") for value in values]
-        lines.append(_row([one["statement"], f"{_rate(one['low'])}–{_rate(one['high'])}", *cells]))
+        lines.append(_row([one["statement"], f"{_rate(one['low'], 2)}–{_rate(one['high'], 2)}", *cells]))
     lines += ["", "What is behind it, with exact 95 % intervals:", ""]
     lines += [_row(["", *(f"world {base['world_seed']}" for base in bases)]), _row(["---"] * (1 + len(bases)))]
     for name in bases[0]["values"]:
@@ -73,9 +73,8 @@ def _share(share: dict[str, Any]) -> str:
     return f"{_rate(share['value'])} [{_rate(share['low'])}, {_rate(share['high'])}], n = {share['num_items']}"
 
 
-def _rate(value: float) -> str:
-    text = f"{value:.3f}" if round(value, 2) != value else f"{value:.2f}"
-    return text.replace("0.", ".", 1) if abs(value) < 1 else text
+def _rate(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}".removeprefix("0")
 
 
 if __name__ == "__main__":
