@@ -6,6 +6,7 @@ The processes are forked from a server that has torch and lm-eval imported, and 
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -192,12 +193,9 @@ def test_every_state_and_update_is_recorded(whole):
 def test_every_item_of_every_task_is_recorded(whole):
     folder = whole[0] / "arms" / "sft" / "0" / "evals"
     math = records.read_table(folder / "pocket_math.parquet")
-    assert {(row["decoding"], row["metric"]) for row in math} == {
-        (decoding, f"exact_match,{name}")
-        for decoding in ("greedy", "sampled")
-        for name in ("strict-match", "flexible-extract")
-    }
-    assert len(math) == 12 * 4
+    metrics = ("exact_match,strict-match", "exact_match,flexible-extract", "style,bare", "style,worked", "style,graded")
+    assert {(row["decoding"], row["metric"]) for row in math} == {*itertools.product(("greedy", "sampled"), metrics)}
+    assert len(math) == 12 * 10
     done = [records.read_json(whole[0] / "arms" / arm / "0" / "done.json") for arm in ("base", "sft")]
     assert done[0]["items_sha256"] == done[1]["items_sha256"]
     assert set(done[0]["items_sha256"]) == set(done[0]["protocols"])
