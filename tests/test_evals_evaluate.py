@@ -463,10 +463,26 @@ def test_an_item_belongs_to_what_its_field_says(policy, pocket_folder, tmp_path)
         evaluate(policy, load_task(str(path)), EvalProtocol())
 
 
-def test_styles_that_are_no_regular_expressions_are_refused(tmp_path):
-    path = write_task(tmp_path, ROWS, metadata={"styles": {"bare": "("}})
-    with pytest.raises(UsageError, match=r"metadata\.styles is no table of regular expressions: missing \)"):
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"styles": {"bare": "("}}, r"metadata\.styles is no table of regular expressions: missing \)"),
+        ({"styles": ["bare"]}, r"metadata\.styles is no table of regular expressions"),
+        ({"group_by": ["kind"]}, r"metadata\.group_by must name one field of its items"),
+    ],
+)
+def test_metadata_that_cannot_be_used_are_refused_before_anything_is_computed(tmp_path, metadata, words):
+    path = write_task(tmp_path, ROWS, metadata=metadata)
+    with pytest.raises(UsageError, match=words):
         load_task(str(path))
+
+
+def test_the_best_of_several_answers_is_taken_only_where_more_is_better(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr("statewise.evals.evaluate.PolicyLM", FixedSamples)
+    worse = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": False}]
+    path = write_task(tmp_path, ROWS, metric_list=worse)
+    with pytest.raises(UsageError, match=r"pass@3 is the best of several answers, and of none of its metrics"):
+        evaluate(policy, load_task(str(path)), EvalProtocol(decodings=("sampled",), samples=3))
 
 
 @pytest.mark.parametrize(

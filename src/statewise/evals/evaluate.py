@@ -24,7 +24,7 @@ from statewise.policy.texts import chat_of
 from statewise.tasks.generation import DEFAULT_MAX_NEW_TOKENS
 from statewise.tasks.items import CHOICES_OF_ITEMS, SAMPLE
 from statewise.tasks.quiet import quiet_lm_eval
-from statewise.tasks.task import STYLE, Task
+from statewise.tasks.task import Task
 
 TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}
 CHOICES = "choices"
@@ -155,11 +155,18 @@ def _rows(task: Task, decoding: str, draws: Sequence[Sequence[Sequence[Instance]
     ]
     if not metrics:
         raise _no_item_metric(task)
+    if len(draws) > 1:
+        metrics = [metric for metric in metrics if task.is_higher_better(metric)]
+        if not metrics:
+            raise UsageError(
+                f"task {task.name!r}: {decoding} is the best of several answers, and of none of its metrics does the "
+                "task say that more is better (higher_is_better); leave out samples"
+            )
     rows = []
     for index, requests in enumerate(draws[0]):
         response = NEXT_ANSWER.join(_response(task, draw[index]) for draw in draws)
         item, member = task.place_of(requests[0])
-        for metric in metrics if len(draws) == 1 else (m for m in metrics if not m.startswith(STYLE)):
+        for metric in metrics:
             # Of one answer it is the answer's score.
             score = pass_at_k([draw[index].get(metric, math.nan) for draw in graded], len(draws))
             rows.append(

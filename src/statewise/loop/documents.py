@@ -166,11 +166,11 @@ def encode_examples(policy: Policy, examples: Sequence[Example]) -> list[Encoded
         UsageError: a prompt and its gold text share a token.
     """
     starts = encode_starts(policy, [example.prompt for example in examples])
-    wholes = encode_starts(policy, [example.prompt + example.gold for example in examples])
+    wholes = iter(encode_starts(policy, [example.prompt + example.gold for example in examples if example.gold]))
     encoded = []
-    for example, start, whole in zip(examples, starts, wholes, strict=True):
+    for example, start in zip(examples, starts, strict=True):
         try:
-            gold_ids = (*tokens_after(policy, start, whole), policy.end_token_id) if example.gold else ()
+            gold_ids = (*tokens_after(policy, start, next(wholes)), policy.end_token_id) if example.gold else ()
         except UsageError as error:
             raise UsageError(f"training document {example.index}: {error}") from None
         encoded.append(EncodedExample(example.index, start or (policy.prefix_token_id,), gold_ids))

@@ -161,9 +161,12 @@ def _name_base(path: Path, base: str) -> None:
 
 def _merge(base: Path, adapter: Path, folder: Path, end_of_text: str | None) -> None:
     """Write base + adapter as plain float32 weights, which stop where the run's policies stop."""
+    from transformers.utils import logging as transformers_logging
+
     from statewise.policy.load import load_policy, save_weights
     from statewise.policy.lora import load_adapter, merge_adapters
 
+    transformers_logging.disable_progress_bar()
     policy = load_policy(base, name="merged", end_of_text=end_of_text)
     load_adapter(policy.model, adapter, policy.name)
     merge_adapters(policy.model)

@@ -92,7 +92,9 @@ def _measure(plan: Plan, store: Store) -> Measured:
         by_key: dict[str, dict[int, float]] = {}
         for row in (row for task in tasks for row in records.read_table(folder / f"{task}.parquet")):
             whole = Column(row["task"], row["decoding"], row["metric"], "")
-            for column in (whole, replace(whole, member=row["member"])):
+            # Parts are told apart of the target alone; of others, as MMLU's 57, they would be kept and never shown.
+            parts = [replace(whole, member=row["member"])] if row["task"] == config.shared.target else []
+            for column in (whole, *parts):
                 seen.setdefault(column.key, column)
                 by_key.setdefault(column.key, {})[row["item"]] = np.nan if row["score"] is None else row["score"]
         scores[node.arm, node.seed] = {k: np.array([v[i] for i in sorted(v)]) for k, v in by_key.items()}

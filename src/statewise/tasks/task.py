@@ -80,10 +80,12 @@ class Task:
             raise errors.unknown("reward metric", self.reward_metric, self.metrics, f"task {self.name!r}")
         try:
             self._styles  # noqa: B018  (a regular expression that is none is told before anything is computed)
-        except (re.error, TypeError) as error:
+        except (re.error, TypeError, AttributeError) as error:
             raise UsageError(
                 f"task {self.name!r}: metadata.{STYLES} is no table of regular expressions: {error}"
             ) from None
+        if not isinstance(self._metadata.get(GROUP_BY, ""), str):
+            raise UsageError(f"task {self.name!r}: metadata.{GROUP_BY} must name one field of its items")
 
     @property
     def lm_eval_task(self) -> Any:
@@ -163,6 +165,10 @@ class Task:
     @cached_property
     def _styles(self) -> dict[str, re.Pattern[str]]:
         return {name: re.compile(regex) for name, regex in self._metadata.get(STYLES, {}).items()}
+
+    def is_higher_better(self, metric: str) -> bool:
+        """Whether the task says that more of "metric,filter" is better; it does not of a share of a style."""
+        return bool((self.lm_eval_task.higher_is_better() or {}).get(metric.partition(",")[0], False))
 
     def place_of(self, request: Instance) -> tuple[int, str]:
         """Index of a request's item in the whole task, and what it belongs to.
