@@ -9,11 +9,6 @@ from statewise.report.page import write_report
 from statewise.study.request import StudyRequest, plan_study
 from statewise.study.run import run_study
 
-# Whether a study ends is asked here, not what it finds: smaller evaluations than those of its quick size.
-SMALL = (
-    "shared.evaluation.limit=4", "shared.evaluation.max_new_tokens=16", "shared.drift.num_prompts=2",
-    "shared.drift.max_new_tokens=16", "shared.drift.num_permutations=19",
-)  # fmt: skip
 QUICK_SECONDS = 120  # the promise of `--quick` on two cores; planned, since a test machine may be busy
 
 
@@ -25,8 +20,7 @@ def quick(tmp_path_factory):
     def run(name):
         if name not in done:
             folder = tmp_path_factory.mktemp(name)
-            plan = plan_study(StudyRequest(name, SMALL, is_quick=True))
-            outcome, summary = run_study(plan, folder, lambda event: None, 2)
+            outcome, summary = run_study(plan_study(StudyRequest(name, is_quick=True)), folder, lambda event: None, 2)
             assert not outcome.failed
             done[name] = folder, summary
         return done[name]
