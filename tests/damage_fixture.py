@@ -84,7 +84,7 @@ def execute_here(plan, store, costs, on_event, workers):
         elif set(node.needs) & outcome.failed.keys():
             outcome.failed[node.id] = "a need failed"
         else:
-            answer = executor._work(Workplace(plan, store, {}), node, on_event, lambda: False)
+            answer = executor._work(Workplace(plan, store), node, on_event, lambda: False)
             if answer["status"] == "failed":
                 outcome.failed[node.id] = answer["reason"]
             else:
@@ -126,4 +126,4 @@ class FastStudy:
     def do(self, id_):
         """Do one node without a run."""
         node = next(node for node in self.plan.nodes if node.id == id_)
-        return run_node(Workplace(self.plan, Store(self.folder), {}), node, nodes.Observer())
+        return run_node(Workplace(self.plan, Store(self.folder)), node, nodes.Observer())

@@ -21,10 +21,11 @@ from statewise.errors import UsageError
 from statewise.evals import likelihood
 from statewise.evals.bystanders import bystander
 from statewise.evals.evaluate import NEXT_ANSWER, EvalProtocol, evaluate, pass_at_k
-from statewise.evals.policy_lm import PolicyLM
+from statewise.evals.policy_lm import PolicyLM, Written
 from statewise.pocket.world import World, write_benchmarks
 from statewise.policy.load import Policy
-from statewise.policy.texts import encode
+from statewise.policy.sampler import Sampling, sample
+from statewise.policy.texts import decode, encode
 from statewise.records import ITEM_SCHEMA
 from statewise.tasks.items import choose
 from statewise.tasks.load import load_task
@@ -114,8 +115,8 @@ def test_answers_are_graded_as_in_lm_eval(pocket_folder):
     for requests, text in zip(items, texts, strict=True):
         requests[0].resps.append(text)
     grades = [task.grade(requests) for requests in items]
-    for sample in samples:
-        assert grades[sample["doc_id"]][f"exact_match,{sample['filter']}"] == sample["exact_match"]
+    for theirs in samples:
+        assert grades[theirs["doc_id"]][f"exact_match,{theirs['filter']}"] == theirs["exact_match"]
     assert {score for grade in grades for score in grade.values()} == {0.0, 1.0}
 
 
@@ -246,8 +247,8 @@ def test_the_response_to_a_choice_is_the_likeliest(policy, pocket_folder, refere
         policy, load_task("pocket_facts", task_folder=pocket_folder), EvalProtocol(limit=NUM_ITEMS, items="first")
     )
     assert {row["decoding"] for row in rows} == {"choices"}
-    for row, sample in zip(rows, sorted(reference["pocket_facts"], key=lambda s: s["doc_id"]), strict=True):
-        is_right = row["response"] == sample["doc"]["choices"][sample["doc"]["label"]]
+    for row, theirs in zip(rows, sorted(reference["pocket_facts"], key=lambda s: s["doc_id"]), strict=True):
+        is_right = row["response"] == theirs["doc"]["choices"][theirs["doc"]["label"]]
         assert is_right == (row["score"] == 1)
 
 
@@ -414,11 +415,11 @@ class FixedSamples(PolicyLM):
 
     ANSWERS = ("#### 1", "#### 2", "#### 1")
 
-    def generate_until(self, requests, disable_tqdm=True):
+    def write(self, requests):
         counts = {}
         for request in requests:
             counts[request.doc_id] = counts.get(request.doc_id, -1) + 1
-            yield self.ANSWERS[counts[request.doc_id]]
+            yield Written(self.ANSWERS[counts[request.doc_id]], is_finished=True)
 
 
 def test_the_best_of_several_samples_is_scored_and_the_first_is_the_sampled_one(policy, tmp_path, monkeypatch):
@@ -430,6 +431,30 @@ def test_the_best_of_several_samples_is_scored_and_the_first_is_the_sampled_one(
     assert [scores["pass@3", item] for item in range(3)] == [1.0, 1.0, 0.0]
     (all_three,) = {row["response"] for row in rows if row["decoding"] == "pass@3"}
     assert all_three.split(NEXT_ANSWER) == list(FixedSamples.ANSWERS)
+
+
+def test_an_answer_that_was_cut_at_the_limit_of_tokens_is_recorded_as_such(policy, pocket_folder):
+    task = load_task("pocket_math", task_folder=pocket_folder)
+    rows = evaluate(policy, task, EvalProtocol(limit=20, max_new_tokens=1, samples=2))
+    single = [row for row in rows if row["decoding"] != "pass@2"]
+    # One token is either the end, of which no text is left, or a text that was cut.
+    assert [row["is_finished"] for row in single] == [row["response"] == "" for row in single]
+    assert {row["is_finished"] for row in single} == {True, False}
+    assert {row["is_finished"] for row in rows if row["decoding"] == "pass@2"} == {None}
+    facts = evaluate(policy, load_task("pocket_facts", task_folder=pocket_folder), EvalProtocol(limit=2))
+    assert {row["is_finished"] for row in facts} == {None}
+
+
+def test_an_answer_ends_at_a_stop_string(policy, tmp_path):
+    prompt = "Q: 1?"
+    ids = policy.tokenizer.encode(prompt, add_special_tokens=False)
+    (whole,) = sample(policy, [ids], [0], Sampling(temperature=0.0, max_new_tokens=12))
+    first = decode(policy, whole.token_ids)[:1]
+    for stop, expected in ((first, True), ("never", whole.is_finished)):
+        path = write_task(tmp_path, [{"question": prompt, "answer": "1"}],
+                          generation_kwargs={"until": [stop], "max_gen_toks": 12})  # fmt: skip
+        (row,) = evaluate(policy, load_task(str(path)), EvalProtocol(decodings=("greedy",)))
+        assert row["is_finished"] is expected
 
 
 def test_further_samples_leave_the_first_as_it_was_and_differ_from_it(policy, pocket_folder):

@@ -269,6 +269,18 @@ def test_unfinished_answers_stand_with_their_shares():
     assert tables.answer_table(summary) is None
 
 
+def test_unfinished_answers_of_the_evaluation_stand_in_a_table_of_their_own():
+    answers = {"num_answers": 1200, "num_unfinished": 60, "num_rewarded": 800, "num_rewarded_unfinished": 16}
+    summary = fake_study()
+    assert tables.evaluated_answer_table(summary) is None
+    runs = (dataclasses.replace(summary.runs[0], evaluated_answers=answers), *summary.runs[1:])
+    table = tables.evaluated_answer_table(dataclasses.replace(summary, runs=runs))
+    (row,) = table.rows
+    cells = [(cell.text, cell.detail) for cell in row.cells]
+    assert cells == [("1,200", ""), ("60", ".050 of all"), ("800", ""), ("16", ".020 of rewarded")]
+    assert "Unfinished answers in evaluation" in render_page(dataclasses.replace(summary, runs=runs))
+
+
 def test_budgets_that_are_the_same_for_many_runs_go_into_the_caption():
     summary = without(fake_design(), "sft", "rl")
     table = tables.budget_table(summary)

@@ -97,6 +97,26 @@ def run_of(summary, arm):
     return next(run for run in summary.runs if run.arm == arm)
 
 
+def test_answers_that_did_not_end_are_counted_over_seeds_for_the_reward_metric_alone(tmp_path):
+    folder = Folder(tmp_path)
+    folder.everything()
+    rewarded = folder.plan.config.shared.reward_metric
+    path = folder.store.arm_folder("sft", 1) / "evals" / "pocket_math.parquet"
+    rows = records.read_table(path)
+    for one in rows:
+        # The greedy answers to the first item, a right one, and to the last, a wrong one, were cut.
+        one["is_finished"] = one["decoding"] != "greedy" or one["item"] not in (0, ITEMS - 1)
+    records.write_table(path, rows, records.ITEM_SCHEMA)
+    folder.store.finish(folder.node("evaluate", "sft", 1), {"status": "evaluated", "protocols": {}})
+    own = [one for one in rows if one["metric"] == rewarded]
+    num_rewarded = sum(one["score"] > 0 for one in own)
+    summary = folder.summarise()
+    assert run_of(summary, "sft").evaluated_answers == {
+        "num_answers": len(own), "num_unfinished": 2, "num_rewarded": num_rewarded, "num_rewarded_unfinished": 1,
+    }  # fmt: skip
+    assert run_of(summary, "base").evaluated_answers == {}  # written by an earlier version, which did not record it
+
+
 def verdict_of(summary):
     (only,) = summary.phenomena
     return only.verdict

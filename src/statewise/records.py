@@ -43,6 +43,7 @@ ITEM_SCHEMA = pa.schema(
         ("metric", pa.string()),  # lm-eval's "metric,filter", e.g. "exact_match,flexible-extract"
         ("score", pa.float64()),  # 0..1; null: could not be scored
         ("response", pa.string()),  # what was generated or chosen
+        ("is_finished", pa.bool_()),  # one generated answer ended by itself, not at the limit of tokens; else null
     ]
 )
 ROLLOUT_SCHEMA = pa.schema(
@@ -227,7 +228,8 @@ class RunSummary:
     `planned`: the budget as planned, with the keys of `budget` that can be planned. `levels`: axis → level of the cell
     of a factorial design that the arm stands for. `state_hashes`: seed → running SHA-256 over all training states.
     `answers`: over all seeds, the trajectories trained on, those cut at a limit (`num_unfinished`), and those rewarded
-    (`num_rewarded`, `num_rewarded_unfinished`); empty where all of them ended by themselves.
+    (`num_rewarded`, `num_rewarded_unfinished`); empty where all of them ended by themselves. `evaluated_answers`: the
+    same of the generated answers to the target's items, greedy and sampled, as the reward metric scores them.
     """
 
     arm: str
@@ -247,6 +249,7 @@ class RunSummary:
     levels: dict[str, str] = field(default_factory=dict)
     state_hashes: dict[str, str] = field(default_factory=dict)
     answers: dict[str, int] = field(default_factory=dict)
+    evaluated_answers: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

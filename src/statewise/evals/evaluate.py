@@ -90,10 +90,10 @@ def evaluate(policy: Policy, task: Task, protocol: EvalProtocol) -> list[dict[st
             items = task.requests(protocol.limit, chat_of(policy) if protocol.is_chat else None, protocol.items)
             num_draws = (protocol.samples or 1) if decoding == "sampled" else 1
             draws = [items, *(_copied(items) for _ in range(num_draws - 1))]
-            _answer(lm, [requests for draw in draws for requests in draw])
-            rows += _rows(task, decoding, draws[:1])
+            cut = _answer(lm, [requests for draw in draws for requests in draw])
+            rows += _rows(task, decoding, draws[:1], cut)
             if num_draws > 1:
-                rows += _rows(task, f"pass@{num_draws}", draws)
+                rows += _rows(task, f"pass@{num_draws}", draws, cut)
     return rows
 
 
@@ -131,20 +131,31 @@ def _no_item_metric(task: Task) -> UsageError:
     )
 
 
-def _answer(lm: PolicyLM, items: Sequence[Sequence[Instance]]) -> None:
-    """Put the model's responses into the requests."""
+def _answer(lm: PolicyLM, items: Sequence[Sequence[Instance]]) -> set[int]:
+    """Put the model's responses into the requests; returns the `id` of those with one cut at the limit of tokens."""
     asked: dict[str, list[Instance]] = defaultdict(list)
     for requests in items:
         for request in requests:
             asked[request.request_type] += [request] * int(request.repeats or 1)
-    ways = {"loglikelihood": lm.loglikelihood, "generate_until": lm.generate_until}
-    for request_type, requests in asked.items():
-        for request, response in zip(requests, ways[request_type](requests, disable_tqdm=True), strict=True):
-            request.resps.append(response)
+    cut = set[int]()
+    for request, written in zip(generated := asked.pop("generate_until", []), lm.write(generated), strict=True):
+        request.resps.append(written.text)
+        if not written.is_finished:
+            cut.add(id(request))
+    scored = asked.pop("loglikelihood", [])
+    for request, response in zip(scored, lm.loglikelihood(scored, disable_tqdm=True), strict=True):
+        request.resps.append(response)
+    assert not asked, f"requests of kind {', '.join(asked)}"
+    return cut
 
 
-def _rows(task: Task, decoding: str, draws: Sequence[Sequence[Sequence[Instance]]]) -> list[dict[str, Any]]:
-    """The rows of one decoding; of several draws of an answer, the best is scored, and all stand in `response`."""
+def _rows(
+    task: Task, decoding: str, draws: Sequence[Sequence[Sequence[Instance]]], cut: set[int]
+) -> list[dict[str, Any]]:
+    """The rows of one decoding; of several draws of an answer, the best is scored, and all stand in `response`.
+
+    `cut` holds the `id` of every request with an answer that did not end by itself.
+    """
     graded = [[task.grade(requests) for requests in draw] for draw in draws]
     grades = [grade for draw in graded for grade in draw]
     metrics = [
@@ -165,6 +176,7 @@ def _rows(task: Task, decoding: str, draws: Sequence[Sequence[Sequence[Instance]
     rows = []
     for index, requests in enumerate(draws[0]):
         response = NEXT_ANSWER.join(_response(task, draw[index]) for draw in draws)
+        is_one_answer = task.is_generative and len(draws) == 1
         item, member = task.place_of(requests[0])
         for metric in metrics:
             # Of one answer it is the answer's score.
@@ -178,6 +190,7 @@ def _rows(task: Task, decoding: str, draws: Sequence[Sequence[Sequence[Instance]
                     "metric": metric,
                     "score": score if math.isfinite(score) else None,
                     "response": response,
+                    "is_finished": all(id(r) not in cut for r in requests) if is_one_answer else None,
                 }
             )
     return rows

@@ -38,6 +38,14 @@ class Decoding:
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
 
 
+@dataclass(frozen=True)
+class Written:
+    """An answer. `is_finished`: it ended by itself, at an end of text or a stop string, not at the limit of tokens."""
+
+    text: str
+    is_finished: bool
+
+
 class PolicyLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     """lm-eval's interface to a policy; final. The caller puts the model into evaluation mode (`bystander`)."""
 
@@ -86,20 +94,24 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[str]:
         """The continuation of each context, up to its first stop string; equal for equal seed, task and item."""
+        return [written.text for written in self.write(requests)]
+
+    def write(self, requests: Sequence[Instance]) -> list[Written]:
+        """`generate_until`, and how each continuation ended."""
         groups: dict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
         for place, request in enumerate(requests):
             kwargs = request.args[1]
             groups[stops_of(kwargs), min(max_tokens_of(kwargs), self.decoding.max_new_tokens)].append(place)
         keys = self._keys(requests)
-        texts = [""] * len(requests)
+        written: dict[int, Written] = {}
         for (stops, max_new_tokens), places in groups.items():
             prompts = self._prompts([requests[place].args[0] for place in places], max_new_tokens)
             sampling = Sampling(self.decoding.temperature, max_new_tokens=max_new_tokens, stop_strings=stops)
             rollouts = sample(self.policy, prompts, [keys[place] for place in places], sampling)
-            written = decode_all(self.policy, [rollout.token_ids for rollout in rollouts])
-            for place, text in zip(places, written, strict=True):
-                texts[place] = cut_at(text, stops)
-        return texts
+            texts = decode_all(self.policy, [rollout.token_ids for rollout in rollouts])
+            for place, text, rollout in zip(places, texts, rollouts, strict=True):
+                written[place] = Written(cut_at(text, stops), rollout.is_finished)
+        return [written[place] for place in range(len(requests))]
 
     def _keys(self, requests: Sequence[Instance]) -> list[int]:
         """One key a request; a repeated request gets a new one each time."""

@@ -12,7 +12,7 @@ from statewise.errors import UsageError
 from statewise.locality import Locality
 from statewise.locality.adapter import Adapter
 from statewise.loop.account import Account
-from statewise.loop.documents import DocumentRule, Documents, read_documents, rule_of
+from statewise.loop.documents import Documents, read_documents, rule_of
 from statewise.loop.fit import TokenLimit
 from statewise.loop.history import WeightHistory
 from statewise.policy.act import draw_actions
@@ -33,8 +33,7 @@ from statewise.types import IntArray, Rollout
 class Recipe:
     """The four independent parts of an arm, and the key that all its randomness derives from.
 
-    `documents`: which may be trained on, in all arms of the study alike (None: those that fit this one), and whether
-    they are put into the chat template; `sampler`: the rollout engine.
+    `sampler`: the rollout engine.
     """
 
     source: Source
@@ -43,19 +42,20 @@ class Recipe:
     update: UpdateSection
     key: int
     localities: tuple[Locality, ...] = ()
-    documents: DocumentRule | None = None
     sampler: Sampler = sample
 
 
 @dataclass(frozen=True)
 class Material:
     """What an arm is trained on: the target `task`, whose training split gives the prompts; the `retention` tasks, for
-    a locality that remembers them; the states that sources `log` replay, by their `record`.
+    a locality that remembers them; the states that sources `log` replay, by their `record`; the `documents` in the
+    learner's tokens (None: those of the target that fit this arm).
     """
 
     task: Task
     retention: tuple[Task, ...] = ()
     recorded: Mapping[str, RecordedStates] = field(default_factory=dict)
+    documents: Documents | None = None
 
 
 @dataclass
@@ -135,7 +135,7 @@ def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], material: 
         recipe: the arm.
         learner: the policy to train; its model is changed in place.
         others: `teacher` and `base`, where source, signals or localities need them.
-        material: tasks and recorded states.
+        material: tasks, recorded states and documents.
 
     Raises:
         UsageError: a teacher is needed and absent, its tokenizer differs, the task has no training document, or one
@@ -149,7 +149,8 @@ def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], material: 
         check_same_tokenizer(learner, other)
     if recipe.update.packing:
         check_packing(learner)
-    documents = read_documents(learner, material.task, [recipe.source], recipe.documents or rule_of([recipe.source]))
+    own = [recipe.source]
+    documents = material.documents or read_documents(learner, material.task, own, rule_of(own))
     trainable = recipe.adapter.attach(learner.model, derive_key(recipe.key, "adapter"))
     if recipe.update.activation_checkpointing:
         learner.model.activation_checkpointing_enable({"use_reentrant": False})

@@ -8,7 +8,7 @@ texts, a document whose gold text does not fit is left out for the others as wel
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -50,7 +50,7 @@ class Documents:
 
     rule: DocumentRule
     examples: tuple[EncodedExample, ...]
-    pairs: Mapping[str, tuple[EncodedExample, ...]]
+    pairs: Mapping[str, tuple[EncodedExample, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -66,20 +66,28 @@ def read_documents(policy: Policy, task: Task, sources: Iterable[Source], rule: 
     """The training documents of `task`, and the pairs that `sources` are given.
 
     Raises:
+        UsageError: as `encode_documents` and `add_pairs`.
+    """
+    return add_pairs(encode_documents(policy, task, rule), policy, task, sources)
+
+
+def encode_documents(policy: Policy, task: Task, rule: DocumentRule) -> Documents:
+    """The training documents of `task`: the same for all arms of a study.
+
+    Raises:
         UsageError: there is none; some do not fit, or have no gold text, and are needed (all of them are named); a gold
-            text that shares a token with its prompt; no chat template, or one that ends a turn with another token; a
-            file of pairs that cannot be used.
+            text that shares a token with its prompt; no chat template, or one that ends a turn with another token.
     """
     chat = rule.chat(policy)
     if chat is not None:
         check_chat_end(policy)
     documents = task.examples("train", chat)
     needed = documents if rule.needs_gold else [replace(document, gold="") for document in documents]
-    encoded = encode_examples(policy, needed)
-    is_long = {example.index: num_tokens(example, rule.needs_gold) > policy.context_length for example in encoded}
+    encoded, limit = encode_examples(policy, needed), policy.context_length
+    is_long = {example.index: num_tokens(example, rule.needs_gold) > limit for example in encoded}
     kept = tuple(example for example in encoded if rule.too_long == "refuse" or not is_long[example.index])
     if not kept:
-        what = "training documents" if not encoded else f"training document that fits {policy.context_length} tokens"
+        what = "training documents" if not encoded else f"training document that fits {limit} tokens"
         raise UsageError(f"task {task.name!r} has no {what}, so there is nothing to train on")
     used = kept[: rule.num_documents]
     _check_lengths(policy, task, [example for example in used if is_long[example.index]], rule)
@@ -90,13 +98,22 @@ def read_documents(policy: Policy, task: Task, sources: Iterable[Source], rule: 
         )
     notes = [
         f"{sum(is_long.values())} of {len(encoded):,} training documents of {task.name} exceed the context of "
-        f"{policy.context_length:,} tokens and are left out of every arm ({told([i for i in is_long if is_long[i]])})"
+        f"{limit:,} tokens and are left out of every arm ({told([i for i in is_long if is_long[i]])})"
     ] * (len(kept) < len(encoded))
-    pairs = {}
+    return Documents(rule, kept, notes=tuple(notes))
+
+
+def add_pairs(documents: Documents, policy: Policy, task: Task, sources: Iterable[Source]) -> Documents:
+    """`documents` of `task` with the pairs that `sources` are given.
+
+    Raises:
+        UsageError: as `encode_pairs`.
+    """
+    rule, pairs, notes = documents.rule, {}, list(documents.notes)
     for path in _files_of_pairs(sources):
-        pairs[path], left_out = encode_pairs(path, policy, documents, rule.too_long)
+        pairs[path], left_out = encode_pairs(path, policy, task.examples("train", rule.chat(policy)), rule.too_long)
         notes += left_out
-    return Documents(rule, kept, pairs, tuple(notes))
+    return replace(documents, pairs=pairs, notes=tuple(notes))
 
 
 def _files_of_pairs(sources: Iterable[Source]) -> dict[str, None]:

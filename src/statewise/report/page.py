@@ -51,7 +51,7 @@ def render_page(summary: StudySummary) -> str:
         differences=[table for table in (tables.base_table(summary), tables.teacher_table(summary)) if table],
         drift=tables.drift_table(summary),
         budgets=tables.budget_table(summary),
-        answers=tables.answer_table(summary),
+        answers=[t for t in (tables.answer_table(summary), tables.evaluated_answer_table(summary)) if t],
         figures=_figures(summary),
         recipes=[(run.label, run.recipe, tables.label_of(summary, run.teacher)) for run in summary.runs],
         methods=sentences.methods(summary),

@@ -220,26 +220,40 @@ def budget_table(summary: StudySummary) -> Table | None:
     return Table(title, caption, tuple(_budget_heading(key) for key in shown), rows)
 
 
+ENDS = ("unfinished", "rewarded", "rewarded though unfinished")
+UNFINISHED = (
+    "{what}, over all seeds. Unfinished: cut at the limit of tokens before they ended. A filter that takes the last "
+    "number of a text may reward such an answer, and refuse a right one that goes on."
+)
+
+
 def answer_table(summary: StudySummary) -> Table | None:
     """Training answers that were cut at a limit, and those of them that were rewarded; None where all of them ended."""
-    rows = tuple(Row(run.label, _answer_cells(run.answers)) for run in summary.runs if run.answers)
-    caption = (
-        "Trajectories that a run trained on, over all seeds. Unfinished: cut at the limit of tokens before they ended. "
-        "A filter that takes the last number of a text may reward such an answer, and refuse a right one that goes on."
+    rows = tuple(Row(run.label, _answer_cells(run.answers, "num_trajectories")) for run in summary.runs if run.answers)
+    caption = UNFINISHED.format(what="Trajectories that a run trained on")
+    return Table("Unfinished answers in training", caption, ("trajectories", *ENDS), rows) if rows else None
+
+
+def evaluated_answer_table(summary: StudySummary) -> Table | None:
+    """The same of the answers that the target's scores are of, greedy and sampled; None where all of them ended."""
+    rows = tuple(
+        Row(run.label, _answer_cells(run.evaluated_answers, "num_answers"))
+        for run in summary.runs
+        if run.evaluated_answers
     )
-    headings = ("trajectories", "unfinished", "rewarded", "rewarded though unfinished")
-    return Table("Unfinished answers in training", caption, headings, rows) if rows else None
+    caption = UNFINISHED.format(what="Answers to the target's items, greedy and sampled; rewarded: a score above 0")
+    return Table("Unfinished answers in evaluation", caption, ("answers", *ENDS), rows) if rows else None
 
 
-def _answer_cells(answers: Mapping[str, int]) -> tuple[Cell, ...]:
+def _answer_cells(answers: Mapping[str, int], whole: str) -> tuple[Cell, ...]:
     def cell(key: str, among: str = "", name: str = "") -> Cell:
         if key not in answers:
             return EMPTY
-        whole = answers.get(among, 0)
-        return Cell(f"{answers[key]:,}", detail=f"{numbers.score(answers[key] / whole)} of {name}" if whole else "")
+        total = answers.get(among, 0)
+        return Cell(f"{answers[key]:,}", detail=f"{numbers.score(answers[key] / total)} of {name}" if total else "")
 
     return (
-        cell("num_trajectories"), cell("num_unfinished", "num_trajectories", "all"), cell("num_rewarded"),
+        cell(whole), cell("num_unfinished", whole, "all"), cell("num_rewarded"),
         cell("num_rewarded_unfinished", "num_rewarded", "rewarded"),
     )  # fmt: skip
 

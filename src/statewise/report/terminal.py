@@ -50,6 +50,7 @@ def _tables(summary: StudySummary) -> list[tables.Table]:
         found += [
             tables.base_table(summary), tables.teacher_table(summary), tables.drift_table(summary),
             tables.hash_table(summary), tables.budget_table(summary), tables.answer_table(summary),
+            tables.evaluated_answer_table(summary),
         ]  # fmt: skip
     return [table for table in found if table is not None]
 

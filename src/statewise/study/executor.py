@@ -226,7 +226,7 @@ def _begin(plan: Plan, store: Store, workers: Workers) -> Work:
 
     torch.set_num_threads(workers.threads)
     transformers_logging.disable_progress_bar()
-    return partial(_work, Workplace(plan, store, {}))
+    return partial(_work, Workplace(plan, store))
 
 
 def _work(place: Workplace, node: Node, tell: Callable[[NodeEvent], None], should_stop: Callable[[], bool]) -> Answer:

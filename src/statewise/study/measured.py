@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,11 +29,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Measured:
-    """The items of every arm and seed: `scores[arm, seed][column key]` is float64 [items], nan where unscored."""
+    """The items of every arm and seed: `scores[arm, seed][column key]` is float64 [items], nan where unscored.
+
+    `answers[arm, seed]`: how many answers to the target's items were generated, cut at the limit of tokens, and right.
+    """
 
     config: StudyConfig
     columns: tuple[Column, ...]
     scores: dict[tuple[str, int], dict[str, Matrix]]
+    answers: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
 
     def matrix(self, arm: str, column: Column, seeds: list[int]) -> Matrix:
         """[items, seeds]; an answer that could not be scored counts as not correct, and is reported as unscored."""

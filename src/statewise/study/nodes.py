@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from statewise.evals.evaluate import EvalProtocol, evaluate
 from statewise.locality import Remembering
 from statewise.locality.adapter import ADAPTERS, Adapter
 from statewise.loop.build import Material, Recipe, Setup, build
+from statewise.loop.documents import DocumentRule, Documents, add_pairs, encode_documents
 from statewise.loop.train import MISMATCH, Observer, mismatch_problem, train
 from statewise.policy.device import choose_device, choose_dtype
 from statewise.policy.load import NO_ADAPTER, Policy, load_policy
@@ -47,16 +48,24 @@ TRAINED, EVALUATED, DIVERGED, SKIPPED = "trained", "evaluated", "diverged", "ski
 
 @dataclass(frozen=True)
 class Workplace:
-    """A plan and the folder it runs in, with the tasks loaded so far."""
+    """A plan and the folder it runs in, with the tasks loaded and the documents encoded so far."""
 
     plan: Plan
     store: Store
-    tasks: dict[str, Task]
+    tasks: dict[str, Task] = field(default_factory=dict)
+    encoded: dict[DocumentRule, Documents] = field(default_factory=dict)
 
     def task(self, name: str) -> Task:
         if name not in self.tasks:
             self.tasks[name] = build_task(self.plan, name)
         return self.tasks[name]
+
+    def documents(self, learner: Policy, arm: str) -> Documents:
+        """What an arm trains on, in the tokens of the base model, from which all arms learn: encoded once."""
+        rule, target = document_rule(self.plan), self.task(self.plan.config.shared.target)
+        if rule not in self.encoded:
+            self.encoded[rule] = encode_documents(learner, target, rule)
+        return add_pairs(self.encoded[rule], learner, target, [self.plan.sources[arm]])
 
     def needed(self, action: str, arm: str, seed: int) -> dict[str, Any]:
         """The result of a node that another one reads, after all its files were checked.
@@ -127,12 +136,12 @@ def _recipe(place: Workplace, node: Node, adapter: Adapter) -> Recipe:
     plan, options = place.plan, place.plan.config.shared
     return Recipe(
         plan.sources[node.arm], plan.signals[node.arm], adapter, plan.config.arms[node.arm].update,
-        place.key(node, "train"), plan.localities[node.arm], document_rule(plan), SAMPLERS[options.sampler],
+        place.key(node, "train"), plan.localities[node.arm], SAMPLERS[options.sampler],
     )  # fmt: skip
 
 
 def _material(place: Workplace, node: Node, learner: Policy) -> Material:
-    """Target, remembered tasks, and the records that are replayed."""
+    """Target, remembered tasks, the records that are replayed, and the documents."""
     plan, shared = place.plan, place.plan.config.shared
     is_remembering = any(one.needs_memory for one in plan.localities[node.arm])
     recorded = {}
@@ -143,7 +152,8 @@ def _material(place: Workplace, node: Node, learner: Policy) -> Material:
             folder = folder_of(leaf.path, node.seed) if leaf.path else place.store.arm_folder(leaf.record, node.seed)
             recorded[leaf.record] = open_record(folder, learner.vocab_size)
     retention = tuple(place.task(name) for name in shared.retention) if is_remembering else ()
-    return Material(place.task(shared.target), retention, recorded)
+    documents = place.documents(learner, node.arm)
+    return Material(place.task(shared.target), retention, recorded, documents)
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 
@@ -87,10 +88,13 @@ def _measure(plan: Plan, store: Store) -> Measured:
     tasks = [config.shared.target, *config.shared.retention]
     scores: dict[tuple[str, int], dict[str, Matrix]] = {}
     seen: dict[str, Column] = {}
+    answers: dict[tuple[str, int], dict[str, int]] = {}
     for node in _evaluated(plan, store):
         folder = store.arm_folder(node.arm, node.seed) / "evals"
         by_key: dict[str, dict[int, float]] = {}
-        for row in (row for task in tasks for row in records.read_table(folder / f"{task}.parquet")):
+        rows = [row for task in tasks for row in records.read_table(folder / f"{task}.parquet")]
+        answers[node.arm, node.seed] = _count_answers(config, rows)
+        for row in rows:
             whole = Column(row["task"], row["decoding"], row["metric"], "")
             # Parts are told apart of the target alone; of others, as MMLU's 57, they would be kept and never shown.
             parts = [replace(whole, member=row["member"])] if row["task"] == config.shared.target else []
@@ -98,7 +102,23 @@ def _measure(plan: Plan, store: Store) -> Measured:
                 seen.setdefault(column.key, column)
                 by_key.setdefault(column.key, {})[row["item"]] = np.nan if row["score"] is None else row["score"]
         scores[node.arm, node.seed] = {k: np.array([v[i] for i in sorted(v)]) for k, v in by_key.items()}
-    return Measured(config, _choose_columns(config, list(seen.values())), scores)
+    return Measured(config, _choose_columns(config, list(seen.values())), scores, answers)
+
+
+def _count_answers(config: StudyConfig, rows: list[dict[str, Any]]) -> dict[str, int]:
+    """What became of the answers to the target's items that a model generated in evaluation, greedy and sampled."""
+    shared = config.shared
+    own = [
+        row
+        for row in rows
+        if (row["task"], row["metric"]) == (shared.target, shared.reward_metric)
+        and row.get("is_finished") is not None  # several answers in a row, or an earlier version
+    ]
+    cut, right = [not row["is_finished"] for row in own], [(row["score"] or 0) > 0 for row in own]
+    return {
+        "num_answers": len(own), "num_unfinished": sum(cut), "num_rewarded": sum(right),
+        "num_rewarded_unfinished": sum(map(all, zip(cut, right, strict=True))),
+    }  # fmt: skip
 
 
 def _evaluated(plan: Plan, store: Store) -> list[Node]:
@@ -164,7 +184,8 @@ def _summarise_run(plan: Plan, store: Store, measured: Measured, name: str) -> R
         retention_ratio=estimate_retention_ratio(base, post) if base else None,
         drift=_drift(store, name, seeds),
         budget=_mean_budget(trained),
-        answers=_answers(trained),
+        answers=_add([result.get("answers") for result in trained]),
+        evaluated_answers=_add([measured.answers.get((name, seed)) for seed in seeds]),
         levels=dict(arm.levels) if arm else {},
         state_hashes={
             str(node.seed): str(result["state_hash"])
@@ -227,10 +248,11 @@ def _drift(store: Store, name: str, seeds: list[int]) -> dict[str, DriftEstimate
     }
 
 
-def _answers(results: list[dict[str, object]]) -> dict[str, int]:
-    """What became of the trajectories that an arm trained on, summed over its seeds."""
-    found = [answers for result in results if isinstance(answers := result.get("answers"), dict)]
-    return {key: sum(one.get(key, 0) for one in found) for key in dict.fromkeys(key for one in found for key in one)}
+def _add(counts: list[Any]) -> dict[str, int]:
+    """Counts of answers, summed over an arm's seeds; empty where all answers ended by themselves."""
+    found = [one for one in counts if isinstance(one, dict)]
+    total = {key: sum(one.get(key, 0) for one in found) for key in dict.fromkeys(key for one in found for key in one)}
+    return total if total.get("num_unfinished") else {}
 
 
 def _mean_budget(results: list[dict[str, object]]) -> dict[str, float]:
