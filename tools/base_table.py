@@ -12,6 +12,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from markers import between
+
 from statewise import records
 from statewise.assets import POCKET_MODEL
 
@@ -26,9 +28,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     is_checked = parser.parse_args().check
     paths = [POCKET_MODEL / "base.json", *sorted((ROOT / "docs" / "results" / "worlds").glob("*.json"))]
-    before = PAGE.read_text(encoding="utf-8")
-    head, _, rest = before.partition(START)
-    after = head + START + table([records.read_json(path) for path in paths]) + END + rest.partition(END)[2]
+    before, after = between(PAGE, START, END, table([records.read_json(path) for path in paths]))
     if is_checked and before != after:
         raise SystemExit(f"{PAGE}: its table is not that of the files; run tools/base_table.py")
     if not is_checked:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from markers import between
+
 from statewise import records
 from statewise.records import RunSummary, StudySummary
 from statewise.report.summary_json import summary_from_json
@@ -22,8 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     summary = summary_from_json(records.read_json(parser.parse_args().run / "summary.json"))
-    head, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
-    PAGE.write_text(head + START + table(summary) + END + rest.partition(END)[2], encoding="utf-8")
+    PAGE.write_text(between(PAGE, START, END, table(summary))[1], encoding="utf-8")
 
 
 def table(summary: StudySummary) -> str:
