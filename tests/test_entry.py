@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from statewise.streams import INTERRUPTION
+from statewise.interruption import INTERRUPTION
 
 # A command line in a process of its own, where output is real; `{body}` is the command.
 SCRIPT = """
@@ -94,6 +95,19 @@ def test_ctrl_c_is_one_line_whatever_an_import_makes_of_it(tmp_path, body):
     process = start(tmp_path, body, stderr=subprocess.PIPE)
     assert process.communicate(timeout=60)[1] == f"{INTERRUPTION}\n"
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_asks_to_end_is_said_and_ends_with_its_own_code(tmp_path, number):
+    process = start(tmp_path, f"    signal.raise_signal({int(number)})", "eval", stderr=subprocess.PIPE)
+    assert process.communicate(timeout=60)[1] == f"{INTERRUPTION}\n"
+    assert process.returncode == 128 + number
+
+
+def test_a_signal_that_is_ignored_is_not_heard(tmp_path):
+    body = "    signal.raise_signal(signal.SIGINT)\n    sys.exit(0)"
+    process = start(tmp_path, body, "eval", before="SIG_IGN", stderr=subprocess.PIPE)
+    assert (process.communicate(timeout=60)[1], process.returncode) == ("", 0)
 
 
 def test_a_defect_keeps_its_traceback(tmp_path):

@@ -6,31 +6,31 @@ import os
 import signal
 from types import FrameType
 
-from statewise.streams import INTERRUPTION
-
-INTERRUPTED = 130
+from statewise.interruption import ASKING, INTERRUPTION
 
 
 def end(number: int, frame: FrameType | None) -> None:
     """End this process, which has nothing to keep yet."""
     os.write(2, f"{INTERRUPTION}\n".encode())
-    os._exit(INTERRUPTED)
+    os._exit(128 + number)
 
 
 def main() -> None:
     """Entry point."""
-    before = signal.getsignal(signal.SIGINT)
-    is_heard = before is signal.default_int_handler  # not where it is ignored, as in the background of a shell
-    if is_heard:
-        signal.signal(signal.SIGINT, end)
+    before = {number: signal.getsignal(number) for number in ASKING}
+    # Not where one is ignored, as Ctrl-C in the background of a shell and SIGHUP under nohup.
+    heard = [number for number in ASKING if before[number] in (signal.default_int_handler, signal.SIG_DFL)]
+    for number in heard:
+        signal.signal(number, end)
     from statewise.cli import main as call
 
-    signal.signal(signal.SIGINT, before)
+    for number in heard:
+        signal.signal(number, before[number])
     try:
         call()
     finally:
-        if is_heard:  # a traceback would be of the interpreter's own end
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for number in heard:  # a traceback would be of the interpreter's own end
+            signal.signal(number, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What becomes of a command: its exit code, one line about what went wrong, and no traceback of what is no defect.
 
 Exit codes: 0 everything is done, 1 the run failed, 2 the input cannot be used, 3 partly done (interrupted, or some
-nodes failed; the same command continues), 130 interrupted outside of a run's work, 141 nobody read all that a command
-printed which does nothing else, as of any program before `| head`.
+nodes failed; the same command continues), 130 interrupted outside of a run's work (143 by SIGTERM, 129 by SIGHUP), 141
+nobody read all that a command printed which does nothing else, as of any program before `| head`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
 from statewise.errors import StatewiseError, UsageError
+from statewise.interruption import ASKING, INTERRUPTION
 from statewise.printing import clean_streams
-from statewise.streams import INTERRUPTION, outlive_readers
+from statewise.streams import outlive_readers
 
 FAILED, USAGE, PARTIAL, INTERRUPTED, UNREAD = 1, 2, 3, 130, 141
 # A place that the user named and that cannot be read or written, as against a disk that is full.
@@ -50,22 +51,28 @@ def answer(command: Callable[[], None]) -> NoReturn:
 
 
 class _Interrupt:
-    """Knows of a Ctrl-C, whatever became of its exception: a library that is being imported may make another of it."""
+    """Knows of a signal that asked to end, whatever became of its exception: a library that is being imported may make
+    another of it. `number`: of the signal, 0 where none has come.
+    """
 
     def __init__(self) -> None:
-        self.has_come = False
+        self.number = 0
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Interrupt:
-        self._before = signal.getsignal(signal.SIGINT)
-        if self._before is signal.default_int_handler:  # not where it is ignored, as in the background of a shell
-            signal.signal(signal.SIGINT, self._note)
+        for number in ASKING:
+            before = signal.getsignal(number)
+            # Not where it is ignored, as Ctrl-C in the background of a shell and SIGHUP under nohup.
+            if before in (signal.default_int_handler, signal.SIG_DFL):
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.has_come = True
+        self.number = number
         raise KeyboardInterrupt
 
 
@@ -77,13 +84,13 @@ def _call(command: Callable[[], None], interrupt: _Interrupt) -> int:
         if left.code != INTERRUPTED:  # what typer makes of Ctrl-C
             return left.code if isinstance(left.code, int) else 0
     except (StatewiseError, OSError) as error:
-        if not interrupt.has_come:
+        if not interrupt.number:
             return _tell(error)
     except BaseException:
-        if not interrupt.has_come:
+        if not interrupt.number:
             raise
     typer.echo(INTERRUPTION, err=True)
-    return INTERRUPTED
+    return 128 + interrupt.number if interrupt.number else INTERRUPTED
 
 
 def _tell(error: StatewiseError | OSError) -> int:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
-INTERRUPTION = "statewise: interrupted; `run` and `eval` keep what is done, the same command resumes"
-
 
 class Output(io.FileIO):
     """A descriptor that takes everything: after the first error into nothing, and `error` is that error."""

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from statewise import records
 from statewise.errors import InterruptedTrainingError, StatewiseError
+from statewise.interruption import ASKING
 from statewise.study.plan import Node, Plan
-from statewise.study.pool import ASKING, Answer, Death, Pool, Work
+from statewise.study.pool import Answer, Death, Pool, Work
 from statewise.study.request import Workers
 from statewise.study.store import Store
 

@@ -21,12 +21,11 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from statewise.interruption import ASKING
 from statewise.printing import clean_streams
 from statewise.streams import outlive_readers
 from statewise.study.plan import Node
 
-# Signals that ask a run to stop. A terminal or a cluster sends them to every process; only the parent answers for them.
-ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MAX_FAILED_STARTS = 3  # in a row; then it is the machine, or the installation
 END_S = 3.0  # between closing its pipe and ending, a process that has torch imported needs tenths of a second
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE")
