@@ -144,7 +144,10 @@ def test_the_command_measures_and_says_by_its_code_whether_the_base_is_fit(check
     assert json.loads((folder / "base.json").read_text()) == json.loads(json.dumps(before))
 
 
-@pytest.mark.parametrize("arguments", [[], ["--out", "a", "--check", "b"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--out", "a", "--check", "b"], ["--check", "b", "--world-seed", "0"], ["--check", "b", "--threads", "1"]],
+)
 def test_exactly_one_of_out_and_check_is_asked_for(arguments):
     result = CliRunner().invoke(app, ["pretrain", *arguments])
     assert isinstance(result.exception, UsageError)

@@ -299,9 +299,13 @@ def _fields_of(kind: Any) -> str:
 @app.command()
 def pretrain(
     out: Annotated[Path | None, typer.Option(help="Folder to write; it must not exist or be empty.")] = None,
-    world_seed: Annotated[int, typer.Option(min=0, help="Seed of the world; the embedded model is of world 0.")] = 0,
+    world_seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the world; default: 0, that of the embedded model.")
+    ] = None,
     size: Annotated[str, typer.Option(help="full (about half an hour on one core) or smoke (seconds).")] = "full",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; other counts give other bytes.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default: 1. Other counts give other bytes.")
+    ] = None,
     check: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Measure a model that is there; exit code 1: not fit for use.")
     ] = None,
@@ -309,6 +313,8 @@ def pretrain(
     """Build a pocket model from nothing, and measure whether its world is fit for comparing methods (base.json)."""
     if (out is None) == (check is None):
         raise UsageError("give either --out, the folder to write, or --check, a folder to measure")
+    if check is not None and (world_seed, threads) != (None, None):
+        raise UsageError("--world-seed and --threads are of a world that is built; --check measures one that is there")
     from dataclasses import replace
 
     from statewise.pocket.pretrain import SIZES
@@ -323,7 +329,7 @@ def pretrain(
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(f"{out}: exists and is not an empty folder; choose another with --out")
         out.mkdir(parents=True, exist_ok=True)  # before half an hour's work, not after it
-        build(replace(SIZES[size], world_seed=world_seed, num_threads=threads), out, tell)
+        build(replace(SIZES[size], world_seed=world_seed or 0, num_threads=threads or 1), out, tell)
     from statewise.pocket.check import ITEMS, check_base
 
     folder = out or Path(str(check))
@@ -334,7 +340,9 @@ def pretrain(
     if check is not None and not base["is_met"]:
         raise typer.Exit(FAILED)
     if out is not None:
-        typer.echo(f"Written: {out}. Use it with: statewise run pocket --world {out} --out runs/world-{world_seed}")
+        typer.echo(
+            f"Written: {out}. Use it with: statewise run pocket --world {out} --out runs/world-{world_seed or 0}"
+        )
 
 
 app.registered_commands += cli_models.app.registered_commands
