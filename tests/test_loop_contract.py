@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -121,7 +122,10 @@ def written(folder, setup):
 
 
 def assert_resumes(make, tmp_path):
-    """Training that is interrupted before update 3 and resumed writes the bytes of one that is not."""
+    """Training that is interrupted before update 3 and resumed writes the bytes of one that is not.
+
+    Returns the uninterrupted arm, trained, and its lines of metrics.
+    """
     whole, begun, resumed = (make() for _ in range(3))
     recorder = train(whole, tmp_path / "whole", Observer())
     with pytest.raises(InterruptedTrainingError, match="stopped before update 3"):
@@ -134,7 +138,7 @@ def assert_resumes(make, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert all(np.isfinite(line["loop/loss_nats"]) for line in lines)
-    return lines
+    return whole, lines
 
 
 def test_the_contract_covers_every_source_signal_adapter_and_locality():
@@ -169,18 +173,30 @@ LOCALITY_VARIANTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def free_arm(toy_policy, tmp_path_factory):
+    """Arms that nothing holds, trained once each: what those with a locality are compared with."""
+
+    @cache
+    def trained(signal, adapter):
+        setup = arm(toy_policy, "learner", signal, adapter, lr=1e-2)
+        train(setup, tmp_path_factory.mktemp("free"), Observer())
+        return setup
+
+    return trained
+
+
 @pytest.mark.parametrize("adapter", ADAPTER_VARIANTS)
 @pytest.mark.parametrize(
     "signal", ["imitate", "continuation", "expert", "reverse_kl", "grpo", "dpo", "reward+reverse_kl"]
 )
 @pytest.mark.parametrize("locality", LOCALITY_VARIANTS)
-def test_every_locality_holds_any_cell_and_resumes(toy_policy, tmp_path, locality, signal, adapter):
+def test_every_locality_holds_any_cell_and_resumes(toy_policy, free_arm, tmp_path, locality, signal, adapter):
     kept = LOCALITY_VARIANTS[locality]
-    lines = assert_resumes(lambda: arm(toy_policy, "learner", signal, adapter, localities=(kept,), lr=1e-2), tmp_path)
-    free = arm(toy_policy, "learner", signal, adapter, lr=1e-2)
-    train(free, tmp_path / "free", Observer())
-    bound = arm(toy_policy, "learner", signal, adapter, localities=(kept,), lr=1e-2)
-    train(bound, tmp_path / "bound", Observer())
+    bound, lines = assert_resumes(
+        lambda: arm(toy_policy, "learner", signal, adapter, localities=(kept,), lr=1e-2), tmp_path
+    )
+    free = free_arm(signal, adapter)
     is_changed = any(not torch.equal(free.trainable[name], bound.trainable[name]) for name in free.trainable)
     is_projected = any(line.get(f"locality/{locality}_projected_rate") for line in lines)
     assert is_changed or (locality in ("gem", "a_gem") and not is_projected)

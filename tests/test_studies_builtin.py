@@ -53,20 +53,14 @@ def test_signals_of_a_column_are_trained_on_the_recorded_states(quick):
     assert len(own) == 4
 
 
-def test_the_recorded_loss_on_the_recorded_states_gives_the_recorded_weights(tmp_path):
+def test_the_recorded_loss_on_the_recorded_states_gives_the_recorded_weights(quick):
     # The same states, loss and rate from the same start: nothing is left that could differ, so no byte does.
-    overrides = (
-        "grid.skip=['*.1e-3', 'opd-states.*', 'own-states.*', '*.forward-kl.*', '*.continuation.*', '*.reverse-kl.*']",
-        "shared.update.num_updates=2", "teacher.update.num_updates=1", "shared.evaluation.limit=2",
-        "shared.drift.num_prompts=2", "shared.drift.num_permutations=19", "shared.evaluation.max_new_tokens=8",
-    )  # fmt: skip
-    outcome, _ = run_study(plan_study(StudyRequest("settle", overrides, 1)), tmp_path, lambda event: None, 2)
-    assert not outcome.failed
+    folder, _ = quick("settle")
     for arm, replay in (("sft", "sft-states.imitate.3e-4"), ("rl", "rl-states.reward.3e-4")):
-        one, other = trained(tmp_path, arm), trained(tmp_path, replay)
+        one, other = trained(folder, arm), trained(folder, replay)
         assert one["state_hash"] == other["state_hash"]
         assert one["weights_sha256"] == other["weights_sha256"]
-    assert trained(tmp_path, "rl-states.imitate.3e-4")["weights_sha256"] != trained(tmp_path, "rl")["weights_sha256"]
+    assert trained(folder, "rl-states.imitate.3e-4")["weights_sha256"] != trained(folder, "rl")["weights_sha256"]
 
 
 @pytest.mark.parametrize("name", ["settle", "grid", "one-step", "hybrid", "locality"])

@@ -220,9 +220,9 @@ def _index_of(folder: Path) -> dict[str, Any]:
 def _find_in_lm_eval(name: str, task_folder: Path | None) -> list[Path]:
     """The YAML files of one of lm-eval's own tasks, or of the members of one of its groups or tags."""
     check_task_name(name, task_folder)
-    # The folders of lm-eval's collection that mention the name; one of them defines it.
+    # The folders of lm-eval's collection that mention the name; one of them defines it, most often the one called so.
     folders = dict.fromkeys(path.relative_to(built_in_folder()).parts[0] for path in lm_eval_names().get(name, []))
-    for index in (_index_of(built_in_folder() / folder) for folder in folders):
+    for index in (_index_of(built_in_folder() / folder) for folder in sorted(folders, key=lambda one: one != name)):
         if name in index:
             return _expand(name, index)
     raise UsageError(f"task {name!r}: lm-eval mentions it but defines it nowhere; give the path of a YAML file")
