@@ -51,6 +51,11 @@ class CleanStream:
         return getattr(self.stream, name)
 
 
+def plural(count: int, noun: str) -> str:
+    """The count with its noun: 1 seed, 3 seeds."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def clean_streams() -> None:
     """Let all that this process prints from now on be `printable`, a traceback too."""
     for name in ("stdout", "stderr"):

@@ -16,6 +16,7 @@ from statewise.errors import UsageError
 from statewise.locality import Remembering
 from statewise.policy.load import Policy
 from statewise.policy.texts import chat_of, check_chat_end, encode_prompt, encode_starts, tokens_after
+from statewise.printing import plural
 from statewise.states import EncodedExample, Source, leaves
 from statewise.states.dataset import Dataset
 from statewise.states.pairs import read_pairs
@@ -93,7 +94,7 @@ def encode_documents(policy: Policy, task: Task, rule: DocumentRule) -> Document
     _check_lengths(policy, task, [example for example in used if is_long[example.index]], rule)
     if rule.needs_gold and (empty := [example.index for example in used if not example.gold_ids]):
         raise UsageError(
-            f"task {task.name!r}: {told_count(len(empty), 'training document')} without gold text ({told(empty)}), "
+            f"task {task.name!r}: {plural(len(empty), 'training document')} without gold text ({told(empty)}), "
             "which an arm trains on; use a rollout source, or another task"
         )
     notes = [
@@ -127,7 +128,7 @@ def _check_lengths(policy: Policy, task: Task, too_long: Sequence[EncodedExample
     longest = max(too_long, key=lambda example: num_tokens(example, rule.needs_gold))
     gold = f" and {len(longest.gold_ids):,} of gold text" * rule.needs_gold
     raise UsageError(
-        f"task {task.name!r}: {told_count(len(too_long), 'training document')} "
+        f"task {task.name!r}: {plural(len(too_long), 'training document')} "
         f"({told([example.index for example in too_long])}) {_excess(policy)}, the longest, {longest.index}, with "
         f"{len(longest.prompt_ids):,} tokens of prompt{gold}; shorten them, use a model with a longer context, or "
         'leave them out of every arm with shared.too_long = "skip"'
@@ -155,7 +156,7 @@ def fitting_prompts(policy: Policy, texts: Sequence[str], rule: DocumentRule, wh
     if not all(fits) and (rule.too_long == "refuse" or not any(fits)):
         bad = [place for place, is_fitting in enumerate(fits) if not is_fitting]
         raise UsageError(
-            f"{what}: {told_count(len(bad), 'prompt')} ({told(bad)}) {_excess(policy)}; shorten them, use fewer worked "
+            f"{what}: {plural(len(bad), 'prompt')} ({told(bad)}) {_excess(policy)}; shorten them, use fewer worked "
             'examples or a model with a longer context, or leave them out with shared.too_long = "skip"'
         )
     return [prompt for prompt, is_fitting in zip(prompts, fits, strict=True) if is_fitting]
@@ -221,10 +222,10 @@ def encode_pairs(
             encoded.append(both)
     if bad and (too_long == "refuse" or not encoded):
         raise UsageError(
-            f"{path}: {told_count(len(bad), 'pair')} (lines {told(bad)}) {_excess(policy)}; shorten them, or leave "
+            f"{path}: {plural(len(bad), 'pair')} (lines {told(bad)}) {_excess(policy)}; shorten them, or leave "
             'them out with shared.too_long = "skip"'
         )
-    return tuple(encoded), [f"{path}: {told_count(len(bad), 'pair')} left out (lines {told(bad)})"] * bool(bad)
+    return tuple(encoded), [f"{path}: {plural(len(bad), 'pair')} left out (lines {told(bad)})"] * bool(bad)
 
 
 def told(indices: Sequence[int]) -> str:
@@ -236,8 +237,3 @@ def told(indices: Sequence[int]) -> str:
         else:
             runs.append([index, index])
     return ", ".join(str(low) if low == high else f"{low}–{high}" for low, high in runs)
-
-
-def told_count(count: int, noun: str) -> str:
-    """The count with its noun: 1 pair, 3 pairs."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"

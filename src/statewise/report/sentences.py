@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from statewise.printing import plural
 from statewise.records import LEVEL, Estimate, Largest, PhenomenonSummary, RunSummary, StudySummary
 from statewise.report import design, numbers, tables
 
@@ -159,11 +160,6 @@ def methods(summary: StudySummary) -> dict[str, list[str]]:
 def verdict_mark(claim: PhenomenonSummary) -> str:
     """A sign beside the verdict's words; it stands for nothing that the words do not say."""
     return VERDICT_MARKS.get(claim.verdict, "·")
-
-
-def plural(count: int, noun: str) -> str:
-    """The count with its noun: 1 seed, 3 seeds."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _items(summary: StudySummary, column: str) -> str:
