@@ -92,14 +92,13 @@ class Policy:
 @contextmanager
 def eval_mode(policy: Policy) -> Iterator[None]:
     """Dropout off inside; afterwards every module is in the mode it was in (a frozen part may differ from the rest)."""
-    training = [module for module in policy.model.modules() if module.training]
-    if training:
-        policy.model.eval()
+    modes = [(module, module.training) for module in policy.model.modules()]
+    policy.model.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, is_training in modes:
+            module.training = is_training
 
 
 def load_policy(
