@@ -58,3 +58,12 @@ def test_a_worker_encodes_the_documents_once_and_every_arm_has_those_it_would_ha
     for arm, documents in found.items():
         task = place.task("pocket_math")
         assert documents == read_documents(learner, task, [plan.sources[arm]], document_rule(plan))
+
+
+def test_a_seed_whose_answers_all_ended_counts_among_the_others():
+    ended = {"states/num_trajectories": 8, "states/finished_rate": 1.0}
+    cut = {**ended, "states/finished_rate": 0.75, "signals/num_rewarded": 5, "signals/num_rewarded_unfinished": 1}
+    assert nodes._answers([ended, ended]) == {"num_trajectories": 16, "num_unfinished": 0}
+    assert nodes._answers([ended, cut]) == {
+        "num_trajectories": 16, "num_unfinished": 2, "num_rewarded": 5, "num_rewarded_unfinished": 1,
+    }  # fmt: skip

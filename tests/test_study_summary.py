@@ -188,6 +188,9 @@ def test_unfinished_answers_are_summed_over_seeds_and_a_note_is_a_problem(tmp_pa
     summary = folder.summarise()
     assert run_of(summary, "rl").answers == {key: 2 * count for key, count in answers.items()}
     assert run_of(summary, "sft").answers == {}
+    folder.trained("rl", 1, answers={**dict.fromkeys(answers, 0), "num_trajectories": 8, "num_rewarded": 4})
+    one_ended = {"num_trajectories": 16, "num_unfinished": 3, "num_rewarded": 8, "num_rewarded_unfinished": 1}
+    assert run_of(folder.summarise(), "rl").answers == one_ended
     assert f"train:rl:0: {note}" in summary.problems
 
 

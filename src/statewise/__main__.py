@@ -6,7 +6,7 @@ import os
 import signal
 from types import FrameType
 
-from statewise.interruption import ASKING, INTERRUPTION
+from statewise.interruption import INTERRUPTION, heard
 
 
 def end(number: int, frame: FrameType | None) -> None:
@@ -17,19 +17,15 @@ def end(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Entry point."""
-    before = {number: signal.getsignal(number) for number in ASKING}
-    # Not where one is ignored, as Ctrl-C in the background of a shell and SIGHUP under nohup.
-    heard = [number for number in ASKING if before[number] in (signal.default_int_handler, signal.SIG_DFL)]
-    for number in heard:
-        signal.signal(number, end)
+    before = {number: signal.signal(number, end) for number in heard()}
     from statewise.cli import main as call
 
-    for number in heard:
-        signal.signal(number, before[number])
+    for number, handler in before.items():
+        signal.signal(number, handler)
     try:
         call()
     finally:
-        for number in heard:  # a traceback would be of the interpreter's own end
+        for number in before:  # a traceback would be of the interpreter's own end
             signal.signal(number, signal.SIG_DFL)
 
 

@@ -12,12 +12,12 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import typer
 
 from statewise.errors import StatewiseError, UsageError
-from statewise.interruption import ASKING, INTERRUPTION
+from statewise.interruption import INTERRUPTION, heard
 from statewise.printing import clean_streams
 from statewise.streams import outlive_readers
 
@@ -57,14 +57,9 @@ class _Interrupt:
 
     def __init__(self) -> None:
         self.number = 0
-        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Interrupt:
-        for number in ASKING:
-            before = signal.getsignal(number)
-            # Not where it is ignored, as Ctrl-C in the background of a shell and SIGHUP under nohup.
-            if before in (signal.default_int_handler, signal.SIG_DFL):
-                self._before[number] = signal.signal(number, self._note)
+        self._before = {number: signal.signal(number, self._note) for number in heard()}
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -237,11 +237,9 @@ def _load_folder(place: Workplace, folder: Path, name: str) -> Policy:
 
 
 def _answers(lines: list[dict[str, Any]]) -> dict[str, int]:
-    """Trajectories that an arm trained on, by what became of them; empty where all of them ended by themselves."""
+    """Trajectories that an arm trained on, by what became of them."""
     drawn = [line["states/num_trajectories"] for line in lines]
     ended = [round(line["states/finished_rate"] * count) for line, count in zip(lines, drawn, strict=True)]
-    if drawn == ended:
-        return {}
     graded = {name: [line[f"signals/{name}"] for line in lines if f"signals/{name}" in line] for name in REWARDED}
     totals = {name: sum(counts) for name, counts in graded.items() if counts}
     return {"num_trajectories": sum(drawn), "num_unfinished": sum(drawn) - sum(ended), **totals}
