@@ -73,7 +73,7 @@ def statewise_sft(arguments: argparse.Namespace, dtype: torch.dtype) -> Callable
     policy = load_policy(arguments.model, "learner", dtype=dtype, device=arguments.device)
     update = UpdateSection(num_updates=100, lr=1e-5, max_tokens=arguments.sft_rows * arguments.sft_tokens * 2)
     source = SOURCES["dataset"](num_trajectories=arguments.sft_rows, num_examples=arguments.sft_rows)  # type: ignore[call-arg]
-    recipe = Recipe(source, (WeightedSignal(SIGNALS["imitate"]()),), Full(), update, key=0)
+    recipe = Recipe(source, (WeightedSignal(signal=SIGNALS["imitate"]()),), Full(), update, key=0)
     setup = build(recipe, policy, {}, Material(RandomTexts(policy, arguments.sft_tokens)))  # type: ignore[arg-type]
     updater = Updater(setup)
 

@@ -84,7 +84,7 @@ def make_arm(cell: str, arguments: argparse.Namespace) -> Setup:
         num_updates=10, lr=1e-4, max_tokens=arguments.max_tokens, activation_checkpointing=arguments.recompute
     )
     adapter = ADAPTERS["lora"](rank=arguments.rank, alpha=2.0 * arguments.rank)  # type: ignore[call-arg]
-    recipe = Recipe(source, (WeightedSignal(SIGNALS[signal_kind]()),), adapter, update, key=0)
+    recipe = Recipe(source, (WeightedSignal(signal=SIGNALS[signal_kind]()),), adapter, update, key=0)
     return build(recipe, learner, others, Material(RandomTexts(learner, arguments.tokens)))  # type: ignore[arg-type]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Annotated, Literal
 
@@ -13,10 +12,13 @@ from pydantic import Field
 from study_fixture import PHENOMENON, STUDY, write_study
 
 from statewise.assets import STUDIES
-from statewise.component import component
 from statewise.config import read_study, to_toml
 from statewise.errors import UsageError
+from statewise.kind import Kind, Kinds
+from statewise.refusals import read_kind
+from statewise.states.dataset import Dataset
 from statewise.states.ramp import Ramp
+from statewise.states.rollout import ModelRollout
 
 
 def line_of(text: str, part: str) -> int:
@@ -85,7 +87,7 @@ def test_an_unknown_section_is_named_with_line_and_nearest_word(tmp_path, old, n
     ("old", "new", "words"),
     [
         ('signal = {', 'signal = "imitate" #', 'write signal = { kind = "imitate" } (got \'imitate\')'),
-        ("signal = {", "signal = ['imitate'] #", "signal: must be a table; write signal = { kind = ... }"),
+        ("signal = {", "signal = ['imitate'] #", "signal.0: must be a table; write signal = { kind = \"imitate\" }"),
         ("lr = 1e-4 }", "lr = 1e-4, budget = 3000 }", 'budget = { unit = "loss_tokens", amount = 3000 } (got 3000)'),
         ("update = { lr = 1e-4 }", "update = 3", "write update = { num_updates = ..., lr = ... } (got 3)"),
         ("update = { lr", "adapter = 'lora'\nupdate = { lr", 'write adapter = { kind = "lora" } (got \'lora\')'),
@@ -219,7 +221,7 @@ def test_a_value_in_the_place_of_a_table_is_refused(tmp_path, text):
         ('sft.label="a = b"', lambda c: c.arms["sft"].label == "a = b"),
         (
             "sft.source={ kind = 'dataset', num_trajectories = 3 }",
-            lambda c: c.arms["sft"].source["num_trajectories"] == 3,
+            lambda c: c.arms["sft"].source.num_trajectories == 3,
         ),
         ("sft.update.betas=[0.8, 0.9]", lambda c: c.arms["sft"].update.betas == (0.8, 0.9)),
         ("shared.update.lr=1e-5", lambda c: (c.arms["sft"].update.lr, c.arms["rl"].update.lr) == (1e-5, 1e-4)),
@@ -274,12 +276,12 @@ max_new_tokens = 9
 
 def test_a_source_of_the_same_kind_inherits_the_shared_fields(tmp_path):
     config = read_study(write_study(tmp_path, STUDY + SHARED_SOURCE))
-    assert config.arms["opd"].source == {"kind": "rollout", "num_prompts": 8, "max_new_tokens": 9}
+    assert config.arms["opd"].source == ModelRollout(num_prompts=8, max_new_tokens=9)
 
 
 def test_a_source_of_another_kind_inherits_nothing(tmp_path):
     config = read_study(write_study(tmp_path, STUDY + SHARED_SOURCE))
-    assert config.arms["sft"].source == {"kind": "dataset", "num_trajectories": 8}
+    assert config.arms["sft"].source == Dataset(num_trajectories=8)
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", "..", ".hidden", "Sft", "base", "", "a b", "a\\n"])
@@ -356,62 +358,67 @@ def test_any_update_section_reads_back_as_itself(tmp_path, update, label):
     assert read_study(again) == config
 
 
-@dataclasses.dataclass(frozen=True)
-class Widget:
-    """A component for these tests."""
+class Thing(Kind):
+    """A room of one kind, for these tests."""
 
+    registry = Kinds("thing", "statewise.things")
+
+
+class Widget(Thing):
+    kind: Literal["widget"] = "widget"
     size: Annotated[int, Field(ge=1)]
     share: Annotated[float, Field(le=1)] | Literal["uniform"] | Ramp = 0.5
 
 
-REGISTRY = {"widget": Widget}
+Thing.registry.add(Widget)
 
 
-def test_a_component_is_built_from_its_table():
-    assert component(REGISTRY, {"kind": "widget", "size": 3}, "source", "here") == Widget(3)
-    assert component(REGISTRY, {"kind": "widget", "size": 3, "share": 1}, "source", "here") == Widget(3, 1.0)
+def test_a_kind_is_built_from_its_table():
+    assert read_kind(Thing, {"kind": "widget", "size": 3}, "here") == Widget(size=3)
+    assert read_kind(Thing, {"kind": "widget", "size": 3, "share": 1}, "here") == Widget(size=3, share=1.0)
 
 
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ({}, r"here: source has no 'kind'\. Known: widget\."),
-        ({"kind": "wigdet"}, r"here: unknown source 'wigdet'\. Did you mean 'widget'\?"),
-        ({"kind": ["widget"]}, "here: unknown source"),
-        ({"kind": "widget", "sise": 3}, r"here: unknown key of source 'widget': 'sise'\. Did you mean 'size'\?"),
-        ({"kind": "widget"}, "here: source 'widget', key 'size': Field required"),
-        ({"kind": "widget", "size": 0}, r"key 'size': Input should be greater than or equal to 1 \(got 0\)"),
-        ({"kind": "widget", "size": "3"}, "key 'size': Input should be a valid integer"),
-        ({"kind": "widget", "size": True}, "key 'size': Input should be a valid integer"),
+        ("widget", r"here: thing: must be a table"),
+        ({}, r"here: thing: has no 'kind'\. Known: widget\."),
+        ({"kind": "wigdet"}, r"here: thing: unknown thing 'wigdet'\. Did you mean 'widget'\?"),
+        ({"kind": ["widget"]}, "here: thing: unknown thing"),
+        ({"kind": "widget", "sise": 3}, r"here: unknown key: 'sise'\. Did you mean 'size'\?"),
+        ({"kind": "widget"}, "here: Thing needs the key 'size'"),
+        ({"kind": "widget", "size": 0}, r"size: Input should be greater than or equal to 1 \(got 0\)"),
+        ({"kind": "widget", "size": "3"}, "size: Input should be a valid integer"),
+        ({"kind": "widget", "size": True}, "size: Input should be a valid integer"),
         (
             {"kind": "widget", "size": 3, "share": "unifrom"},
-            "'share': Input should be a valid number, 'uniform' or a table with start, end, over, shape .got 'unifrom'",
+            "share: Input should be a valid number, 'uniform' or a table with start, end, over, shape .got 'unifrom'",
         ),
         (
             {"kind": "widget", "size": 3, "share": 1.5},
-            "key 'share': Input should be less than or equal to 1, 'uniform' or a table with start, end, over, shape",
+            "share: Input should be less than or equal to 1, 'uniform' or a table with start, end, over, shape",
         ),
         (
             {"kind": "widget", "size": 3, "share": {"start": 0.5, "ends": 1}},
-            r"here: unknown key in 'share' of source 'widget': 'ends'\. Did you mean 'end'\? Known: end, over, shape",
+            r"here: unknown key in \[share\]: 'ends'\. Did you mean 'end'\? Known: end, over, shape",
         ),
         (
             {"kind": "widget", "size": 3, "share": {"start": 0.5, "end": 1, "ovr": 1}},
-            r"unknown key in 'share' of source 'widget': 'ovr'\. Did you mean 'over'\?",
+            r"unknown key in \[share\]: 'ovr'\. Did you mean 'over'\?",
         ),
-        ({"kind": "widget", "size": 3, "share": {"start": 0.5}}, "key 'share': Field required"),
+        ({"kind": "widget", "size": 3, "share": {"start": 0.5}}, r"\[share\] needs the key 'end'"),
         (
             {"kind": "widget", "size": 3, "share": {"start": 0.5, "end": 2}},
-            r"'share\.end': Input should be less than or equal to 1 \(got 2",
+            r"share\.end: Input should be less than or equal to 1 \(got 2",
         ),
-        ({"kind": "widget", "size": 3, "share": float("nan")}, "key 'share': Input should be a finite number"),
+        ({"kind": "widget", "size": 3, "share": float("nan")}, "share: Input should be a finite number"),
     ],
 )
-def test_a_component_that_cannot_be_built_is_refused(table, words):
+def test_a_kind_that_cannot_be_built_is_refused(table, words):
     with pytest.raises(UsageError, match=words):
-        component(REGISTRY, table, "source", "here")
+        read_kind(Thing, table, "here")
 
 
-def test_a_mistyped_weight_of_a_signal_is_told_the_right_word():
-    with pytest.raises(UsageError, match=r"unknown key of signal 'widget': 'wieght'\. Did you mean 'weight'\?"):
-        component(REGISTRY, {"kind": "widget", "size": 3, "wieght": 0.5}, "signal", "here")
+def test_a_mistyped_weight_of_a_signal_is_told_the_right_word(tmp_path):
+    text = replaced('signal = { kind = "imitate" }', 'signal = { kind = "imitate", wieght = 0.5 }')
+    assert "unknown key in [arms.sft.signal]: 'wieght'. Did you mean 'weight'?" in refusal(tmp_path, text)

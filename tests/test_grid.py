@@ -10,6 +10,8 @@ from study_fixture import small_plan, write_study
 from statewise.config import read_study, to_toml
 from statewise.errors import UsageError
 from statewise.overrides import split_key
+from statewise.signals import ReverseKL
+from statewise.states.rollout import ModelRollout
 
 GRID = """\
 [study]
@@ -73,8 +75,8 @@ def test_arms_are_the_product_of_the_axes_after_those_written_out(tmp_path):
     ]  # fmt: skip
     arm = config.arms["own.reverse-kl.1e-3"]
     assert arm.levels == {"source": "own", "signal": "reverse-kl", "lr": "1e-3"}
-    assert arm.source == {"kind": "rollout", "num_prompts": 8}
-    assert (arm.signal, arm.teacher) == ({"kind": "reverse_kl"}, "sft")
+    assert arm.source == ModelRollout(num_prompts=8)
+    assert ([one.signal for one in arm.signal], arm.teacher) == ([ReverseKL()], "sft")
     assert (arm.update.lr, arm.update.num_updates) == (1e-3, 4)  # the latter from [shared]
     assert arm.label == "reverse-kl on own, lr 1e-3"
     assert config.arms["sft"].levels == {}
@@ -88,7 +90,7 @@ def test_without_a_template_the_label_joins_the_levels(tmp_path):
 def test_axes_may_set_different_keys_of_one_table_and_the_same_value(tmp_path):
     text = changed("{ update = { lr = 1e-4 } }", "{ update = { lr = 1e-4 }, source = { temperature = 0.5 } }")
     config = read(tmp_path, text.replace("data = {", "#").replace('"1e-3" =', "#"))
-    assert config.arms["own.imitate.1e-4"].source == {"kind": "rollout", "num_prompts": 8, "temperature": 0.5}
+    assert config.arms["own.imitate.1e-4"].source == ModelRollout(num_prompts=8, temperature=0.5)
     text = changed('imitate" } }', 'imitate" }, update = { lr = 1e-4 } }').replace('"1e-3" =', "#")
     assert read(tmp_path, text).arms["own.imitate.1e-4"].update.lr == 1e-4
 
@@ -140,7 +142,7 @@ def test_levels_are_no_factor_and_enter_no_fingerprint(tmp_path):
         ('grid.axes.lr."1e-4".update.lr=2e-4', lambda c: c.arms["own.imitate.1e-4"].update.lr == 2e-4),
         (
             "'grid'.axes.source.own.source.num_prompts=5",
-            lambda c: c.arms["own.imitate.1e-4"].source["num_prompts"] == 5,
+            lambda c: c.arms["own.imitate.1e-4"].source.num_prompts == 5,
         ),
         ("grid.axes.lr={ '0.5' = { update = { lr = 0.5 } } }", lambda c: c.arms["own.imitate.0.5"].update.lr == 0.5),
         ("grid.axes.lr.'0.5'={ update = { lr = 0.5 } }", lambda c: c.arms["own.imitate.0.5"].update.lr == 0.5),

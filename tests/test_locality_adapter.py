@@ -5,12 +5,12 @@ import torch
 from peft.tuners.lora import LoraLayer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from statewise.component import component
 from statewise.errors import UsageError
-from statewise.locality.adapter import ADAPTERS, Full, Lora
+from statewise.locality.adapter import Adapter, Full, Lora
 from statewise.policy.load import Policy, copy_policy, load_policy, save_weights
 from statewise.policy.lora import merge_adapters
 from statewise.policy.score import state_hidden
+from statewise.refusals import read_kind
 from statewise.types import Trajectory, collate
 
 IDS = torch.arange(40).reshape(2, 20)
@@ -138,5 +138,5 @@ def test_the_gradient_of_an_adapter_reaches_b_first(learner):
 
 @pytest.mark.parametrize("settings", [{"rank": 0}, {"alpha": 0}])
 def test_an_adapter_setting_out_of_range_is_refused(settings):
-    with pytest.raises(UsageError, match="adapter 'lora', key"):
-        component(ADAPTERS, {"kind": "lora", **settings}, "adapter", "study.toml:1")
+    with pytest.raises(UsageError, match=r"study\.toml:1: (rank|alpha): Input should be greater"):
+        read_kind(Adapter, {"kind": "lora", **settings}, "study.toml:1")

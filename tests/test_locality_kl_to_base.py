@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Categorical, kl_divergence
 
-from statewise.component import component
 from statewise.errors import UsageError
-from statewise.locality import LOCALITIES
+from statewise.locality import LOCALITIES, Locality
 from statewise.locality.kl_to_base import KLToBase
+from statewise.refusals import read_kind
 from statewise.types import SignalInputs
 
 K3 = KLToBase(estimator="k3")
@@ -45,14 +45,14 @@ def test_locality_is_imported_without_torch():
 
 
 def test_every_term_says_its_kind_and_what_it_needs():
-    assert all(term.kind == kind for kind, term in LOCALITIES.items())
-    assert {kind for kind, term in LOCALITIES.items() if term.needs_base} == {"kl_to_base"}
-    assert {kind for kind, term in LOCALITIES.items() if term.needs_memory} == {"ewc", "gem", "a_gem"}
+    assert all(term().kind == kind for kind, term in LOCALITIES.items())
+    assert {kind for kind, term in LOCALITIES.items() if term().needs_base} == {"kl_to_base"}
+    assert {kind for kind, term in LOCALITIES.items() if term().memory} == {"ewc", "gem", "a_gem"}
 
 
 @pytest.mark.parametrize("kind", sorted(LOCALITIES))
 def test_every_term_has_a_default_for_every_field(kind):
-    assert component(LOCALITIES, {"kind": kind}, "locality", "study.toml") == LOCALITIES[kind]()
+    assert read_kind(Locality, {"kind": kind}, "study.toml") == LOCALITIES[kind]()
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_every_term_has_a_default_for_every_field(kind):
 )
 def test_a_value_outside_its_range_is_refused(table):
     wrong = next(key for key in table if key != "kind")
-    with pytest.raises(UsageError, match=rf"key.*'{wrong}'"):
-        component(LOCALITIES, table, "locality", "study.toml")
+    with pytest.raises(UsageError, match=rf"study\.toml: ({wrong}: |unknown key: '{wrong}')"):
+        read_kind(Locality, table, "study.toml")
 
 
 def test_the_exact_kl_has_the_stated_direction():

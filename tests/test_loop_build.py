@@ -64,7 +64,7 @@ def other_policy(policy: Policy, name: str, seed: int) -> Policy:
 
 def weighted(signal):
     """An arm's sum of signals: one signal, or several that carry their weights already."""
-    return signal if isinstance(signal, tuple) else (WeightedSignal(signal),)
+    return signal if isinstance(signal, tuple) else (WeightedSignal(signal=signal),)
 
 
 def make_setup(policy, source, signal, *, adapter=None, key=7, task=None, localities=(), recorded=None, **update):

@@ -19,10 +19,16 @@ from statewise.loop.train import Observer, train
 from statewise.loop.update import Updater
 from statewise.policy.score import action_logprobs, batch_tensors, state_hidden
 from statewise.signals import SIGNALS, WeightedSignal
-from statewise.states import SOURCES, RecordedStates, leaves
+from statewise.states import SOURCES, RecordedStates
 from statewise.states.mixture import Part
 from statewise.states.ramp import Ramp
 from statewise.study.cells import refusal
+
+
+def mixture(*parts, per="trajectory"):
+    held = tuple(Part(source=source, weight=weight) for source, weight in parts)
+    return SOURCES["mixture"](parts=held, per=per, num_trajectories=4)
+
 
 SOURCE_VARIANTS = {
     "dataset": make_source("dataset"),
@@ -31,15 +37,11 @@ SOURCE_VARIANTS = {
     "base": make_source(by="base", temperature=0.7, top_p=0.9),
     "stale": make_source(lag=2),
     "replay": make_source(buffer_size=8, max_age=2),
-    "prefix": make_source("prefix", share=Ramp(1.0, 0.0)),
+    "prefix": make_source("prefix", share=Ramp(start=1.0, end=0.0)),
     "teacher-prefix": make_source("prefix", of="teacher", share="uniform", trains_on="rest"),
     "log": SOURCES["log"](arm="recorded"),
-    "mixture": SOURCES["mixture"](
-        parts=(Part(make_source("dataset"), Ramp(1.0, 0.0)), Part(make_source(), 0.5)), num_trajectories=4
-    ),
-    "state-mixture": SOURCES["mixture"](
-        parts=(Part(make_source("dataset"), 0.3), Part(make_source(by="teacher"), 0.7)), per="state", num_trajectories=4
-    ),
+    "mixture": mixture((make_source("dataset"), Ramp(start=1.0, end=0.0)), (make_source(), 0.5)),
+    "state-mixture": mixture((make_source("dataset"), 0.3), (make_source(by="teacher"), 0.7), per="state"),
 }
 SIGNAL_VARIANTS = {
     "imitate": SIGNALS["imitate"](),
@@ -61,10 +63,10 @@ SIGNAL_VARIANTS = {
     "dr_grpo-sequence": SIGNALS["reward"](advantage="dr_grpo", importance="sequence"),
     "dpo": SIGNALS["preference"](),
     "ipo": SIGNALS["preference"](loss_type="ipo", beta=0.5),
-    "reward+reverse_kl": (WeightedSignal(SIGNALS["reward"](advantage="reinforce")),
-                          WeightedSignal(SIGNALS["reverse_kl"](), 0.1)),
-    "imitate+continuation": (WeightedSignal(SIGNALS["imitate"](), 0.5),
-                             WeightedSignal(SIGNALS["continuation"](num_tokens=3))),
+    "reward+reverse_kl": (WeightedSignal(signal=SIGNALS["reward"](advantage="reinforce")),
+                          WeightedSignal(signal=SIGNALS["reverse_kl"](), weight=0.1)),
+    "imitate+continuation": (WeightedSignal(signal=SIGNALS["imitate"](), weight=0.5),
+                             WeightedSignal(signal=SIGNALS["continuation"](num_tokens=3))),
 }  # fmt: skip
 ADAPTER_VARIANTS = {"full": ADAPTERS["full"](), "lora": ADAPTERS["lora"](rank=2, alpha=4.0)}
 # Losses of one token a state, or of rewards, need not fall from one draw to the next.
@@ -142,7 +144,7 @@ def assert_resumes(make, tmp_path):
 
 
 def test_the_contract_covers_every_source_signal_adapter_and_locality():
-    assert {leaf.kind for source in SOURCE_VARIANTS.values() for leaf in [source, *leaves(source)]} == set(SOURCES)
+    assert {leaf.kind for source in SOURCE_VARIANTS.values() for leaf in [source, *source.leaves]} == set(SOURCES)
     assert {one.signal.kind for signal in SIGNAL_VARIANTS.values() for one in weighted(signal)} == set(SIGNALS)
     assert set(ADAPTER_VARIANTS) == set(ADAPTERS)
     assert set(LOCALITY_VARIANTS) == set(LOCALITIES)
@@ -227,7 +229,7 @@ def test_the_states_of_a_cell_are_well_formed(toy_policy, source, signal):
             assert np.isnan(states.behavior_logprobs[~states.action_mask]).all()
         is_law_known = np.isfinite(states.behavior_logprobs[states.action_mask]).all()
         assert is_law_known or not setup.recipe.source.is_law_known
-        assert set(states.sources) <= {leaf.kind for leaf in leaves(setup.recipe.source)} | {"rollout"}
+        assert set(states.sources) <= {leaf.kind for leaf in setup.recipe.source.leaves} | {"rollout"}
         assert ((states.writer_updates >= 0) == np.array(["learner" in w for w in states.writers])).all()
         losses = losses_of(setup, states) if term.what is setup.recipe.signals[0].signal else torch.zeros(0)
         assert losses.shape in [(states.num_states,), (0,)]

@@ -10,7 +10,8 @@ from test_loop_build import ToyTask
 from statewise.errors import UsageError
 from statewise.locality import LOCALITIES
 from statewise.loop.documents import encode_examples, read_documents, remembered_prompts, rule_of, told
-from statewise.states import SOURCES, read_source
+from statewise.refusals import read_kind
+from statewise.states import SOURCES, Source
 from statewise.types import Example
 
 # The toy's context is 128 tokens, one a byte. 100 + 28 + end of text = 129; a prompt of 128 leaves no room for a token.
@@ -19,7 +20,7 @@ SHORT = ("Q: 1+1", " 2")
 
 
 def source_of(**table):
-    return read_source(table, "test")
+    return read_kind(Source, table, "test")
 
 
 SFT, RL = source_of(kind="dataset"), source_of(kind="rollout")
@@ -108,7 +109,7 @@ MIXED = [{"kind": "rollout", "weight": 0.5, "num_examples": 3}, {"kind": "datase
 )
 def test_a_source_says_what_it_draws_from(table, needs_gold, num_examples):
     source = source_of(**table)
-    assert (source.needs_gold, source.num_examples) == (needs_gold, num_examples)
+    assert (source.needs_gold, source.pool) == (needs_gold, num_examples)
     assert set(SOURCES) == {"dataset", "rollout", "prefix", "log", "mixture"}  # a new one is a row above
 
 
@@ -127,12 +128,12 @@ def test_pairs_that_do_not_fit_are_named_by_line_or_left_out(toy_policy, tmp_pat
     assert kept.notes[0].endswith("p.jsonl: 2 pairs left out (lines 2–3)")
 
 
-@pytest.mark.parametrize("kind", [name for name, one in LOCALITIES.items() if one.needs_memory])
+@pytest.mark.parametrize("kind", [name for name, one in LOCALITIES.items() if one().memory])
 def test_prompts_to_remember_that_do_not_fit_are_refused_or_left_out(toy_policy, kind):
-    task, locality = ToyTask((SHORT, LONG_PROMPT, FITS), name="facts"), LOCALITIES[kind]()
+    task, memory = ToyTask((SHORT, LONG_PROMPT, FITS), name="facts"), LOCALITIES[kind]().memory
     with pytest.raises(UsageError, match=rf"task 'facts', whose prompts {kind} remembers: 1 prompt \(1\) exceeding"):
-        remembered_prompts(toy_policy, task, locality, rule_of([RL]))
-    assert len(remembered_prompts(toy_policy, task, locality, rule_of([RL], "skip"))) == 2
+        remembered_prompts(toy_policy, task, kind, memory, rule_of([RL]))
+    assert len(remembered_prompts(toy_policy, task, kind, memory, rule_of([RL], "skip"))) == 2
 
 
 def test_whole_numbers_are_told_as_runs():

@@ -29,10 +29,13 @@ def arm(policy, *signals, **options):
 
 
 def test_the_gradient_of_a_sum_is_the_weighted_sum_of_gradients(toy_policy):
-    imitate, kl = WeightedSignal(SIGNALS["imitate"](), 0.5), WeightedSignal(SIGNALS["reverse_kl"](), 2.0)
+    imitate, kl = (
+        WeightedSignal(signal=SIGNALS["imitate"](), weight=0.5),
+        WeightedSignal(signal=SIGNALS["reverse_kl"](), weight=2.0),
+    )
     both = gradient_after(arm(toy_policy, imitate, kl))
-    one = gradient_after(arm(toy_policy, WeightedSignal(imitate.signal)))
-    other = gradient_after(arm(toy_policy, WeightedSignal(kl.signal)))
+    one = gradient_after(arm(toy_policy, WeightedSignal(signal=imitate.signal)))
+    other = gradient_after(arm(toy_policy, WeightedSignal(signal=kl.signal)))
     for name, value in both.items():
         torch.testing.assert_close(value, 0.5 * one[name] + 2.0 * other[name], atol=1e-6, rtol=1e-4)
 
@@ -42,15 +45,19 @@ def test_terms_on_the_same_states_share_a_forward_pass(toy_policy, monkeypatch):
     whole = score.state_hidden
     monkeypatch.setattr(score, "state_hidden", lambda *a, **k: calls.append(a[0].name) or whole(*a, **k))
     kl = LOCALITIES["kl_to_base"](coefficient=0.5)
-    signals = (WeightedSignal(SIGNALS["imitate"]()), WeightedSignal(SIGNALS["reverse_kl"]()))
+    signals = (WeightedSignal(signal=SIGNALS["imitate"]()), WeightedSignal(signal=SIGNALS["reverse_kl"]()))
     gradient_after(arm(toy_policy, *signals, localities=(kl,)))
     assert sorted(calls) == ["base", "learner", "teacher"]
 
 
 def test_kl_to_base_is_the_reverse_kl_to_a_teacher_that_is_the_base(toy_policy):
     kl = LOCALITIES["kl_to_base"](coefficient=0.7)
-    bound = gradient_after(arm(toy_policy, WeightedSignal(SIGNALS["imitate"]()), localities=(kl,)))
-    taught = arm(toy_policy, WeightedSignal(SIGNALS["imitate"]()), WeightedSignal(SIGNALS["reverse_kl"](), 0.7))
+    bound = gradient_after(arm(toy_policy, WeightedSignal(signal=SIGNALS["imitate"]()), localities=(kl,)))
+    taught = arm(
+        toy_policy,
+        WeightedSignal(signal=SIGNALS["imitate"]()),
+        WeightedSignal(signal=SIGNALS["reverse_kl"](), weight=0.7),
+    )
     taught.engine.policies["teacher"] = taught.engine.policies["base"]
     for name, value in gradient_after(taught).items():
         torch.testing.assert_close(bound[name], value, atol=1e-6, rtol=1e-4)
@@ -73,7 +80,7 @@ def gem_updater(policy, kind):
     gem = LOCALITIES[kind](num_prompts=4, max_new_tokens=4)
     setup = make_setup(policy, make_source("dataset"), SIGNALS["imitate"](), localities=(gem,), lr=1e-2)
     updater = Updater(setup)
-    return updater, lambda: memory_gradient(setup, updater.constraints._memories[0][0])
+    return updater, lambda: memory_gradient(setup, updater.constraints.held[kind].memories[0])
 
 
 @pytest.mark.parametrize("kind", ["gem", "a_gem"])
@@ -106,9 +113,9 @@ def test_every_gradient_step_of_an_adapter_too_is_bent_before_the_average_follow
     move = updater.constraints.move
 
     def watched(optimizer, lr):
-        memory = memory_gradient(setup, updater.constraints._memories[0][0])
+        memory = memory_gradient(setup, updater.constraints.held[kind].memories[0])
         before = {name: p.detach().clone() for name, p in trainable.items()}
-        average = {name: value.clone() for name, value in updater.constraints.average.items()}
+        average = {name: value.clone() for name, value in updater.constraints.held["ema"].tensors.items()}
         for name, parameter in trainable.items():  # against the memory
             parameter.grad = -memory[name]
         projected.append(move(optimizer, lr)[f"locality/{kind}_projected_rate"])
@@ -116,7 +123,9 @@ def test_every_gradient_step_of_an_adapter_too_is_bent_before_the_average_follow
         size = sum(((p.detach() - before[name]) * memory[name]).abs().sum().item() for name, p in trainable.items())
         assert rise <= 1e-5 * size
         for name, parameter in trainable.items():
-            torch.testing.assert_close(updater.constraints.average[name], (average[name] + parameter.detach()) / 2)
+            torch.testing.assert_close(
+                updater.constraints.held["ema"].tensors[name], (average[name] + parameter.detach()) / 2
+            )
         return {}
 
     updater.constraints.move = watched
@@ -147,13 +156,13 @@ def test_ewc_pulls_back_to_where_the_arm_started(toy_policy):
     ewc = LOCALITIES["ewc"](strength=1e4, num_prompts=4, max_new_tokens=4)
     setup = make_setup(toy_policy, make_source("dataset"), SIGNALS["imitate"](), localities=(ewc,))
     updater = Updater(setup)
-    assert updater.constraints.pull() == {"locality/ewc_penalty_nats": 0.0}  # nothing has moved yet
+    assert updater.constraints.on_gradient() == {"locality/ewc_penalty_nats": 0.0}  # nothing has moved yet
     with torch.no_grad():
         for parameter in setup.trainable.values():
             parameter += 0.01
             parameter.grad = None
-    penalty = updater.constraints.pull()["locality/ewc_penalty_nats"]
-    fisher = updater.constraints._fisher
+    penalty = updater.constraints.on_gradient()["locality/ewc_penalty_nats"]
+    fisher = updater.constraints.held["ewc"].fisher
     assert penalty == pytest.approx(0.5 * 1e4 * 1e-4 * sum(value.sum().item() for value in fisher.values()), rel=1e-3)
     assert all((parameter.grad >= 0).all() for parameter in setup.trainable.values())
 
@@ -195,11 +204,14 @@ def test_an_update_without_states_leaves_the_coefficient_of_kl_to_base(toy_polic
     updater, terms = Updater(setup), supervised_terms(setup)
     assert terms[0].states.num_states == 0  # no random text is right
     assert updater.apply(terms, 0).constraints == {"locality/kl_coefficient": 0.5}
-    assert updater.constraints.coefficient == 0.5
+    assert updater.constraints.held["kl_to_base"].numbers == {"coefficient": 0.5}
 
 
 def test_masking_the_end_of_text_keeps_terms_in_one_forward_pass(toy_policy):
-    signals = (WeightedSignal(SIGNALS["reward"](advantage="reinforce")), WeightedSignal(SIGNALS["reverse_kl"](), 0.1))
+    signals = (
+        WeightedSignal(signal=SIGNALS["reward"](advantage="reinforce")),
+        WeightedSignal(signal=SIGNALS["reverse_kl"](), weight=0.1),
+    )
     counts = []
     for trains in (True, False):
         setup = make_setup(toy_policy, make_source("dataset"), signals, trains_end_of_text=trains)
@@ -276,7 +288,7 @@ def test_the_memories_gradient_recomputes_activations_where_an_update_does(toy_p
             toy_policy, make_source("dataset"), SIGNALS["imitate"](), localities=(gem,),
             activation_checkpointing=is_recomputed,
         )  # fmt: skip
-        states = Updater(setup).constraints._memories[0][0]
+        states = Updater(setup).constraints.held["gem"].memories[0]
         layer, count = setup.learner.model.model.layers[0], []
         layer.mlp.register_forward_pre_hook(lambda *_, count=count: count.append(1))
         gradients.append(memory_gradient(setup, states))

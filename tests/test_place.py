@@ -26,13 +26,13 @@ def replaced(text, old, new):
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('"dataset"', '"datset"', "[arms.sft]: unknown source 'datset'. Did you mean 'dataset'?"),
-        ("num_trajectories = 8", "num_trajectoris = 8", "[arms.sft]: unknown key of source 'dataset': 'num_tr"),
-        ("num_trajectories = 8", "num_trajectories = 0", "[arms.sft]: source 'dataset', key 'num_trajectories': Input"),
-        ('kind = "imitate" }', 'kind = "imitat" }', "[arms.sft]: unknown signal 'imitat'."),
+        ('"dataset"', '"datset"', "arms.sft.source: unknown source 'datset'. Did you mean 'dataset'?"),
+        ("num_trajectories = 8", "num_trajectoris = 8", "unknown key in [arms.sft.source]: 'num_tr"),
+        ("num_trajectories = 8", "num_trajectories = 0", "arms.sft.source.num_trajectories: Input"),
+        ('kind = "imitate" }', 'kind = "imitat" }', "arms.sft.signal: unknown signal 'imitat'."),
         ('kind = "imitate" }', 'kind = "imitate", wieght = 0.5 }', "'wieght'. Did you mean 'weight'?"),
         ('kind = "imitate" }', 'kind = "reward" }', "[arms.sft]: source 'dataset' with signal 'reward': "),
-        ("update = { lr = 1e-4 }", 'locality = { kind = "ewcc" }', "[arms.rl]: unknown locality 'ewcc'."),
+        ("update = { lr = 1e-4 }", 'locality = { kind = "ewcc" }', "arms.rl.locality: unknown locality 'ewcc'."),
         ("update = { lr = 1e-4 }", 'teacher = "sft" #', "[arms.rl]: teacher 'sft' is never asked"),
         ('"rollout", num_prompts = 2, samples', '"log", arm = "sfft" } #', "unknown arm to replay 'sfft'. Did"),
         ('"rollout", num_prompts = 2, samples', '"log", arm = "rl" } #', "an arm cannot replay itself; name"),
@@ -54,20 +54,20 @@ def test_what_a_plan_refuses_of_an_arm_is_named_with_its_line(tmp_path, old, new
 def test_a_key_of_a_table_of_its_own_is_named_with_its_own_line(tmp_path):
     text = replaced(STUDY, 'source = { kind = "dataset", num_trajectories = 8 }\n', "")
     text += '\n[arms.sft.source]\nkind = "dataset"\nnum_trajectoris = 8\n'
-    assert f"small.toml:{line_of(text, 'num_trajectoris')}: [arms.sft]: " in refusal(tmp_path, text)
+    assert f"small.toml:{line_of(text, 'num_trajectoris')}: unknown key in [arms.sft.source]" in refusal(tmp_path, text)
 
 
 def test_a_table_that_arms_share_is_named_with_its_line(tmp_path):
     text = replaced(STUDY, 'source = { kind = "dataset", num_trajectories = 8 }\n', "")
     text += '\n[shared.source]\nkind = "dataset"\nnum_trajectoris = 8\n'
-    assert f"small.toml:{line_of(text, 'num_trajectoris')}: [arms.sft]: " in refusal(tmp_path, text)
+    assert f"small.toml:{line_of(text, 'num_trajectoris')}: unknown key in [arms.sft.source]" in refusal(tmp_path, text)
 
 
 def test_an_arm_of_a_grid_is_named_with_the_level_that_set_the_key(tmp_path):
     text = replaced(GRID, "num_prompts = 8", "num_promts = 8")
     message = refusal(tmp_path, text)
-    place = f"small.toml:{line_of(text, 'num_promts')} (level 'own' of axis 'source'): [arms.own.imitate.1e-4]: "
-    assert place + "unknown key of source 'rollout': 'num_promts'" in message
+    place = f"small.toml:{line_of(text, 'num_promts')} (level 'own' of axis 'source'): "
+    assert place + "unknown key in [arms.own.imitate.1e-4.source]: 'num_promts'" in message
     text = replaced(GRID, 'reverse-kl = { signal = { kind = "reverse_kl" }', 'pg = { signal = { kind = "reward" }')
     message = refusal(tmp_path, replaced(text, ', teacher = "sft"', ""))
     assert f"small.toml:{line_of(text, 'pg =')} (level 'pg' of axis 'signal'): [arms.data.pg.1e-4]: source" in message
@@ -76,11 +76,15 @@ def test_an_arm_of_a_grid_is_named_with_the_level_that_set_the_key(tmp_path):
 @pytest.mark.parametrize(
     ("text", "override", "words"),
     [
-        (STUDY, "opd.source.num_promts=3", "[arms.opd]: unknown key of source 'rollout': 'num_promts'."),
-        (STUDY, "sft.source.kind=datset", "[arms.sft]: unknown source 'datset'."),
+        (STUDY, "opd.source.num_promts=3", "unknown key in [arms.opd.source]: 'num_promts'."),
+        (STUDY, "sft.source.kind=datset", "arms.sft.source: unknown source 'datset'."),
         (STUDY, "study.factors=['sorce']", "unknown factor 'sorce'. Did you mean 'source'?"),
-        (STUDY, "sft.locality={ kind = 'ewcc' }", "[arms.sft]: unknown locality 'ewcc'."),
-        (GRID, "grid.axes.source.own.source.num_promts=3", "[arms.own.imitate.1e-4]: unknown key of source 'rollout'"),
+        (STUDY, "sft.locality={ kind = 'ewcc' }", "arms.sft.locality: unknown locality 'ewcc'."),
+        (
+            GRID,
+            "grid.axes.source.own.source.num_promts=3",
+            "unknown key in [arms.own.imitate.1e-4.source]: 'num_promts'.",
+        ),
         (GRID, "grid.axes.lr.1e-4.update.lrr=3", "unknown key in [arms.data.imitate.1e-4.update]: 'lrr'."),
     ],
 )

@@ -54,8 +54,8 @@ def jsd_of(kind, policy, teacher):
         (ReverseKL(), reverse_kl_estimate, "k3", "policy"),
         (ForwardKL(), forward_kl_estimate, "k1", "teacher"),
         (ForwardKL(), forward_kl_estimate, "k3", "teacher"),
-        (JSD(BETA), jsd_of, "k1", "policy"),
-        (JSD(BETA), jsd_of, "k3", "policy"),
+        (JSD(beta=BETA), jsd_of, "k1", "policy"),
+        (JSD(beta=BETA), jsd_of, "k3", "policy"),
     ],
 )
 @pytest.mark.parametrize("seed", range(3))
@@ -159,7 +159,7 @@ def one_action(signal, action, drawn, writer, *, temperature=1.0, **update):
         )
 
     settings = SimpleNamespace(**{"trains_end_of_text": True, **update})
-    recipe = SimpleNamespace(signals=(WeightedSignal(signal),), update=settings)
+    recipe = SimpleNamespace(signals=(WeightedSignal(signal=signal),), update=settings)
     setup = SimpleNamespace(recipe=recipe, supervision=supervision, learner=SimpleNamespace(end_token_ids=(END,)))
     return supervise(setup, states, 0)[0].states
 

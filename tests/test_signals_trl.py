@@ -123,7 +123,7 @@ def test_the_reference_is_the_pinned_trl():
 
 @pytest.mark.parametrize(
     ("signal", "beta"),
-    [(ForwardKL(), 0), (ReverseKL(), 1), *[(JSD(beta), beta) for beta in (0.01, 0.1, 0.5, 0.9, 0.99)]],
+    [(ForwardKL(), 0), (ReverseKL(), 1), *[(JSD(beta=beta), beta) for beta in (0.01, 0.1, 0.5, 0.9, 0.99)]],
 )
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_divergences_and_their_gradients_equal_those_of_trl(signal, beta, temperature):

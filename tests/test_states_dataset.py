@@ -26,13 +26,13 @@ def drawn(source, context, num_steps):
 
 @pytest.mark.parametrize("batch", [1, 3, 7, 10, 21])
 def test_every_document_comes_once_an_epoch_also_where_batches_straddle_it(batch):
-    indices = drawn(Dataset(batch), context(7), 21)
+    indices = drawn(Dataset(num_trajectories=batch), context(7), 21)
     for epoch in range(batch * 21 // 7):
         assert sorted(indices[7 * epoch : 7 * epoch + 7]) == list(range(7))
 
 
 def test_epochs_have_orders_of_their_own():
-    indices = drawn(Dataset(7), context(7), 20)
+    indices = drawn(Dataset(num_trajectories=7), context(7), 20)
     assert len({tuple(indices[7 * epoch : 7 * epoch + 7]) for epoch in range(20)}) == 20
 
 
@@ -43,7 +43,7 @@ def test_the_first_place_of_an_epoch_is_given_to_every_document():
 
 
 def test_the_same_key_and_step_give_the_same_states_in_any_order_of_asking():
-    source, there = Dataset(4), context(7)
+    source, there = Dataset(num_trajectories=4), context(7)
     once = source.sample(there, 5)
     source.sample(there, 2)
     again = source.sample(context(7), 5)
@@ -52,17 +52,19 @@ def test_the_same_key_and_step_give_the_same_states_in_any_order_of_asking():
 
 
 def test_another_key_gives_another_order():
-    assert drawn(Dataset(7), context(7, key=5), 1) != drawn(Dataset(7), context(7, key=6), 1)
+    assert drawn(Dataset(num_trajectories=7), context(7, key=5), 1) != drawn(
+        Dataset(num_trajectories=7), context(7, key=6), 1
+    )
 
 
 @pytest.mark.parametrize(("num_examples", "expected"), [(3, 3), (7, 7), (100, 7), (None, 7)])
 def test_num_examples_takes_the_first_documents(num_examples, expected):
-    indices = drawn(Dataset(5, num_examples=num_examples), context(7), 21)
+    indices = drawn(Dataset(num_trajectories=5, num_examples=num_examples), context(7), 21)
     assert Counter(indices) == dict.fromkeys(range(expected), 105 // expected)
 
 
 def test_every_gold_token_is_an_action_and_no_prompt_token_is():
-    states = Dataset(7).sample(context(7), 0)
+    states = Dataset(num_trajectories=7).sample(context(7), 0)
     for row, index in enumerate(states.prompt_indices.tolist()):
         gold = documents(7)[index].gold_ids
         assert states.response_ids(row) == gold
@@ -71,7 +73,7 @@ def test_every_gold_token_is_an_action_and_no_prompt_token_is():
 
 
 def test_data_has_no_behavior_law_and_counts_as_finished():
-    states = Dataset(3).sample(context(), 0)
+    states = Dataset(num_trajectories=3).sample(context(), 0)
     assert np.isnan(states.behavior_logprobs).all()
     assert states.is_finished.all()
     assert (set(states.sources), set(states.writers)) == ({"dataset"}, {"data"})
@@ -80,15 +82,15 @@ def test_data_has_no_behavior_law_and_counts_as_finished():
 
 def test_a_document_without_gold_text_is_refused():
     with pytest.raises(UsageError, match=r"has no gold text, so source 'dataset' has no states for it; use a rollout"):
-        Dataset(3).sample(context(has_gold=False), 0)
+        Dataset(num_trajectories=3).sample(context(has_gold=False), 0)
 
 
 def test_a_dataset_needs_no_model():
-    source = Dataset(6)
+    source = Dataset(num_trajectories=6)
     assert not source.needs_teacher
     assert not source.needs_base
-    assert (source.trajectories_per_update, source.samples_per_prompt) == (6, 1)
+    assert (source.trajectories_per_update, source.group_size) == (6, 1)
 
 
 def test_the_room_lists_every_source_under_its_kind():
-    assert all(source.kind == name for name, source in SOURCES.items())
+    assert all(source.model_fields["kind"].default == name for name, source in SOURCES.items())

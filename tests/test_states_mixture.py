@@ -8,16 +8,27 @@ from hypothesis import strategies as st
 from test_loop_build import make_setup, make_source
 
 from statewise.errors import UsageError
+from statewise.refusals import read_kind
 from statewise.signals import SIGNALS
-from statewise.states import SOURCES, EncodedExample, RecordedStates, SourceContext, read_source
+from statewise.states import SOURCES, EncodedExample, RecordedStates, Source, SourceContext
 from statewise.states.mixture import Mixture, Part
 from statewise.states.ramp import Ramp
 from statewise.types import Rollout
 
 
 def mixture(weight, per="trajectory", count=8):
-    parts = (Part(make_source("dataset"), 1 - weight), Part(make_source(by="base", samples_per_prompt=1), weight))
-    return Mixture(parts, per, count)
+    return mix(
+        (make_source("dataset"), 1 - weight),
+        (make_source(by="base", samples_per_prompt=1), weight),
+        per=per,
+        count=count,
+    )
+
+
+def mix(*parts, per="trajectory", count=32):
+    return Mixture(
+        parts=tuple(Part(source=one, weight=weight) for one, weight in parts), per=per, num_trajectories=count
+    )
 
 
 def drawn(policy, source, num_updates):
@@ -71,8 +82,8 @@ def is_even(seen, num_documents):
     return max(times) - min(times) <= 1
 
 
-weights = st.one_of(st.floats(0.05, 1), st.builds(Ramp, st.floats(0.05, 1), st.floats(0.05, 1)))
-from_nothing = st.one_of(weights, st.just(Ramp(0.0, 1.0)))
+weights = st.one_of(st.floats(0.05, 1), st.builds(Ramp, start=st.floats(0.05, 1), end=st.floats(0.05, 1)))
+from_nothing = st.one_of(weights, st.just(Ramp(start=0.0, end=1.0)))
 
 
 @settings(max_examples=25, deadline=None)
@@ -88,8 +99,8 @@ def test_each_part_goes_through_its_documents_in_epochs_without_a_gap(
     one, other, grouped = (
         make_source(by=by, samples_per_prompt=size) for by, size in (("learner", 1), ("base", 1), ("teacher", 3))
     )
-    inner = Mixture((Part(other, of_parts[0]), Part(grouped, of_parts[1])), per)
-    source = Mixture((Part(one, 0.5), Part(inner, of_parts[2])), per, count)
+    inner = mix((other, of_parts[0]), (grouped, of_parts[1]), per=per)
+    source = mix((one, 0.5), (inner, of_parts[2]), per=per, count=count)
     there = Documents(num_documents, num_updates, key)
     for step in range(num_updates):
         source.sample(there.context, step)
@@ -100,7 +111,7 @@ def test_each_part_goes_through_its_documents_in_epochs_without_a_gap(
 
 def test_every_document_of_the_dataset_is_seen_before_any_comes_again():
     # 25 updates of 8 at a share of one half: about 100 trajectories of each part, and 40 documents.
-    source = Mixture((Part(make_source("dataset"), 0.5), Part(make_source(samples_per_prompt=1), 0.5)), "trajectory", 8)
+    source = mix((make_source("dataset"), 0.5), (make_source(samples_per_prompt=1), 0.5), count=8)
     there, seen = Documents(40, 25), Counter()
     for step in range(25):
         states = source.sample(there.context, step)
@@ -111,8 +122,11 @@ def test_every_document_of_the_dataset_is_seen_before_any_comes_again():
 
 
 def test_an_update_of_a_mixture_does_not_depend_on_the_updates_that_were_drawn_before():
-    parts = (Part(make_source("dataset"), Ramp(1.0, 0.2)), Part(make_source(samples_per_prompt=1), Ramp(0.0, 0.8)))
-    source = Mixture(parts, "trajectory", 8)
+    parts = (
+        (make_source("dataset"), Ramp(start=1.0, end=0.2)),
+        (make_source(samples_per_prompt=1), Ramp(start=0.0, end=0.8)),
+    )
+    source = mix(*parts, count=8)
     whole, resumed = Documents(11, 20), Documents(11, 20)
     drawn_before = [source.sample(whole.context, step).prompt_indices.tolist() for step in range(20)]
     assert [source.sample(resumed.context, step).prompt_indices.tolist() for step in (13, 4, 19)] == [
@@ -130,25 +144,27 @@ def test_a_part_of_weight_zero_is_not_asked(toy_policy, weight, asked):
 
 def test_weights_follow_their_ramps():
     # Over 5 updates, linear: 1, .75, .5, .25, 0 of the first part, 0 to 1 of the second.
-    source = Mixture((Part(make_source("dataset"), Ramp(1.0, 0.0)), Part(make_source(), Ramp(0.0, 1.0))))
+    source = mix((make_source("dataset"), Ramp(start=1.0, end=0.0)), (make_source(), Ramp(start=0.0, end=1.0)))
     assert [source.weights_at(step, 5)[1] for step in range(5)] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
 
 
 def test_a_ramp_ends_where_it_says_and_stays_there():
-    ramp = Ramp(0.2, 1.0, over=0.5)
+    ramp = Ramp(start=0.2, end=1.0, over=0.5)
     assert [ramp.at(step, 9) for step in range(9)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1])
     # DAgger's β^i: 1, 1/2, 1/4 with end 1/4 after two of three updates.
-    assert [Ramp(1.0, 0.25, shape="exponential").at(step, 3) for step in range(3)] == pytest.approx([1, 0.5, 0.25])
-    assert Ramp(0.3, 0.7).at(0, 1) == 0.3
+    assert [Ramp(start=1.0, end=0.25, shape="exponential").at(step, 3) for step in range(3)] == pytest.approx(
+        [1, 0.5, 0.25]
+    )
+    assert Ramp(start=0.3, end=0.7).at(0, 1) == 0.3
 
 
 def test_weights_need_not_sum_to_one():
-    source = Mixture((Part(make_source("dataset"), 0.2), Part(make_source(), 0.6)))
+    source = mix((make_source("dataset"), 0.2), (make_source(), 0.6))
     assert source.weights_at(0, 1) == pytest.approx([0.25, 0.75])
 
 
 def test_parts_of_different_temperature_are_refused(toy_policy):
-    source = Mixture((Part(make_source("dataset"), 0.5), Part(make_source(temperature=0.5), 0.5)), num_trajectories=20)
+    source = mix((make_source("dataset"), 0.5), (make_source(temperature=0.5), 0.5), count=20)
     setup = make_setup(toy_policy, source, SIGNALS["imitate"]())
     with pytest.raises(UsageError, match=r"states of temperature 0\.5 and 1 cannot share an update"):
         source.sample(setup.context, 0)
@@ -159,21 +175,24 @@ def test_a_mixture_is_read_with_its_parts():
         "kind": "mixture",
         "parts": [{"kind": "dataset", "weight": 0.5}, {"kind": "rollout", "weight": {"start": 0.0, "end": 1.0}}],
     }
-    source = read_source(table, "here")
+    source = read_kind(Source, table, "here")
     assert [part.source.kind for part in source.parts] == ["dataset", "rollout"]
-    assert source.parts[1].weight == Ramp(0.0, 1.0)
+    assert source.parts[1].weight == Ramp(start=0.0, end=1.0)
 
 
 @pytest.mark.parametrize(
     ("parts", "told"),
     [
-        ([{"kind": "dataset", "weight": 1.0}], "two or more parts"),
-        ([{"kind": "dataset"}, {"kind": "rollout", "weight": 1.0}], "part 1: .* needs a weight"),
+        ([{"kind": "dataset", "weight": 1.0}], "here: parts: Tuple should have at least 2 items"),
+        ([{"kind": "dataset"}, {"kind": "rollout", "weight": 1.0}], r"here: \[parts\.0\] needs the key \'weight\'"),
         (
             [{"kind": "dataset", "weight": 2.0}, {"kind": "rollout", "weight": 1.0}],
-            "part 1: .*'weight'.*less than or equal to 1",
+            r"here: parts\.0\.weight: .*less than or equal to 1",
         ),
-        ([{"kind": "dataset", "weight": 1.0}, {"kind": "rolout", "weight": 1.0}], "part 2: .*Did you mean 'rollout'"),
+        (
+            [{"kind": "dataset", "weight": 1.0}, {"kind": "rolout", "weight": 1.0}],
+            r"here: parts\.1: .*Did you mean 'rollout'",
+        ),
         (
             [{"kind": "dataset", "weight": 0}, {"kind": "rollout", "weight": 0.0}],
             "a mixture are all 0 in the first",
@@ -185,13 +204,13 @@ def test_a_mixture_is_read_with_its_parts():
         ([{"kind": "dataset", "weight": 0}, {"kind": "rollout", "weight": {"start": 0, "end": 0}}], "are all 0"),
         (
             [{"kind": "dataset", "num_trajectories": 9, "weight": 1.0}, {"kind": "rollout", "weight": 1.0}],
-            "part 1: num_trajectories of a part of a mixture is not used",
+            r"here: parts\.0: num_trajectories of a part of a mixture is not used",
         ),
     ],
 )
 def test_a_mixture_that_cannot_be_is_refused(parts, told):
     with pytest.raises(UsageError, match=told):
-        read_source({"kind": "mixture", "parts": parts}, "here")
+        read_kind(Source, {"kind": "mixture", "parts": parts}, "here")
 
 
 def record_of(states):
@@ -207,9 +226,9 @@ def num_written(batches, writer):
 def test_a_log_in_a_mixture_gives_all_of_its_states_alike(toy_policy, per):
     # The record: mixtures, which write their parts one after the other, data first and then base.
     by_base = make_source(by="base", samples_per_prompt=1)
-    batches = drawn(toy_policy, Mixture((Part(make_source("dataset"), 0.5), Part(by_base, 0.5)), per, 8), 12)
+    batches = drawn(toy_policy, mix((make_source("dataset"), 0.5), (by_base, 0.5), per=per, count=8), 12)
     share = num_written(batches, "base") / sum(states.num_states for states in batches)
-    source = Mixture((Part(SOURCES["log"](arm="first"), 0.5), Part(make_source("dataset"), 0.5)), per, 8)
+    source = mix((SOURCES["log"](arm="first"), 0.5), (make_source("dataset"), 0.5), per=per, count=8)
     setup = make_setup(toy_policy, source, SIGNALS["imitate"](), num_updates=60, recorded={"first": record_of(batches)})
     found = [source.sample(setup.context, step) for step in range(60)]
     counts = [num_written(found, f"first:{writer}") for writer in ("base", "data")]
@@ -238,7 +257,7 @@ def test_a_record_that_is_shorter_than_its_share_is_drawn_from_other_updates_too
 
 def test_no_group_of_a_record_is_left_out_where_a_share_ends_within_one(toy_policy):
     record = record_of(drawn(toy_policy, make_source(num_prompts=4, samples_per_prompt=4, max_new_tokens=12), 1))
-    source = Mixture((Part(SOURCES["log"](arm="r"), 1.0), Part(make_source("dataset"), 0.0)), "trajectory", 6)
+    source = mix((SOURCES["log"](arm="r"), 1.0), (make_source("dataset"), 0.0), count=6)
     setup = make_setup(toy_policy, source, SIGNALS["imitate"](), num_updates=200, recorded={"r": record})
     places = {record.at(0).response_ids(row): row for row in range(16)}
     counts = np.zeros(16)

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from statewise.component import component
 from statewise.errors import UsageError
 from statewise.policy.sampler import Sampling, sample
-from statewise.states import SOURCES, EncodedExample, SourceContext
+from statewise.refusals import read_kind
+from statewise.states import EncodedExample, Source, SourceContext
 from statewise.states.rollout import ModelRollout
 
 
@@ -101,5 +101,5 @@ def test_the_budget_of_an_update_counts_every_sample():
     [("by", "someone"), ("temperature", 0), ("top_p", 1.5), ("num_prompts", 0), ("samples_per_prompt", -1)],
 )
 def test_a_setting_out_of_range_is_refused(key, value):
-    with pytest.raises(UsageError, match=f"source 'rollout', key '{key}'"):
-        component(SOURCES, {"kind": "rollout", key: value}, "source", "study.toml:9")
+    with pytest.raises(UsageError, match=rf"study\.toml:9: {key}: Input should be"):
+        read_kind(Source, {"kind": "rollout", key: value}, "study.toml:9")

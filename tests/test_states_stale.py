@@ -6,14 +6,12 @@ import scipy.stats
 import torch
 from test_loop_build import make_setup, make_source, supervised_terms
 
-from statewise.component import component
-from statewise.errors import UsageError
 from statewise.loop.update import Updater
 from statewise.policy.load import copy_policy
 from statewise.policy.sampler import Sampling, sample
 from statewise.signals import SIGNALS
-from statewise.states import SOURCES
 from statewise.states.ramp import Ramp
+from statewise.states.rollout import ModelRollout
 
 
 def setup_of(policy, source, **options):
@@ -55,7 +53,7 @@ def test_the_learner_writes_on_from_the_given_share(toy_policy):
 
 
 def test_a_share_may_be_drawn_or_follow_a_ramp(toy_policy):
-    ramp = make_source("prefix", share=Ramp(1.0, 0.0), num_prompts=4, samples_per_prompt=1)
+    ramp = make_source("prefix", share=Ramp(start=1.0, end=0.0), num_prompts=4, samples_per_prompt=1)
     setup = setup_of(toy_policy, ramp, num_updates=3)
     assert ramp.sample(setup.context, 0).writers == ("data",) * 4
     assert set(ramp.sample(setup.context, 2).writers) == {"learner"}
@@ -116,5 +114,5 @@ def test_a_buffer_draws_every_group_equally_often(toy_policy):
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, told):
-    with pytest.raises(UsageError, match=told):
-        component(SOURCES, {"kind": "rollout", **settings}, "source", "here")
+    with pytest.raises(ValueError, match=told):
+        ModelRollout(**settings)

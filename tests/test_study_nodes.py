@@ -57,7 +57,7 @@ def test_a_worker_encodes_the_documents_once_and_every_arm_has_those_it_would_ha
     assert calls == ["pocket_math"]
     for arm, documents in found.items():
         task = place.task("pocket_math")
-        assert documents == read_documents(learner, task, [plan.sources[arm]], document_rule(plan))
+        assert documents == read_documents(learner, task, [plan.arms[arm].source], document_rule(plan))
 
 
 def test_a_seed_whose_answers_all_ended_counts_among_the_others():

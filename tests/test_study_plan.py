@@ -147,12 +147,15 @@ def test_where_the_model_lies_and_its_card_change_nothing(tmp_path):
     [
         (
             ["sft.source.kind=datset"],
-            r"--set sft\.source\.kind: \[arms\.sft\]: unknown source 'datset'\. Did you mean 'dataset'\?",
+            r"--set sft\.source\.kind: arms\.sft\.source: unknown source 'datset'\. Did you mean 'dataset'\?",
         ),
-        (["sft.signal.kind=imitat"], r"\[arms\.sft\]: unknown signal 'imitat'\. Did you mean 'imitate'\?"),
-        (["opd.source.num_promts=3"], "unknown key of source 'rollout': 'num_promts'. Did you mean 'num_prompts'"),
-        (["opd.source.by=student"], "key 'by': Input should be 'learner', 'teacher' or 'base'"),
-        (["opd.source.temperature=0"], "key 'temperature': Input should be greater than 0"),
+        (["sft.signal.kind=imitat"], r"arms\.sft\.signal: unknown signal 'imitat'\. Did you mean 'imitate'\?"),
+        (
+            ["opd.source.num_promts=3"],
+            r"unknown key in \[arms\.opd\.source\]: 'num_promts'. Did you mean 'num_prompts'",
+        ),
+        (["opd.source.by=student"], "source.by: Input should be 'learner', 'teacher' or 'base'"),
+        (["opd.source.temperature=0"], "source.temperature: Input should be greater than 0"),
         (
             ["sft.signal.kind=reverse_kl"],
             r"'dataset' with signal 'reverse_kl' needs a teacher; add teacher = \"<arm>\"",

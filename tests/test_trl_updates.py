@@ -55,7 +55,7 @@ def update_once(case, old_logprobs):
     """One update of the pocket model on TRL's rows: what it did, and the trained weights with their gradients."""
     signal, reduction = signal_and_reduction(case)
     section = UpdateSection(num_updates=1, **SETTINGS, **reduction)
-    recipe = Recipe(SOURCES["dataset"](num_trajectories=1), (WeightedSignal(signal),), Full(), section, key=0)
+    recipe = Recipe(SOURCES["dataset"](num_trajectories=1), (WeightedSignal(signal=signal),), Full(), section, key=0)
     setup = build(recipe, load_policy(trl_fixture.POCKET, "learner"), {}, Material(NoTask()))
     states = collate(
         [

@@ -287,11 +287,10 @@ def _first_line(text: str | None) -> str:
 
 
 def _fields_of(kind: Any) -> str:
-    import dataclasses
-
     fields = [
-        field.name + ("" if field.default is None else f" = {json.dumps(field.default, default=str)}")
-        for field in dataclasses.fields(kind)
+        name + ("" if field.is_required() or field.default is None else f" = {json.dumps(field.default, default=str)}")
+        for name, field in kind.model_fields.items()
+        if name != "kind"
     ]
     return f"({', '.join(fields)})" if fields else ""
 

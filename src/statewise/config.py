@@ -2,13 +2,11 @@
 
 A study file is TOML (YAML reads `1e-4` as a string and keeps duplicate keys silently). `[shared]` holds what all arms
 have in common, `[arms.<name>]` what makes each arm, `[grid]` what makes many at once (`grid`); `study.factors` lists
-the keys in which arms may differ. What a source or signal accepts is known by its own dataclass, so those tables stay
-open here and are closed by `component`.
+the keys in which arms may differ. What a source or signal accepts is known by its own class (`kind`).
 """
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Iterable
@@ -16,31 +14,33 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    FieldSerializationInfo,
+    ValidationError,
+    field_serializer,
+    field_validator,
+)
 
 from statewise.errors import UsageError, unknown
 from statewise.grid import NAME_PATTERN, check_levels, expand_grid
+from statewise.kind import Strict
+from statewise.locality import Adapter, Full, Locality
 from statewise.overrides import ROOTS, apply_override
 from statewise.parsing import check_depth, parse_toml
 from statewise.place import Place
+from statewise.policy.samplers import SAMPLERS
+from statewise.refusals import first_of, keys_of, refusal
+from statewise.signals import WeightedSignal
+from statewise.states import Source
 
 Table = dict[str, Any]
 RESERVED = ("base", *ROOTS)
 MAX_SEEDS = 1000
-# How a table is written that somebody gave as a value, which stands in the place of VALUE.
-EXAMPLES = {
-    "source": "{ kind = VALUE }", "signal": "{ kind = VALUE }", "locality": "{ kind = VALUE }",
-    "adapter": "{ kind = VALUE }", "update": "{ num_updates = ..., lr = ... }",
-    "budget": '{ unit = "loss_tokens", amount = VALUE }',
-}  # fmt: skip
 # Of AdamW: averages over the past, which forget.
 Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Strict(BaseModel):
-    """A table of a study file: unknown keys and values of another type are refused, nothing changes after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class StudySection(Strict):
@@ -95,14 +95,6 @@ class DriftSection(Strict):
         return self.num_prompts * self.rollouts_per_prompt
 
 
-class AdapterSection(Strict):
-    """`adapter`: train all weights, or a low-rank adapter on every linear layer of the decoder."""
-
-    kind: Literal["full", "lora"] = "full"
-    rank: Annotated[int, Field(ge=1)] = 16
-    alpha: Annotated[float, Field(gt=0)] = 32.0
-
-
 class BudgetSection(Strict):
     """`update.budget`: an arm ends with the update that reaches one of these, at `num_updates` at the latest.
 
@@ -142,6 +134,12 @@ class UpdateSection(Strict):
     checkpoint_every: Annotated[int, Field(ge=1)] = 25
 
 
+def _known_sampler(name: str) -> str:
+    if name not in SAMPLERS:
+        raise ValueError(str(unknown("sampler", name, SAMPLERS)))
+    return name
+
+
 class SharedSection(Strict):
     """`[shared]`: model and tasks of the study, and defaults for every arm.
 
@@ -160,13 +158,18 @@ class SharedSection(Strict):
     too_long: Literal["refuse", "skip"] = "refuse"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    sampler: Literal["own", "generate_batch"] = "own"
+    sampler: Annotated[str, AfterValidator(_known_sampler)] = "own"
     target: str = "pocket_math"
     retention: list[str] = ["pocket_facts", "pocket_myths"]
     reward_metric: str = "exact_match,flexible-extract"
     protocol: dict[str, ProtocolSection] = {}
     evaluation: EvaluationSection = EvaluationSection()
     drift: DriftSection = DriftSection()
+
+
+def _several(given: Any) -> Any:
+    """One table or a list of them, as a tuple."""
+    return tuple(given) if isinstance(given, (list, tuple)) else (given,)
 
 
 class ArmSection(Strict):
@@ -178,11 +181,57 @@ class ArmSection(Strict):
     label: str = ""
     levels: dict[str, str] = {}
     teacher: str | None = None
-    source: Table
-    signal: Table | list[Table]
-    locality: Table | list[Table] = []
-    adapter: AdapterSection = AdapterSection()
+    source: Source
+    signal: Annotated[tuple[WeightedSignal, ...], BeforeValidator(_several)]
+    locality: Annotated[tuple[Locality, ...], BeforeValidator(_several)] = ()
+    adapter: Adapter = Full()
     update: UpdateSection
+
+    @field_validator("signal")
+    @classmethod
+    def _are_some(cls, signals: tuple[WeightedSignal, ...]) -> tuple[WeightedSignal, ...]:
+        if not signals:
+            raise ValueError("no signal; give one, e.g. signal = { kind = 'imitate' }")
+        return signals
+
+    @field_validator("locality")
+    @classmethod
+    def _are_of_different_kinds(cls, localities: tuple[Locality, ...]) -> tuple[Locality, ...]:
+        kinds = [one.kind for one in localities]
+        if twice := [kind for index, kind in enumerate(kinds) if kind in kinds[:index]]:
+            raise ValueError(f"locality {twice[0]!r} is given twice; give it once")
+        return localities
+
+    @field_serializer("signal")
+    def _plainly(self, signals: tuple[WeightedSignal, ...], info: FieldSerializationInfo) -> Any:
+        """One signal of weight 1 is a table, as it is mostly written."""
+        tables = [one.model_dump(mode=info.mode, exclude_none=info.exclude_none) for one in signals]
+        is_plain = len(signals) == 1 and signals[0].weight == 1
+        return {key: value for key, value in tables[0].items() if key != "weight"} if is_plain else tables
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.source.needs_teacher or any(one.signal.needs_teacher for one in self.signal)
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the base model writes for the arm, or its next-token distribution is compared with."""
+        wants = {need for one in self.signal for need in one.signal.needs}
+        return (
+            self.source.needs_base
+            or any(one.needs_base for one in self.locality)
+            or any(need.startswith("base_") for need in wants)
+        )
+
+    @property
+    def signals(self) -> str:
+        """In a few words: "reward + 0.1 reverse_kl"."""
+        return " + ".join(one.summary for one in self.signal)
+
+    @property
+    def cell(self) -> str:
+        """Source and signals, as errors name them."""
+        return f"source {self.source.kind!r} with signal {' + '.join(one.signal.kind for one in self.signal)!r}"
 
 
 class PhenomenonSection(Strict):
@@ -265,7 +314,7 @@ def read_study_and_place(
 
 
 def to_toml(config: StudyConfig) -> str:
-    """The resolved study as TOML; reading it again gives the same study."""
+    """The resolved study as TOML, with the defaults of every part; reading it again gives the same study."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
@@ -306,47 +355,20 @@ def _validate(raw: Table, place: Place) -> StudyConfig:
     try:
         return StudyConfig.model_validate(raw)
     except ValidationError as error:
-        # A mistyped key is both unknown and missing; the former says more.
-        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-        # The branch of a union, such as `list[dict[str,any]]`, is no key.
-        loc = [part for part in first["loc"] if isinstance(part, int) or "[" not in part]
-        raise _refusal(loc, first["type"], first["msg"], first["input"], place.of(loc)) from None
-
-
-def _refusal(loc: list[str | int], kind: str, message: str, got: Any, where: str) -> UsageError:
-    """What is told of a value at `loc` that pydantic refuses with an error of `kind`."""
-    dotted, table, key = ".".join(map(str, loc)), ".".join(map(str, loc[:-1])), str(loc[-1])
-    if kind == "extra_forbidden":
-        what = f"key in [{table}]:" if table else "section:" if isinstance(got, (dict, list)) else "key before [study]:"
-        return unknown(what, key, _known_keys(loc[:-1]), where)
-    if kind == "missing":
-        return UsageError(f"{where}: [{table}] needs the key {key!r}" if table else f"{where}: needs a section [{key}]")
-    if loc == ["arms"] and not got:
-        return UsageError(f"{where}: has no arms; add [arms.<name>] with a source and a signal, or a [grid]")
-    if key in EXAMPLES and not isinstance(got, dict):
-        shown = json.dumps(got) if isinstance(got, (str, int, float)) else "..."
-        example = EXAMPLES[key].replace("VALUE", shown)
-        return UsageError(f"{where}: {dotted}: must be a table; write {key} = {example} (got {got!r})")
-    return UsageError(f"{where}: {dotted}: {message} (got {got!r})")
-
-
-def _known_keys(loc: list[str | int]) -> list[str]:
-    """The keys that the table at `loc` may have."""
-    model: type[BaseModel] = StudyConfig
-    by_name: dict[str, type[BaseModel]] = {
-        "study": StudySection, "shared": SharedSection, "evaluation": EvaluationSection,
-        "protocol": ProtocolSection, "drift": DriftSection,
-        "adapter": AdapterSection, "update": UpdateSection, "budget": BudgetSection, "phenomena": PhenomenonSection,
-        "reference": ReferenceSection,
-    }  # fmt: skip
-    if loc and loc[0] == "arms":
-        model = ArmSection
-    for part in loc:
-        model = by_name.get(str(part), model)
-    if not loc:
-        return [*model.model_fields, "grid"]
-    extra = ArmSection.model_fields if model is SharedSection else {}
-    return [*model.model_fields, *extra]
+        errors = error.errors()
+    first = first_of(errors, raw)
+    keys = keys_of(first, raw)
+    where, key, got = place.of(keys), str(keys[-1]), first["input"]
+    if first["type"] == "extra_forbidden" and len(keys) == 1:
+        what = "section:" if isinstance(got, (dict, list)) else "key before [study]:"
+        raise unknown(what, key, [*StudyConfig.model_fields, "grid"], where)
+    if first["type"] == "extra_forbidden" and keys[:-1] == ["shared"]:
+        raise unknown("key in [shared]:", key, [*SharedSection.model_fields, *ArmSection.model_fields], where)
+    if first["type"] == "missing" and len(keys) == 1:
+        raise UsageError(f"{where}: needs a section [{key}]")
+    if keys == ["arms"] and not got:
+        raise UsageError(f"{where}: has no arms; add [arms.<name>] with a source and a signal, or a [grid]")
+    raise refusal(errors, StudyConfig, raw, place.of)
 
 
 def _check_names(config: StudyConfig, place: Place) -> None:

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from statewise.report.numbers import duration
-from statewise.study.cells import told_signals, told_source
 from statewise.study.estimate import PlanEstimate
 from statewise.study.executor import NodeEvent
 from statewise.study.memory import CARDS, SPARE, estimate_card_seconds, estimate_memory
@@ -129,7 +128,7 @@ def plan_table(plan: Plan, estimate: PlanEstimate, num_workers: int) -> Group:
         counts = (_thousands(count) for count in (cost.num_states, cost.num_tokens, cost.num_generated))
         table.add_row(
             f"{name}\n  needs {arm.teacher}" if arm.teacher else name,
-            f"{told_source(plan.sources[name])}\n× {told_signals(plan.signals[name])}",
+            f"{arm.source.summary}\n× {arm.signals}",
             str(cost.num_updates),
             f"{arm.update.lr:g}",
             *counts,

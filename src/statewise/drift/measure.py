@@ -7,9 +7,8 @@ and projections are the same for value and floor. The paper (arXiv:2605.22731) g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import numpy as np
 
@@ -21,17 +20,15 @@ from statewise.drift.mmd import median_bandwidth, mmd
 from statewise.drift.sliced_wasserstein import draw_projections, sliced_wasserstein
 from statewise.drift.within_prompts import within_prompt_mmd
 from statewise.errors import UsageError, unknown
+from statewise.registry import Registry
 from statewise.types import Rollout
 
-DISTANCES: Mapping[str, Distance] = MappingProxyType(
-    {
-        "mmd": mmd,
-        "within_prompt_mmd": within_prompt_mmd,
-        "centroid": centroid,
-        "sliced_wasserstein": sliced_wasserstein,
-        "jaccard": jaccard,
-    }
-)
+DISTANCES: Registry[Distance] = Registry("distance", "statewise.distances")
+DISTANCES.put("mmd", mmd)
+DISTANCES.put("within_prompt_mmd", within_prompt_mmd)
+DISTANCES.put("centroid", centroid)
+DISTANCES.put("sliced_wasserstein", sliced_wasserstein)
+DISTANCES.put("jaccard", jaccard)
 
 
 @dataclass(frozen=True)

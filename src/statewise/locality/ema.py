@@ -7,25 +7,44 @@ that no correction for a missing past is needed and early averages lie near base
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
+
+from statewise.locality.locality import Constraint, Locality, LocalityContext
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
 
-@dataclass(frozen=True)
-class EMA:
+class EMA(Locality):
     """`decay` is the share of the old average kept at every update: it spans about 1 / (1 - decay) updates."""
 
-    kind: ClassVar[str] = "ema"
-    needs_base: ClassVar[bool] = False
-    needs_memory: ClassVar[bool] = False
+    kind: Literal["ema"] = "ema"
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
+
+    def copies(self, num_memories: int) -> int:
+        return 1
+
+    def start(self, context: LocalityContext) -> Constraint:
+        return _Average(context, self.decay)
+
+
+class _Average(Constraint):
+    def __init__(self, context: LocalityContext, decay: float) -> None:
+        super().__init__()
+        self._context, self._decay = context, decay
+        self.tensors = context.copy()
+
+    def after_step(self) -> None:
+        update_average(self.tensors, self._context.trainable, self._decay)
+
+    def at_end(self) -> None:
+        """The average is what is saved and evaluated."""
+        for name, value in self.tensors.items():
+            self._context.trainable[name].data.copy_(value)
 
 
 def update_average(average: Mapping[str, Tensor], parameters: Mapping[str, Parameter], decay: float) -> None:

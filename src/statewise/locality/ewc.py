@@ -8,30 +8,49 @@ Only trained weights are held: under a low-rank adapter, whose product starts at
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
+
+from statewise.locality.locality import Constraint, LocalityContext, Metrics, Remembering
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
 
-@dataclass(frozen=True)
-class EWC:
+FISHER = "fisher.safetensors"
+
+
+class EWC(Remembering):
     """A quadratic penalty of weight `strength` (λ) around the weights before the first update.
 
     Base writes `max_new_tokens` on each of `num_prompts` prompts of every retention task.
     """
 
-    kind: ClassVar[str] = "ewc"
-    needs_base: ClassVar[bool] = False
-    needs_memory: ClassVar[bool] = True
+    kind: Literal["ewc"] = "ewc"
 
     strength: Annotated[float, Field(gt=0)] = 100.0
-    num_prompts: Annotated[int, Field(ge=1)] = 64
-    max_new_tokens: Annotated[int, Field(ge=1)] = 16
+
+    def copies(self, num_memories: int) -> int:
+        return 2  # the anchor and the Fisher information
+
+    def start(self, context: LocalityContext) -> Constraint:
+        return _Spring(context, self)
+
+
+class _Spring(Constraint):
+    def __init__(self, context: LocalityContext, ewc: EWC) -> None:
+        super().__init__()
+        self._context, self._strength = context, ewc.strength
+        self._anchor = context.copy()
+        memories = context.remember(ewc.kind, ewc.memory)
+        self.fisher = diagonal_fisher(gradient for states in memories for gradient in context.sample_gradients(states))
+        context.keep(FISHER, self.fisher)
+
+    def on_gradient(self) -> Metrics:
+        penalty = add_penalty(self._context.trainable, self._anchor, self.fisher, self._strength)
+        return {"locality/ewc_penalty_nats": penalty}
 
 
 def diagonal_fisher(gradients: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -8,12 +8,13 @@ plain gradient descent): AdamW's momentum and scaling would lead a projected gra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from statewise.errors import DivergedError
+from statewise.locality.locality import Constraint, LocalityContext, Metrics, Remembering
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,32 +25,72 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 1 << 18
 
 
-@dataclass(frozen=True)
-class GEM:
+class GEM(Remembering):
     """One constraint per retention task, from `num_prompts` of its prompts and `max_new_tokens` base tokens on each.
 
     `margin` is the least weight of every task's gradient once a constraint is violated (see `project_gem`).
     """
 
-    kind: ClassVar[str] = "gem"
-    needs_base: ClassVar[bool] = False
-    needs_memory: ClassVar[bool] = True
+    kind: Literal["gem"] = "gem"
 
-    num_prompts: Annotated[int, Field(ge=1)] = 64
-    max_new_tokens: Annotated[int, Field(ge=1)] = 16
     margin: Annotated[float, Field(ge=0)] = 0.0
 
+    def copies(self, num_memories: int) -> int:
+        return num_memories + 3  # a gradient each, the weights before the step, the step, and what it is replaced by
 
-@dataclass(frozen=True)
-class AGEM:
+    def start(self, context: LocalityContext) -> Constraint:
+        return _Projection(context, self, lambda step, gradients: project_gem(step, gradients, self.margin))
+
+
+class AGEM(Remembering):
     """One constraint for all retention tasks together: the mean of the gradients that GEM would hold apart."""
 
-    kind: ClassVar[str] = "a_gem"
-    needs_base: ClassVar[bool] = False
-    needs_memory: ClassVar[bool] = True
+    kind: Literal["a_gem"] = "a_gem"
 
-    num_prompts: Annotated[int, Field(ge=1)] = 64
-    max_new_tokens: Annotated[int, Field(ge=1)] = 16
+    def copies(self, num_memories: int) -> int:
+        return num_memories + 4  # as GEM, and the mean
+
+    def start(self, context: LocalityContext) -> Constraint:
+        return _Projection(context, self, lambda step, gradients: project_agem(step, gradients.mean(dim=0)))
+
+
+class _Projection(Constraint):
+    """Replaces the optimizer's step by the nearest one that no memory objects to.
+
+    What is projected is the step per unit of the learning rate, -Δθ / lr, which under plain gradient descent is the
+    gradient.
+    """
+
+    def __init__(self, context: LocalityContext, gem: Remembering, project: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self._context, self._kind, self._project = context, gem.kind, project
+        self.memories = context.remember(gem.kind, gem.memory)
+
+    def before_step(self) -> None:
+        import torch
+
+        self._before = self._context.copy()
+        self._gradients = torch.stack([_flat(self._context.gradient(states)) for states in self.memories])
+        if not bool(self._gradients.isfinite().all()):
+            raise DivergedError("the gradient of the loss on a memory is not finite; lower the learning rate")
+
+    def on_step(self, lr: float) -> Metrics:
+        import torch
+
+        trainable, before = self._context.trainable, self._before
+        step = _flat({name: (before[name] - parameter.detach()) / lr for name, parameter in trainable.items()})
+        projected = self._project(step, self._gradients)
+        if projected is not step:
+            parts = torch.split(projected, [parameter.numel() for parameter in trainable.values()])
+            for (name, parameter), part in zip(trainable.items(), parts, strict=True):
+                parameter.data.copy_(before[name] - lr * part.view_as(parameter))
+        return {f"locality/{self._kind}_projected_rate": int(projected is not step)}
+
+
+def _flat(tensors: Mapping[str, Tensor]) -> Tensor:
+    import torch
+
+    return torch.cat([tensor.flatten() for tensor in tensors.values()])
 
 
 def project_agem(gradient: Tensor, memory: Tensor) -> Tensor:

@@ -6,11 +6,11 @@ never part of the reward; by default it is exact over the vocabulary and not an 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from statewise.locality.locality import Constraint, Locality, LocalityContext, Metrics
 from statewise.types import SignalInputs
 
 if TYPE_CHECKING:
@@ -19,16 +19,14 @@ if TYPE_CHECKING:
 MAX_ERROR = 0.2  # Ziegler et al., arXiv:1909.08593, section 2.2: the clip of the controller's relative error
 
 
-@dataclass(frozen=True)
-class KLToBase:
+class KLToBase(Locality):
     """The policy pays `coefficient` per nat by which it leaves base.
 
     With a `target`, nats per state, the coefficient follows the measured KL, by at most 0.2 / `horizon` an update.
     """
 
-    kind: ClassVar[str] = "kl_to_base"
+    kind: Literal["kl_to_base"] = "kl_to_base"
     needs_base: ClassVar[bool] = True
-    needs_memory: ClassVar[bool] = False
 
     coefficient: Annotated[float, Field(gt=0)] = 0.1
     estimator: Literal["exact", "k3"] = "exact"
@@ -88,3 +86,26 @@ class KLToBase:
             return coefficient
         error = max(-MAX_ERROR, min(MAX_ERROR, measured / self.target - 1))
         return coefficient * (1 + error / self.horizon)
+
+    def start(self, context: LocalityContext) -> Constraint:
+        return _Penalty(self)
+
+
+class _Penalty(Constraint):
+    """Its coefficient, which may follow a target, is the number that a checkpoint keeps."""
+
+    def __init__(self, kl: KLToBase) -> None:
+        super().__init__()
+        self._kl = kl
+        self.numbers = {"coefficient": kl.coefficient}
+
+    @property
+    def penalty(self) -> tuple[KLToBase, float]:
+        return self._kl, self.numbers["coefficient"]
+
+    def on_update(self, mean_penalty: float | None) -> Metrics:
+        used = self.numbers["coefficient"]
+        if mean_penalty is None:
+            return {"locality/kl_coefficient": used}
+        self.numbers["coefficient"] = self._kl.next_coefficient(used, mean_penalty)
+        return {"locality/kl_to_base_nats": mean_penalty, "locality/kl_coefficient": used}

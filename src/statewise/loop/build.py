@@ -9,8 +9,7 @@ import torch
 
 from statewise.config import UpdateSection
 from statewise.errors import UsageError
-from statewise.locality import Locality
-from statewise.locality.adapter import Adapter
+from statewise.locality import Adapter, Locality
 from statewise.loop.account import Account
 from statewise.loop.documents import Documents, read_documents, rule_of
 from statewise.loop.fit import TokenLimit

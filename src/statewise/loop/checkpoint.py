@@ -1,7 +1,7 @@
 """Checkpoints of an arm: weights, moments, and whatever else the next update depends on, in open formats.
 
-That is: the hash of the states so far, the account, the learner's past weights, the average of its weights, the
-coefficient of a penalty, and replay buffers. A checkpoint is written to a temporary folder, synced and renamed; its
+That is: the hash of the states so far, the account, the learner's past weights, what localities remember, and replay
+buffers. A checkpoint is written to a temporary folder, synced and renamed; its
 files carry SHA-256, so that half a checkpoint or a flipped bit is noticed and the one before it is used instead. There
 is no generator state: see `seeding`.
 """
@@ -33,21 +33,20 @@ BUFFER_SCHEMA = STATE_SCHEMA.append(pa.field("buffer", pa.string())).append(pa.f
 @dataclass(frozen=True)
 class Progress:
     """Where a checkpoint stands: updates done, hash of the states visited, what was used (`Account.totals`), the
-    coefficient of KL to base in the next update, hash of the rewards, and the digests of the records so far
-    (`Recorder.table`).
+    numbers of localities by kind, hash of the rewards, and the digests of the records so far (`Recorder.table`).
     """
 
     step: int
     state_hash: str
     account: dict[str, Any] = field(default_factory=dict)
-    coefficient: float = 0.0
+    localities: dict[str, dict[str, float]] = field(default_factory=dict)
     reward_hash: str = FIRST_HASH
     records: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What an arm keeps beside its weights: tensors by kind and name (`history`, `average`), and replay buffers."""
+    """What an arm keeps beside its weights: replay buffers, tensors by kind (`history`, one a locality) and name."""
 
     tensors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     buffers: dict[str, ReplayBuffer] = field(default_factory=dict)

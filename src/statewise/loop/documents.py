@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from statewise.errors import UsageError
-from statewise.locality import Remembering
+from statewise.locality import Memory
 from statewise.policy.load import Policy
 from statewise.policy.texts import chat_of, check_chat_end, encode_prompt, encode_starts, tokens_after
 from statewise.printing import plural
-from statewise.states import EncodedExample, Source, leaves
-from statewise.states.dataset import Dataset
+from statewise.states import EncodedExample, Source
 from statewise.states.pairs import read_pairs
 from statewise.tasks.task import Chat, Task
 from statewise.types import Example
@@ -57,7 +56,7 @@ class Documents:
 
 def rule_of(sources: Iterable[Source], too_long: TooLong = "refuse", *, is_chat: bool = False) -> DocumentRule:
     """The rule under which every one of `sources` can draw."""
-    used = [source.num_examples for source in sources]
+    used = [source.pool for source in sources]
     counts = [count for count in used if count is not None]
     num_documents = max(counts, default=0) if len(counts) == len(used) else None
     return DocumentRule(any(source.needs_gold for source in sources), num_documents, too_long, is_chat)
@@ -111,15 +110,10 @@ def add_pairs(documents: Documents, policy: Policy, task: Task, sources: Iterabl
         UsageError: as `encode_pairs`.
     """
     rule, pairs, notes = documents.rule, {}, list(documents.notes)
-    for path in _files_of_pairs(sources):
+    for path in dict.fromkeys(file for source in sources for file in source.pair_files):
         pairs[path], left_out = encode_pairs(path, policy, task.examples("train", rule.chat(policy)), rule.too_long)
         notes += left_out
     return replace(documents, pairs=pairs, notes=tuple(notes))
-
-
-def _files_of_pairs(sources: Iterable[Source]) -> dict[str, None]:
-    found = (leaf for source in sources for leaf in leaves(source) if isinstance(leaf, Dataset))
-    return {leaf.pairs: None for leaf in found if leaf.pairs is not None}
 
 
 def _check_lengths(policy: Policy, task: Task, too_long: Sequence[EncodedExample], rule: DocumentRule) -> None:
@@ -162,14 +156,16 @@ def fitting_prompts(policy: Policy, texts: Sequence[str], rule: DocumentRule, wh
     return [prompt for prompt, is_fitting in zip(prompts, fits, strict=True) if is_fitting]
 
 
-def remembered_prompts(policy: Policy, task: Task, locality: Remembering, rule: DocumentRule) -> list[tuple[int, ...]]:
-    """The prompts of a retention task that a locality remembers.
+def remembered_prompts(
+    policy: Policy, task: Task, kind: str, memory: Memory, rule: DocumentRule
+) -> list[tuple[int, ...]]:
+    """The prompts of a retention task that a locality of `kind` remembers.
 
     Raises:
         UsageError: as `fitting_prompts`.
     """
-    texts = task.memory_prompts(locality.num_prompts, rule.chat(policy))
-    return fitting_prompts(policy, texts, rule, f"task {task.name!r}, whose prompts {locality.kind} remembers")
+    texts = task.memory_prompts(memory.num_prompts, rule.chat(policy))
+    return fitting_prompts(policy, texts, rule, f"task {task.name!r}, whose prompts {kind} remembers")
 
 
 def num_tokens(example: EncodedExample, needs_gold: bool) -> int:

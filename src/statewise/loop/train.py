@@ -19,6 +19,7 @@ from statewise.loop.update import Updater, UpdateResult
 from statewise.policy.load import Policy
 from statewise.types import BoolArray, States
 
+LOCALITY = "locality-"  # before the name of a locality's tensors in a checkpoint
 MISMATCH = "policy/sampler_mismatch_nats"
 # The mean over an update's states that rounding may reach, by precision (how they come about: docs/metrics.md).
 BOUNDS_NATS = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
@@ -56,7 +57,7 @@ def train(setup: Setup, folder: Path, observer: Observer) -> Recorder:
         if step % setup.recipe.update.checkpoint_every == 0 or is_last:
             _save(setup, recorder, updater, step)
         observer.progress(step)
-    updater.constraints.load_average()
+    updater.constraints.at_end()
     return recorder
 
 
@@ -138,12 +139,11 @@ def _share_used(setup: Setup) -> float:
 def _save(setup: Setup, recorder: Recorder, updater: Updater, step: int) -> None:
     recorder.flush(step)
     progress = checkpoint.Progress(
-        step, recorder.state_hash, setup.engine.account.totals(), updater.constraints.coefficient,
-        recorder.reward_hash, recorder.table,
+        step, recorder.state_hash, setup.engine.account.totals(),
+        {kind: one.numbers for kind, one in updater.constraints.held.items()}, recorder.reward_hash, recorder.table,
     )  # fmt: skip
-    memory = checkpoint.Memory(
-        {"history": setup.engine.history.tensors(), "average": updater.constraints.average}, setup.context.buffers
-    )
+    held = {LOCALITY + kind: one.tensors for kind, one in updater.constraints.held.items()}
+    memory = checkpoint.Memory({"history": setup.engine.history.tensors(), **held}, setup.context.buffers)
     checkpoint.save(recorder.folder / "checkpoints", progress, setup.trainable, updater.optimizer, memory)
 
 
@@ -164,9 +164,10 @@ def _resume(setup: Setup, recorder: Recorder, updater: Updater, observer: Observ
     setup.engine.account.restore(progress.account)
     setup.engine.history.restore(memory.tensors.get("history", {}))
     setup.context.buffers.update(memory.buffers)
-    updater.constraints.coefficient = progress.coefficient
-    for name, value in memory.tensors.get("average", {}).items():
-        updater.constraints.average[name].copy_(value)
+    for kind, one in updater.constraints.held.items():
+        one.numbers = dict(progress.localities[kind])
+        for name, value in memory.tensors.get(LOCALITY + kind, {}).items():
+            one.tensors[name].copy_(value)
     observer.progress(progress.step)
     return progress.step
 

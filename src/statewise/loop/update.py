@@ -83,7 +83,9 @@ class Updater:
         result = self._step(asked, step, lr)
         for _ in range(section.num_epochs - 1):
             self._step(asked, step, lr)
-        return replace(result, constraints=result.constraints | self.constraints.end_update(result.mean_losses))
+        return replace(
+            result, constraints=result.constraints | self.constraints.end_update(result.mean_losses[len(terms) :])
+        )
 
     def _with_old_law(self, term: Term) -> Term:
         """The term with the learner's log-probabilities before the first of several gradient steps."""
@@ -102,7 +104,7 @@ class Updater:
         gradient = self._gradient(terms, step)
         sums = [gradient.by_term[id(term)] for term in terms]
         loss = sum(term.weight * one.weighted for term, one in zip(terms, sums, strict=True))
-        changes = self.constraints.pull()
+        changes = self.constraints.on_gradient()
         # error_if_nonfinite would raise a bare RuntimeError; the arm must be marked diverged instead.
         norm = torch.nn.utils.clip_grad_norm_(self._setup.trainable.values(), section.clip_norm)
         if not (math.isfinite(loss) and torch.isfinite(norm)):

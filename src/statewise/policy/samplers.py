@@ -1,14 +1,16 @@
-"""The rollout engines by name. One that serves from another process (vLLM, SGLang) would be one file and one entry."""
+"""The rollout engines by name. One that serves from another process (vLLM, SGLang) is one file and one entry."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from statewise.policy.generate_batch import sample_by_generate_batch
-from statewise.policy.load import Policy
-from statewise.policy.sampler import Sampling, sample
+from statewise.registry import Registry
 from statewise.types import Rollout
+
+if TYPE_CHECKING:
+    from statewise.policy.load import Policy
+    from statewise.policy.sampler import Sampling
 
 
 class Sampler(Protocol):
@@ -23,4 +25,7 @@ class Sampler(Protocol):
     ) -> list[Rollout]: ...
 
 
-SAMPLERS: dict[str, Sampler] = {"own": sample, "generate_batch": sample_by_generate_batch}
+# Loaded where one samples: a study that names them is checked without torch.
+SAMPLERS: Registry[Sampler] = Registry("sampler", "statewise.engines")
+SAMPLERS.put_later("own", "statewise.policy.sampler:sample")
+SAMPLERS.put_later("generate_batch", "statewise.policy.generate_batch:sample_by_generate_batch")

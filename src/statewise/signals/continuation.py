@@ -6,14 +6,13 @@ them. The paper says neither how the cut is chosen nor how long the continuation
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from statewise.seeding import derive_key, generator
-from statewise.signals.signal import WriteRequest
+from statewise.signals.signal import Cells, Passed, Signal, WriteRequest
 from statewise.types import SignalInputs, States, Trajectory, collate
 
 if TYPE_CHECKING:
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
     from statewise.signals.signal import Supervision
 
 
-@dataclass(frozen=True)
-class Continuation:
+class Continuation(Signal):
     """Cross-entropy on what the teacher writes from a state of the trajectory.
 
     Fields: `num_tokens` the teacher writes at most (it may end the text earlier); `cut` which state it writes from:
@@ -31,14 +29,33 @@ class Continuation:
     0 for its arg-max. The loss is taken at that temperature (arg-max: 1), whatever that of the source.
     """
 
-    kind: ClassVar[str] = "continuation"
+    kind: Literal["continuation"] = "continuation"
     needs_teacher: ClassVar[bool] = True
-    needs: ClassVar[frozenset[str]] = frozenset({"policy_logprobs"})
-    skips_zero_advantages: ClassVar[bool] = False
+    cells: ClassVar[Cells] = {
+        "continuation": {
+            "dataset": "teacher continuations of gold prefixes",
+            "teacher": "sequence-level KD on a window of each text",
+            "learner": "OPD of arXiv:2605.22731, eq. 7; DAgger-like",
+            "base": "distillation on the base model's states",
+            "stale": "OPD with a stale actor",
+            "replay": "OPD with a replay buffer",
+            "prefix": "OPD from mixed beginnings (AggreVaTe-like roll-in)",
+            "log": "OPD on another arm's states",
+            "mixture": "hybrid OPD",
+        },
+    }
 
     num_tokens: Annotated[int, Field(ge=1)] = 32
     cut: Literal["uniform", "first"] = "uniform"
     temperature: Annotated[float, Field(ge=0)] = 1.0
+
+    @property
+    def longest_written(self) -> int:
+        return self.num_tokens
+
+    def expect(self, response: float) -> Passed:
+        written = min(self.num_tokens, response)
+        return Passed(written, response / 2 + written, written)
 
     def supervise(self, states: States, supervision: Supervision) -> States:
         """New states: the trajectory up to the cut, then the teacher's tokens, which alone are actions."""

@@ -9,7 +9,7 @@ unbiased on any states, since an action that its own law did not just draw is dr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
@@ -23,17 +23,13 @@ from statewise.signals.estimators import (
     jsd_estimate,
     reverse_kl_estimate,
 )
-from statewise.signals.signal import ActRequest
+from statewise.signals.signal import ActRequest, Cells, Signal
 from statewise.types import SignalInputs, States
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from statewise.signals.signal import Supervision
-
-LAWS = frozenset({"policy_logits", "teacher_logits"})
-ACTIONS = frozenset({"policy_logprobs", "teacher_logprobs"})
-TopK = Annotated[int, Field(ge=1)]
 
 
 def kl(from_logprobs: Tensor, to_logprobs: Tensor) -> Tensor:
@@ -67,28 +63,50 @@ def _draw(states: States, supervision: Supervision, actor: Literal["learner", "t
     return replace(states, label_ids=np.where(is_fresh[:, None], states.token_ids, drawn))
 
 
-@dataclass(frozen=True)
-class ForwardKL:
+NAMES = {
+    "dataset": "offline, word-level KD (arXiv:1503.02531); GKD with λ = 0",
+    "teacher": "supervised KD on teacher text (arXiv:2306.13649)",
+    "learner": "token-level OPD; GKD with λ = 1 (arXiv:2306.13649)",
+    "base": "KD on the base model's states",
+    "stale": "OPD with a stale actor",
+    "replay": "OPD with a replay buffer",
+    "prefix": "imitation KD with mixed roll-in (ImitKD, arXiv:2009.07253)",
+    "log": "KD on another arm's states",
+    "mixture": "GKD with 0 < λ < 1, by trajectory or by state",
+}
+
+
+class Divergence(Signal):
+    """What the divergences share: their estimator, and whose actions a sampled one looks at."""
+
+    drawn_by: ClassVar[Literal["learner", "teacher"]] = "learner"
+    needs_teacher: ClassVar[bool] = True
+
+    estimator: Estimator = "exact"
+    top_k: Annotated[int, Field(ge=1)] = 64
+
+    @property
+    def needs(self) -> frozenset[str]:
+        of = "logprobs" if is_sampled(self.estimator) else "logits"
+        return frozenset({f"policy_{of}", f"teacher_{of}"})
+
+    def supervise(self, states: States, supervision: Supervision) -> States:
+        """The states as they are, z being the teacher's law at each; a sampled estimator gets actions as labels."""
+        if not is_sampled(self.estimator):
+            return states
+        return _draw(states, supervision, self.drawn_by, states.temperature)
+
+
+class ForwardKL(Divergence):
     """KL(teacher ‖ policy): the policy must cover what the teacher does.
 
     Fields: `estimator`: `exact`, `top_k` (with `top_k` tokens and a tail bucket), or `k1`, `k2`, `k3` from one action
     of the teacher at each state.
     """
 
-    kind: ClassVar[str] = "forward_kl"
-    needs_teacher: ClassVar[bool] = True
-    skips_zero_advantages: ClassVar[bool] = False
-
-    estimator: Estimator = "exact"
-    top_k: TopK = 64
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return ACTIONS if is_sampled(self.estimator) else LAWS
-
-    def supervise(self, states: States, supervision: Supervision) -> States:
-        """The states as they are, z being the teacher's law at each; a sampled estimator gets the teacher's actions."""
-        return _draw(states, supervision, "teacher", states.temperature) if is_sampled(self.estimator) else states
+    kind: Literal["forward_kl"] = "forward_kl"
+    cells: ClassVar[Cells] = {"forward_kl": NAMES}
+    drawn_by: ClassVar[Literal["learner", "teacher"]] = "teacher"
 
     def loss(self, inputs: SignalInputs) -> Tensor:
         """L[s] = Σ_v q(v|s) (log q(v|s) - log p(v|s)), p = policy, q = teacher.
@@ -109,28 +127,15 @@ class ForwardKL:
         return kl(teacher, policy)
 
 
-@dataclass(frozen=True)
-class ReverseKL:
+class ReverseKL(Divergence):
     """KL(policy ‖ teacher): the policy must stay where the teacher has mass.
 
     Fields: `estimator`: `exact`, `top_k` (with the teacher's `top_k` tokens and a tail bucket), or `k1`, `k2`, `k3`
     from one action of the learner at each state.
     """
 
-    kind: ClassVar[str] = "reverse_kl"
-    needs_teacher: ClassVar[bool] = True
-    skips_zero_advantages: ClassVar[bool] = False
-
-    estimator: Estimator = "exact"
-    top_k: TopK = 64
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return ACTIONS if is_sampled(self.estimator) else LAWS
-
-    def supervise(self, states: States, supervision: Supervision) -> States:
-        """The states as they are, z being the teacher's law at each; a sampled estimator gets the learner's actions."""
-        return _draw(states, supervision, "learner", states.temperature) if is_sampled(self.estimator) else states
+    kind: Literal["reverse_kl"] = "reverse_kl"
+    cells: ClassVar[Cells] = {"reverse_kl": NAMES}
 
     def loss(self, inputs: SignalInputs) -> Tensor:
         """L[s] = Σ_v p(v|s) (log p(v|s) - log q(v|s)), p = policy, q = teacher.
@@ -150,28 +155,16 @@ class ReverseKL:
         return kl(policy, teacher)
 
 
-@dataclass(frozen=True)
-class JSD:
+class JSD(Divergence):
     """Generalized Jensen–Shannon divergence; `beta` in (0, 1) is the teacher's share of the mixture.
 
     Fields: `beta`; `estimator` and `top_k` as in `reverse_kl` (`k1` and `k3` are the same here).
     """
 
-    kind: ClassVar[str] = "jsd"
-    needs_teacher: ClassVar[bool] = True
-    skips_zero_advantages: ClassVar[bool] = False
+    kind: Literal["jsd"] = "jsd"
+    cells: ClassVar[Cells] = {"jsd": NAMES}
 
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    estimator: Estimator = "exact"
-    top_k: TopK = 64
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return ACTIONS if is_sampled(self.estimator) else LAWS
-
-    def supervise(self, states: States, supervision: Supervision) -> States:
-        """The states as they are, z being the teacher's law at each; a sampled estimator gets the learner's actions."""
-        return _draw(states, supervision, "learner", states.temperature) if is_sampled(self.estimator) else states
 
     def loss(self, inputs: SignalInputs) -> Tensor:
         """L[s] = β KL(q ‖ m) + (1-β) KL(p ‖ m), m = β q + (1-β) p, p = policy, q = teacher.

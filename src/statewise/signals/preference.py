@@ -6,12 +6,14 @@ setting of the signal, its states are a source like any other, and an answer may
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from statewise.kind import Refusal
+from statewise.signals.signal import Cells, Signal, Visited, refuse_given
 from statewise.types import SignalInputs, States, take_rows
 
 if TYPE_CHECKING:
@@ -20,8 +22,7 @@ if TYPE_CHECKING:
     from statewise.signals.signal import Supervision
 
 
-@dataclass(frozen=True)
-class Preference:
+class Preference(Signal):
     """The better answer of a pair should gain on the worse one, relative to the base model.
 
     Fields: `loss_type`: `dpo` or `ipo`; `beta` > 0, the strength of the pull to the base model (IPO's τ). A pair is the
@@ -29,13 +30,32 @@ class Preference:
     whose answers are all equal, or that has one answer alone, gives none.
     """
 
-    kind: ClassVar[str] = "preference"
-    needs_teacher: ClassVar[bool] = False
+    kind: Literal["preference"] = "preference"
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logprobs", "base_logprobs", "advantages", "pairs", "rows"})
     skips_zero_advantages: ClassVar[bool] = True
+    cells: ClassVar[Cells] = {
+        "preference": {
+            "dataset": "DPO, IPO on given pairs (arXiv:2305.18290, arXiv:2310.12036)",
+            "teacher": "DPO on pairs of teacher answers",
+            "learner": "online DPO (arXiv:2402.04792)",
+            "base": "DPO on pairs of base answers, ranked by reward",
+            "stale": "online DPO with a stale actor",
+            "replay": "online DPO with a replay buffer",
+            "prefix": "DPO from given beginnings",
+            "log": "DPO on another arm's states",
+            "mixture": "DPO on pairs across writers",
+        },
+    }
 
     loss_type: Literal["dpo", "ipo"] = "dpo"
     beta: Annotated[float, Field(gt=0)] = 0.1
+
+    def refusal(self, visited: Visited) -> Refusal | None:
+        if visited.group_size == 1:
+            return Refusal(
+                "a preference is between two answers to one prompt, and this source has one", visited.how_to_pair
+            )
+        return refuse_given(visited)
 
     def supervise(self, states: States, supervision: Supervision) -> States:
         """The rows of the pairs, the better one first, with advantage 1 and -1; the others leave the mask."""

@@ -7,14 +7,16 @@ locality is a room of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from statewise.errors import UsageError
-from statewise.signals.advantage import Advantage, Baseline, advantages_of
+from statewise.kind import Refusal
+from statewise.signals.advantage import OF_GROUPS, Advantage, Baseline, advantages_of
+from statewise.signals.signal import Cells, Signal, Visited, refuse_given
 from statewise.types import FloatArray, IntArray, SignalInputs, States
 
 if TYPE_CHECKING:
@@ -23,8 +25,7 @@ if TYPE_CHECKING:
     from statewise.signals.signal import Supervision
 
 
-@dataclass(frozen=True)
-class Reward:
+class Reward(Signal):
     """Policy gradient on verified answers.
 
     Fields: `advantage`: `grpo` ((r - mean) / std of the answers to one prompt), `dr_grpo` (r - mean), `rloo` (r - mean
@@ -33,18 +34,50 @@ class Reward:
     the writer's: `none`, per `token`, or per `sequence`, at most `importance_cap`.
     """
 
-    kind: ClassVar[str] = "reward"
-    needs_teacher: ClassVar[bool] = False
+    kind: Literal["reward"] = "reward"
     needs: ClassVar[frozenset[str]] = frozenset(
         {"policy_logprobs", "old_logprobs", "behavior_logprobs", "advantages", "rows"}
     )
     skips_zero_advantages: ClassVar[bool] = True
+    cells: ClassVar[Cells] = {
+        "reward": {
+            "dataset": "off-policy REINFORCE on gold text (with reward 1: SFT)",
+            "teacher": "off-policy policy gradient (LUFFY-like, arXiv:2504.14945)",
+            "learner": "GRPO, Dr. GRPO, RLOO, REINFORCE; PPO-clip with num_epochs > 1",
+            "base": "off-policy policy gradient on base rollouts",
+            "stale": "asynchronous RL (importance: token or sequence)",
+            "replay": "RL with a replay buffer",
+            "prefix": "RL from given beginnings (reverse curriculum, arXiv:2402.05808)",
+            "log": "off-policy RL on another arm's states",
+            "mixture": "mixed-policy RL",
+        },
+    }
 
     advantage: Advantage = "grpo"
     baseline: Baseline = "none"
     clip: Annotated[float, Field(ge=0)] = 0.2
     importance: Literal["none", "token", "sequence"] = "none"
     importance_cap: Annotated[float, Field(gt=0)] = 2.0
+
+    def refusal(self, visited: Visited) -> Refusal | None:
+        if self.advantage in OF_GROUPS and visited.group_size == 1:
+            return Refusal(
+                f"advantage = {self.advantage!r} compares the answers to one prompt, and this source has one: the "
+                "advantage would be 0",
+                "signal.advantage = 'reinforce'" + f", or {visited.how_to_group}" * bool(visited.how_to_group),
+            )
+        if self.importance != "none" and not visited.is_law_known:
+            return Refusal(
+                f"importance = {self.importance!r} weighs states by the law that wrote them, and that of data is not "
+                "known",
+                "signal.importance = 'none'",
+            )
+        if self.importance != "none" and any(law.top_p < 1 for law in visited.laws):
+            return Refusal(
+                "importance weights compare whole laws, and top_p < 1 samples from a cut one",
+                "source.top_p = 1, or signal.importance = 'none'",
+            )
+        return refuse_given(visited)
 
     def supervise(self, states: States, supervision: Supervision) -> States:
         """The states with rewards and advantages.

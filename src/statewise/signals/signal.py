@@ -1,18 +1,20 @@
 """The contract of a supervision signal, and what it is given.
 
-A signal is a frozen dataclass: its fields are its configuration. `supervise` draws z ~ S(s) for the states of an update
+A signal is a frozen model: its fields are its configuration. `supervise` draws z ~ S(s) for the states of an update
 (without gradient), `loss` is ℓ(π(·|s), z), one value per training state. Neither reduces: one function of the loop
 does, by global counts (`loop.reduce`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 
 import numpy as np
+from pydantic import Field
 
+from statewise.kind import Kind, Kinds, Law, Refusal, Weighted
 from statewise.types import FloatArray, IntArray, Rollout, SignalInputs, States
 
 if TYPE_CHECKING:
@@ -66,35 +68,108 @@ class Supervision:
         )
 
 
-class Signal(Protocol):
-    """A supervision signal.
-
-    `needs_teacher`: z comes from a teacher. `needs`: the inputs of the loss, by their names in `SignalInputs`; those
-    that end in `_logits` are whole next-token laws, handed over in chunks. `skips_zero_advantages`: a trajectory of
-    advantage 0 has loss and gradient 0 under any policy, so that it need not pass the model.
-    """
-
-    kind: ClassVar[str]
-    skips_zero_advantages: ClassVar[bool]
+class Visited(Protocol):
+    """What a signal may know of the source of its states (`states.source.Source`), to say whether they suit it."""
 
     @property
-    def needs_teacher(self) -> bool: ...
+    def is_law_known(self) -> bool: ...
 
     @property
-    def needs(self) -> frozenset[str]: ...
+    def laws(self) -> tuple[Law, ...]: ...
 
-    def supervise(self, states: States, supervision: Supervision) -> States:
-        """The states with z attached (continuations, labels, rewards, advantages); `states` itself is not changed."""
-        ...
+    @property
+    def law_of_data(self) -> Law: ...
 
-    def loss(self, inputs: SignalInputs) -> Tensor:
-        """Loss per training state, float32 [states], nats; not masked, not averaged."""
-        ...
+    @property
+    def group_size(self) -> int: ...
+
+    @property
+    def how_to_group(self) -> str: ...
+
+    @property
+    def how_to_pair(self) -> str: ...
 
 
 @dataclass(frozen=True)
-class WeightedSignal:
+class Passed:
+    """Tokens of a trajectory, beside its prompt: `trained` with a loss, `passed` through the learner, `written`."""
+
+    trained: float
+    passed: float
+    written: float = 0.0
+
+
+# By row of the table of methods (a kind, or one of its variants) and by column (`Source.column`): a cell's name.
+Cells = Mapping[str, Mapping[str, str]]
+
+
+class Signal(Kind):
+    """A supervision signal. A new one says what differs from the answers here: the trajectory's own actions, scored."""
+
+    registry: ClassVar[Kinds[Signal]] = Kinds("signal", "statewise.signals")
+    # What the literature calls each cell; a cell that is not in it is called by its source and signal.
+    cells: ClassVar[Cells] = {}
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether z comes from a teacher."""
+        return False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The inputs of the loss, by their names in `SignalInputs`.
+
+        Those that end in `_logits` are whole next-token distributions, handed over in chunks.
+        """
+        return frozenset({"policy_logprobs"})
+
+    @property
+    def skips_zero_advantages(self) -> bool:
+        """Whether a trajectory of advantage 0 has loss and gradient 0 under any policy, so that it need not pass."""
+        return False
+
+    @property
+    def longest_written(self) -> int:
+        """Tokens that the teacher writes for a trajectory at most."""
+        return 0
+
+    def refusal(self, visited: Visited) -> Refusal | None:
+        """Why its loss is not defined on these states; None where it is."""
+        return None
+
+    def expect(self, response: float) -> Passed:
+        """Of a trajectory with so many tokens of response."""
+        return Passed(response, response)
+
+    def supervise(self, states: States, supervision: Supervision) -> States:
+        """The states with z attached (continuations, labels, rewards, advantages); `states` itself is not changed."""
+        return states
+
+    def loss(self, inputs: SignalInputs) -> Tensor:
+        """Loss per training state, float32 [states], nats; not masked, not averaged."""
+        raise NotImplementedError
+
+
+class WeightedSignal(Weighted):
     """A signal of an arm and its weight in the arm's loss; several of them are summed."""
 
+    holds: ClassVar[str] = "signal"
+
     signal: Signal
-    weight: float = 1.0
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+    @property
+    def summary(self) -> str:
+        """In a few words: "0.1 reverse_kl"."""
+        return (f"{self.weight:g} " if self.weight != 1 else "") + self.signal.kind
+
+
+def refuse_given(visited: Visited) -> Refusal | None:
+    """Data count as temperature 1: as a part of a text, too, where it is the text's own actions that are trained on."""
+    at = visited.law_of_data.temperature
+    if at == 1:
+        return None
+    return Refusal(
+        f"the given part is data, which count as temperature 1, and would be trained on at {at:g}",
+        "source.trains_on = 'rest', or source.temperature = 1",
+    )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,8 +12,7 @@ from statewise.states.source import EncodedExample, Source, SourceContext
 from statewise.types import States, Trajectory, collate
 
 
-@dataclass(frozen=True)
-class Dataset:
+class Dataset(Source):
     """Gold trajectories, in epochs of a new order each.
 
     Fields: `num_trajectories` an update; `num_examples` the first documents of the split that are used (None: all);
@@ -21,12 +20,8 @@ class Dataset:
     document; texts with their leading delimiter): its trajectories come in pairs then, the chosen one first.
     """
 
-    kind: ClassVar[str] = "dataset"
-    needs_teacher: ClassVar[bool] = False
-    needs_base: ClassVar[bool] = False
-    is_law_known: ClassVar[bool] = False
-    max_lag: ClassVar[int] = 0
-
+    kind: Literal["dataset"] = "dataset"
+    how_to_pair: ClassVar[str] = "source.pairs = '<file>'"
     num_trajectories: Annotated[int, Field(ge=1)] = 32
     num_examples: Annotated[int, Field(ge=1)] | None = None
     pairs: str | None = None
@@ -36,15 +31,23 @@ class Dataset:
         return self.pairs is None
 
     @property
+    def pool(self) -> int | None:
+        return self.num_examples
+
+    @property
     def trajectories_per_update(self) -> int:
         return self.num_trajectories
 
     @property
-    def samples_per_prompt(self) -> int:
+    def group_size(self) -> int:
         return 1 if self.pairs is None else 2
 
+    @property
+    def pair_files(self) -> tuple[str, ...]:
+        return () if self.pairs is None else (self.pairs,)
+
     def sized(self, num_trajectories: int) -> Source:
-        return replace(self, num_trajectories=num_trajectories)
+        return self.changed(num_trajectories=num_trajectories)
 
     def sample(self, context: SourceContext, step: int) -> States:
         """Every token of the gold text (or of a chosen or rejected one), end-of-text included, is an action.

@@ -6,22 +6,25 @@ same states and the running hash of an arm that replays in the recorded order eq
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from statewise.errors import UsageError
+from statewise.kind import Law
 from statewise.seeding import generator
 from statewise.states.groups import apart, some_groups
-from statewise.states.source import Source, SourceContext
+from statewise.states.source import SEVERAL, Lengths, Source, SourceContext, Visit
 from statewise.types import States, join_rows
 
+GUESSED_TRAJECTORIES = 32.0  # an update of a record that another study made, for estimates
 
-@dataclass(frozen=True)
-class Log:
+
+class Log(Source):
     """The recorded updates of an arm, one an update; after the last one they come again.
 
     Fields: `arm` of the same study and seed, or `path` of an arm's folder in another run (`runs/pocket/arms/rl/0`;
@@ -30,24 +33,27 @@ class Log:
     groups, drawn from the recorded update and, where it has fewer, from others.
     """
 
-    kind: ClassVar[str] = "log"
-    needs_teacher: ClassVar[bool] = False
-    needs_base: ClassVar[bool] = False
-    needs_gold: ClassVar[bool] = False
-    num_examples: ClassVar[int] = 0
-    # What only the record knows is taken from the arm that is replayed (study.cells).
+    kind: Literal["log"] = "log"
+    # What only the record knows is taken from the arm that is replayed (`study.cells.resolve`).
     is_law_known: ClassVar[bool] = True
-    max_lag: ClassVar[int] = 0
-    samples_per_prompt: ClassVar[int] = 0
-
+    laws: ClassVar[tuple[Law, ...]] = ()
+    group_size: ClassVar[int] = 0
+    how_to_group: ClassVar[str] = SEVERAL
+    pool: ClassVar[int | None] = 0
     arm: str | None = None
     path: str | None = None
     order: Literal["recorded", "shuffled"] = "recorded"
     num_trajectories: Annotated[int, Field(ge=1)] | None = None
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _names_one_record(self) -> Self:
         if (self.arm is None) == (self.path is None):
             raise ValueError("give one of arm and path")
+        return self
+
+    @classmethod
+    def examples(cls) -> tuple[Source, ...]:
+        return (cls(arm="another"),)
 
     @property
     def record(self) -> str:
@@ -55,11 +61,34 @@ class Log:
         return str(self.arm or self.path)
 
     @property
+    def summary(self) -> str:
+        return f"log of {self.record}"
+
+    @property
     def trajectories_per_update(self) -> int:
         return self.num_trajectories or 0
 
+    @property
+    def replayed_arms(self) -> tuple[str, ...]:
+        return () if self.arm is None else (self.arm,)
+
+    @property
+    def replayed_paths(self) -> tuple[str, ...]:
+        return () if self.path is None else (self.path,)
+
+    def from_outside(self, folder: Path) -> Source:
+        path = folder.parent.parent / self.arm / folder.name if self.arm else self.record.replace("{seed}", folder.name)
+        return Log(path=str(path))
+
     def sized(self, num_trajectories: int) -> Source:
-        return replace(self, num_trajectories=num_trajectories)
+        return self.changed(num_trajectories=num_trajectories)
+
+    def expect(self, lengths: Lengths, replayed: Callable[[str], Visit]) -> Visit:
+        visit = Visit(GUESSED_TRAJECTORIES, lengths.gold, {}) if self.arm is None else replayed(self.arm)
+        return Visit(self.num_trajectories or visit.trajectories, visit.response, {})
+
+    def is_open(self, replayed: Callable[[str], bool]) -> bool:
+        return self.arm is None or self.num_trajectories is not None or replayed(self.arm)
 
     def sample(self, context: SourceContext, step: int) -> States:
         """The states of one recorded update: tokens, mask, log-probabilities and rewards as they were.

@@ -7,30 +7,37 @@ episode; here a trajectory is handed over once, so that every state of the learn
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from statewise.errors import UsageError
+from statewise.kind import Law
 from statewise.seeding import generator
 from statewise.states.ramp import Ramp, Share, ends_of, value_at
-from statewise.states.source import EncodedExample, RolloutRequest, Source, SourceContext
+from statewise.states.source import (
+    ROLLOUT_FILL,
+    SEVERAL,
+    EncodedExample,
+    Lengths,
+    RolloutRequest,
+    Source,
+    SourceContext,
+    Visit,
+)
 from statewise.types import Rollout, States, Trajectory, collate
 
 
-@dataclass(frozen=True)
-class Prefix:
+class Prefix(Source):
     """The first `share` of a trajectory `of` the dataset or the teacher, then the learner.
 
     Fields: `share` in 0..1: a number, `uniform` (drawn anew for each trajectory) or a ramp; `trains_on`: `all` states,
     or the `rest` after the prefix (a whole given text keeps its last state); the others as in source `rollout`.
     """
 
-    kind: ClassVar[str] = "prefix"
-    needs_base: ClassVar[bool] = False
-    max_lag: ClassVar[int] = 0
-
+    kind: Literal["prefix"] = "prefix"
+    how_to_group: ClassVar[str] = SEVERAL
     of: Literal["dataset", "teacher"] = "dataset"
     share: Share | Literal["uniform"] | Ramp = 0.5
     trains_on: Literal["all", "rest"] = "all"
@@ -40,6 +47,14 @@ class Prefix:
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
     num_examples: Annotated[int, Field(ge=1)] | None = None
+
+    @classmethod
+    def examples(cls) -> tuple[Source, ...]:
+        return (cls(samples_per_prompt=2),)
+
+    @property
+    def summary(self) -> str:
+        return f"{self.of} prefix"
 
     @property
     def needs_teacher(self) -> bool:
@@ -56,11 +71,37 @@ class Prefix:
         return is_part or self.of == "teacher"
 
     @property
+    def laws(self) -> tuple[Law, ...]:
+        return (Law(self.temperature, self.top_p),)
+
+    @property
+    def law_of_data(self) -> Law:
+        return self.laws[0] if self.of == "dataset" and self.trains_on == "all" else Law()
+
+    @property
+    def longest_rollout(self) -> int:
+        return self.max_new_tokens
+
+    @property
+    def pool(self) -> int | None:
+        return self.num_examples
+
+    @property
     def trajectories_per_update(self) -> int:
         return self.num_prompts * self.samples_per_prompt
 
+    @property
+    def group_size(self) -> int:
+        return self.samples_per_prompt
+
     def sized(self, num_trajectories: int) -> Source:
-        return replace(self, num_prompts=-(-num_trajectories // self.samples_per_prompt))
+        return self.changed(num_prompts=-(-num_trajectories // self.samples_per_prompt))
+
+    def expect(self, lengths: Lengths, replayed: Callable[[str], Visit]) -> Visit:
+        count, rollout = float(self.trajectories_per_update), self.max_new_tokens * ROLLOUT_FILL
+        whole = lengths.gold if self.of == "dataset" else rollout
+        by_teacher = {"teacher": count * whole} if self.of == "teacher" else {}
+        return Visit(count, whole / 2 + rollout / 2, {"learner": count * rollout / 2, **by_teacher})
 
     def sample(self, context: SourceContext, step: int) -> States:
         """Rows of one prompt follow each other, each cut for itself.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
+
+from statewise.kind import Strict
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
-class Ramp:
+class Ramp(Strict):
     """From `start` in the first update to `end` after `over` of the arm's updates, and `end` from then on.
 
     `shape`: `linear`, or `exponential` (start · (end/start)^t, as DAgger's β^i; both ends above 0).
@@ -22,9 +22,11 @@ class Ramp:
     over: Annotated[float, Field(gt=0, le=1)] = 1.0
     shape: Literal["linear", "exponential"] = "linear"
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _ends_are_above_zero(self) -> Self:
         if self.shape == "exponential" and min(self.start, self.end) <= 0:
             raise ValueError("an exponential ramp needs start and end above 0")
+        return self
 
     def at(self, update: int, num_updates: int) -> float:
         """The value in `update` (from 0) of an arm of `num_updates`; the last update has `end` exactly."""

@@ -6,18 +6,27 @@ buffer and trained on again. Each row records how old its writer was.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from statewise.kind import Law, Refusal
 from statewise.seeding import generator
-from statewise.states.source import RolloutRequest, Source, SourceContext, Writer
+from statewise.states.source import (
+    ROLLOUT_FILL,
+    SEVERAL,
+    Lengths,
+    RolloutRequest,
+    Source,
+    SourceContext,
+    Visit,
+    Writer,
+)
 from statewise.types import States, Trajectory, collate
 
 
-@dataclass(frozen=True)
-class ModelRollout:
+class ModelRollout(Source):
     """Sampled trajectories on training prompts.
 
     Fields: `by` who writes; `num_prompts` an update and `samples_per_prompt` (a group); `temperature` > 0 and `top_p`
@@ -26,10 +35,9 @@ class ModelRollout:
     (None: any age), and every update draws its groups from them, the fresh ones included (0: no buffer).
     """
 
-    kind: ClassVar[str] = "rollout"
+    kind: Literal["rollout"] = "rollout"
     is_law_known: ClassVar[bool] = True
-    needs_gold: ClassVar[bool] = False
-
+    how_to_group: ClassVar[str] = SEVERAL
     by: Writer = "learner"
     num_prompts: Annotated[int, Field(ge=1)] = 32
     samples_per_prompt: Annotated[int, Field(ge=1)] = 1
@@ -41,11 +49,27 @@ class ModelRollout:
     buffer_size: Annotated[int, Field(ge=0)] = 0
     max_age: Annotated[int, Field(ge=0)] | None = None
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _settings_agree(self) -> Self:
         if self.lag and self.by != "learner":
             raise ValueError(f"lag is of a learner that moves on; {self.by!r} does not change, so leave it out")
         if self.max_age is not None and not self.buffer_size:
             raise ValueError("max_age is of a replay buffer; set buffer_size")
+        return self
+
+    @classmethod
+    def examples(cls) -> tuple[Source, ...]:
+        each: list[dict[str, Any]] = [{"by": by} for by in ("teacher", "learner", "base")]
+        return tuple(cls(samples_per_prompt=2, **one) for one in [*each, {"lag": 1}, {"buffer_size": 64}])
+
+    @property
+    def summary(self) -> str:
+        stale = f" {self.lag} updates old" if self.lag else ""
+        return f"{self.by} rollout{stale}" + (" with replay" if self.buffer_size else "")
+
+    @property
+    def column(self) -> str:
+        return "stale" if self.lag else "replay" if self.buffer_size else self.by
 
     @property
     def needs_teacher(self) -> bool:
@@ -56,17 +80,44 @@ class ModelRollout:
         return self.by == "base"
 
     @property
+    def laws(self) -> tuple[Law, ...]:
+        return (Law(self.temperature, self.top_p),)
+
+    @property
     def max_lag(self) -> int:
         return self.lag
+
+    @property
+    def longest_rollout(self) -> int:
+        return self.max_new_tokens
+
+    @property
+    def pool(self) -> int | None:
+        return self.num_examples
 
     @property
     def trajectories_per_update(self) -> int:
         return self.num_prompts * self.samples_per_prompt
 
+    @property
+    def group_size(self) -> int:
+        return self.samples_per_prompt
+
     def sized(self, num_trajectories: int) -> Source:
         num_prompts = -(-num_trajectories // self.samples_per_prompt)
         size = max(self.buffer_size, num_prompts * self.samples_per_prompt) if self.buffer_size else 0
-        return replace(self, num_prompts=num_prompts, buffer_size=size)
+        return self.changed(num_prompts=num_prompts, buffer_size=size)
+
+    def refusal(self, most: int = 0) -> Refusal | None:
+        most = most or self.trajectories_per_update
+        if not 0 < self.buffer_size < most:
+            return None
+        reason = f"buffer_size {self.buffer_size} is below the {most} trajectories of an update"
+        return Refusal(reason, f"buffer_size >= {most}")
+
+    def expect(self, lengths: Lengths, replayed: Callable[[str], Visit]) -> Visit:
+        count, response = float(self.trajectories_per_update), self.max_new_tokens * ROLLOUT_FILL
+        return Visit(count, response, {self.by: count * response})
 
     def sample(self, context: SourceContext, step: int) -> States:
         """Every sampled token, end-of-text included, is an action; rows of one prompt follow each other."""

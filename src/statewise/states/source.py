@@ -1,6 +1,6 @@
 """The contract of a state source, and what it is given.
 
-A source is a frozen dataclass: its fields are its configuration. It draws from the context it is handed, so it knows no
+A source is a frozen model: its fields are its configuration. It draws from the context it is handed, so it knows no
 model, tokenizer or task; the loop builds the context.
 """
 
@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, Protocol
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from statewise.kind import Kind, Kinds, Law, Refusal
 from statewise.seeding import derive_key, generator
 from statewise.states.buffer import ReplayBuffer
 from statewise.types import IntArray, Rollout, States
 
 Writer = Literal["learner", "teacher", "base"]
+# Of the allowed new tokens, the share that a rollout of the base model uses before it ends by itself; for estimates.
+ROLLOUT_FILL = 0.5
+SEVERAL = "samples_per_prompt >= 2 in the source"
 
 
 @dataclass(frozen=True)
@@ -117,56 +122,156 @@ class SourceContext:
         )
 
 
-class Source(Protocol):
-    """A state source: yields the training states of one update.
+@dataclass(frozen=True)
+class Lengths:
+    """Mean tokens of a prompt and of a gold text of the target's training split; measured, or a guess."""
 
-    `trajectories_per_update` is 0, and `samples_per_prompt` 0, where only the record that is read knows.
+    prompt: float
+    gold: float
+    is_measured: bool = False
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What a source is expected to yield in one update: trajectories, tokens of a response, tokens by their writer."""
+
+    trajectories: float
+    response: float
+    written: Mapping[str, float]
+
+
+class Source(Kind):
+    """A state source: yields the training states of one update, and answers what a plan must know of them.
+
+    A new one says what differs from the answers here: fixed data of which nobody writes anything.
     """
 
-    kind: ClassVar[str]
+    registry: ClassVar[Kinds[Source]] = Kinds("source", "statewise.sources")
+
+    @property
+    def summary(self) -> str:
+        """In a few words: "learner rollout", "log of rl"."""
+        return self.kind
+
+    @property
+    def column(self) -> str:
+        """Whose cell of the table of methods this is."""
+        return self.kind
+
+    @classmethod
+    def examples(cls) -> tuple[Source, ...]:
+        """One of each column of the table of methods, with two answers to a prompt where it can give several."""
+        return (cls.model_validate({}),)
+
+    @property
+    def leaves(self) -> tuple[Source, ...]:
+        """The sources that it draws from: itself, or the parts of a mixture."""
+        return (self,)
+
+    def with_leaves(self, change: Callable[[Source], Source]) -> Source:
+        """The same with `change` made to each of `leaves`."""
+        return change(self)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher writes these states."""
-        ...
+        return False
 
     @property
     def needs_base(self) -> bool:
         """Whether the untrained base model writes these states."""
-        ...
-
-    @property
-    def is_law_known(self) -> bool:
-        """Whether every state comes with the log-probabilities that its action was sampled with."""
-        ...
-
-    @property
-    def max_lag(self) -> int:
-        """How many updates old the learner may be that writes."""
-        ...
+        return False
 
     @property
     def needs_gold(self) -> bool:
         """Whether gold texts of training documents are among these states."""
-        ...
+        return False
 
     @property
-    def num_examples(self) -> int | None:
+    def is_law_known(self) -> bool:
+        """Whether every state comes with the log-probabilities that its action was sampled with."""
+        return False
+
+    @property
+    def laws(self) -> tuple[Law, ...]:
+        """How the actions are drawn that a loss is taken on, as far as it is known before a record is read."""
+        return (Law(),)
+
+    @property
+    def law_of_data(self) -> Law:
+        """At which law actions of data are trained on, where it need not be that of data."""
+        return Law()
+
+    @property
+    def max_lag(self) -> int:
+        """How many updates old the learner may be that writes."""
+        return 0
+
+    @property
+    def longest_rollout(self) -> int:
+        """New tokens that a model writes of one trajectory at most."""
+        return 0
+
+    @property
+    def pool(self) -> int | None:
         """The first documents of the training split (or given pairs) that are used; None: all."""
-        ...
+        return None
 
     @property
-    def trajectories_per_update(self) -> int: ...
+    def trajectories_per_update(self) -> int:
+        """0 where only the record that is read knows."""
+        raise NotImplementedError
 
     @property
-    def samples_per_prompt(self) -> int:
-        """Rows that share a prompt in one update: the size of a group."""
-        ...
+    def group_size(self) -> int:
+        """Rows that share a prompt in one update; 0 where only the record that is read knows."""
+        return 1
+
+    @property
+    def how_to_group(self) -> str:
+        """The setting that gives several answers to a prompt; "" where there is none."""
+        return ""
+
+    @property
+    def how_to_pair(self) -> str:
+        """The setting that gives a better and a worse answer to a prompt."""
+        return self.how_to_group
+
+    @property
+    def pair_files(self) -> tuple[str, ...]:
+        """Files of given preferences that it reads."""
+        return ()
+
+    @property
+    def replayed_arms(self) -> tuple[str, ...]:
+        """Arms of the same study whose states it replays."""
+        return ()
+
+    @property
+    def replayed_paths(self) -> tuple[str, ...]:
+        """Folders of arms of other runs whose states it replays, as they are written (`{seed}` stands for the seed)."""
+        return ()
+
+    def from_outside(self, folder: Path) -> Source:
+        """One of `leaves` as it is for another study that replays the arm whose folder (of one seed) this is."""
+        return self
 
     def sized(self, num_trajectories: int) -> Source:
         """The same source with at least so many trajectories an update, and no more than fill its last group."""
-        ...
+        raise NotImplementedError
+
+    def refusal(self, most: int = 0) -> Refusal | None:
+        """Why it cannot yield `most` trajectories an update (0: as many as it says itself), whatever the signal."""
+        return None
+
+    def expect(self, lengths: Lengths, replayed: Callable[[str], Visit]) -> Visit:
+        """The mean over an arm's updates of what one yields; `replayed`: of an arm of the study."""
+        return Visit(float(self.trajectories_per_update), lengths.gold, {})
+
+    def is_open(self, replayed: Callable[[str], bool]) -> bool:
+        """Whether only a run tells how many trajectories it yields; `replayed`: of an arm of the study."""
+        return False
 
     def sample(self, context: SourceContext, step: int) -> States:
         """Draw the states of update `step` (from 0); the same context and step give the same states."""
-        ...
+        raise NotImplementedError

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from statewise.assets import SHAPES
 from statewise.errors import NotHereError, UsageError
-from statewise.locality import Remembering
 from statewise.loop.documents import (
     DocumentRule,
     fitting_prompts,
@@ -42,7 +41,7 @@ def build_task(plan: Plan, name: str) -> Task:
 def document_rule(plan: Plan) -> DocumentRule:
     """Which documents every arm of `plan` trains on."""
     shared = plan.config.shared
-    return rule_of(plan.sources.values(), shared.too_long, is_chat=shared.chat)
+    return rule_of([arm.source for arm in plan.arms.values()], shared.too_long, is_chat=shared.chat)
 
 
 def drift_prompts(plan: Plan, policy: Policy, target: Task) -> list[tuple[int, ...]]:
@@ -82,7 +81,7 @@ def check_texts(plan: Plan) -> tuple[str, ...]:
     _check_evaluation(plan, policy, tasks)
     _check_memories(plan, policy, tasks)
     if target:
-        notes += read_documents(policy, target, plan.sources.values(), document_rule(plan)).notes
+        notes += read_documents(policy, target, [arm.source for arm in plan.arms.values()], document_rule(plan)).notes
         drift_prompts(plan, policy, target)
     return tuple(notes)
 
@@ -90,10 +89,11 @@ def check_texts(plan: Plan) -> tuple[str, ...]:
 def _check_memories(plan: Plan, policy: Policy, tasks: Mapping[str, Task]) -> None:
     """The prompts that localities remember fit."""
     rule = document_rule(plan)
-    remembering = {one for localities in plan.localities.values() for one in localities if isinstance(one, Remembering)}
+    memories = {(one.kind, one.memory) for arm in plan.arms.values() for one in arm.locality}
     for name in plan.config.shared.retention:
-        for one in remembering if name in tasks else ():
-            remembered_prompts(policy, tasks[name], one, rule)
+        for kind, memory in memories if name in tasks else ():
+            if memory:
+                remembered_prompts(policy, tasks[name], kind, memory, rule)
 
 
 def _check_evaluation(plan: Plan, policy: Policy, tasks: Mapping[str, Task]) -> None:

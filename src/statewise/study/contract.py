@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_origin
 
-from statewise.component import fields_of
-from statewise.config import AdapterSection, BudgetSection, StudyConfig, UpdateSection
+from pydantic import BaseModel
+
+from statewise.config import StudyConfig, UpdateSection
 from statewise.errors import UsageError, unknown
-from statewise.locality import LOCALITIES
+from statewise.locality import ADAPTERS, LOCALITIES
 from statewise.place import Place
+from statewise.refusals import known_keys
 from statewise.signals import SIGNALS
 from statewise.states import SOURCES
 
@@ -55,21 +57,18 @@ def _check_known(factors: list[str], keys: list[str], where: str) -> None:
 def _possible_keys() -> Iterator[str]:
     """Dotted keys of every arm that there can be, as its resolved table has them."""
     yield from ("teacher", "signal.sum")
-    for section, model in (("adapter", AdapterSection), ("update", UpdateSection), ("update.budget", BudgetSection)):
-        yield from (f"{section}.{key}" for key in model.model_fields)
-    for room, registry in (("source", SOURCES), ("signal", SIGNALS)):
-        for kind in registry.values():
-            yield from (f"{room}.{key}" for key in ("kind", *_keys_of(kind)))
+    yield from (f"update.{key}" for key in _keys_of(UpdateSection))
+    for room, registry in (("source", SOURCES), ("signal", SIGNALS), ("adapter", ADAPTERS)):
+        yield from (f"{room}.{key}" for kind in registry.values() for key in _keys_of(kind))
     for name, locality in LOCALITIES.items():
-        yield from (f"locality.{name}.{key}" for key in ("kind", *_keys_of(locality)))
+        yield from (f"locality.{name}.{key}" for key in _keys_of(locality))
 
 
-def _keys_of(kind: type[Any]) -> Iterator[str]:
-    hints = get_type_hints(kind)
-    for key, tables in fields_of(kind).items():
+def _keys_of(model: type[BaseModel]) -> Iterator[str]:
+    for key, field in model.model_fields.items():
         yield key
-        if get_origin(hints[key]) is not tuple:  # a list of tables is compared as a whole
-            yield from (f"{key}.{inner}" for table in tables for inner in fields_of(table))
+        if get_origin(field.annotation) is not tuple:  # a list of tables is compared as a whole
+            yield from (f"{key}.{inner}" for inner in known_keys(field.annotation, None, []))
 
 
 def _prefixes(key: str) -> Iterator[str]:

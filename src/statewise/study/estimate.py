@@ -10,16 +10,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from statewise.config import BudgetSection
-from statewise.signals.continuation import Continuation
-from statewise.states import Source
-from statewise.states.log import Log
-from statewise.states.mixture import Mixture
-from statewise.states.prefix import Prefix
-from statewise.states.rollout import ModelRollout
+from statewise.states.source import Lengths, Visit
 from statewise.study.catalog import task_folder
 from statewise.study.plan import BASE, Node, Plan
 
@@ -29,9 +23,6 @@ RATE_PARAMETERS = 0.92e6
 NODE_OVERHEAD_S = 1.5
 WORKER_START_S = 12.0
 DOCUMENTS_READ = 200
-# Of the allowed new tokens, the share that a rollout of the base model uses before it ends by itself.
-ROLLOUT_FILL = 0.5
-GUESSED_TRAJECTORIES = 32.0  # an update of a record that another study made
 
 
 @dataclass(frozen=True)
@@ -72,15 +63,6 @@ class PlanEstimate:
     wall_s: float
 
 
-@dataclass(frozen=True)
-class _Lengths:
-    """Mean tokens of a prompt and of a gold text of the target's training split; measured, or a guess."""
-
-    prompt: float
-    gold: float
-    is_measured: bool = False
-
-
 def estimate_plan(plan: Plan, num_workers: int) -> PlanEstimate:
     """Estimate every node of `plan`."""
     lengths = _measure_lengths(plan)
@@ -105,18 +87,16 @@ def plan_budgets(plan: Plan) -> dict[str, dict[str, float]]:
     scale = (plan.num_parameters or RATE_PARAMETERS) / RATE_PARAMETERS
     for name in plan.config.arms:
         budget = _estimate_arm(plan, name, lengths, scale).budget
-        is_open = _is_open(plan.sources[name], plan.sources)
+        is_open = _is_open(plan, name)
         known = ["num_updates", *([] if is_open else ["num_trajectories"])]
         is_known = lengths.is_measured and not is_open
         budgets[name] = budget if is_known else {key: budget[key] for key in known}
     return budgets
 
 
-def _is_open(source: Source, sources: Mapping[str, Source]) -> bool:
-    """Whether only a run tells how many trajectories `source` yields."""
-    if isinstance(source, Log):
-        return source.arm is None or source.num_trajectories is not None or _is_open(sources[source.arm], sources)
-    return isinstance(source, Mixture) and source.per == "state"
+def _is_open(plan: Plan, name: str) -> bool:
+    """Whether only a run tells how many trajectories an arm has."""
+    return plan.arms[name].source.is_open(lambda other: _is_open(plan, other))
 
 
 def _longest_chain(nodes: tuple[Node, ...], seconds: dict[str, float]) -> float:
@@ -126,59 +106,22 @@ def _longest_chain(nodes: tuple[Node, ...], seconds: dict[str, float]) -> float:
     return max(ends.values())
 
 
-@dataclass(frozen=True)
-class _Visit:
-    """What a source yields in one update: trajectories, tokens of a response, and tokens written, by writer."""
-
-    trajectories: float
-    response: float
-    written: dict[str, float]
+def _visit(plan: Plan, name: str, lengths: Lengths) -> Visit:
+    """What the source of an arm is expected to yield in one update."""
+    return plan.arms[name].source.expect(lengths, lambda other: _visit(plan, other, lengths))
 
 
-def _visit(plan: Plan, source: Source, lengths: _Lengths) -> _Visit:
-    """The mean over an arm's updates of what `source` yields in one."""
-    count = float(source.trajectories_per_update)
-    if isinstance(source, Log):
-        recorded = plan.sources.get(source.arm or "")
-        visit = _visit(plan, recorded, lengths) if recorded else _Visit(GUESSED_TRAJECTORIES, lengths.gold, {})
-        return _Visit(source.num_trajectories or visit.trajectories, visit.response, {})
-    if isinstance(source, ModelRollout):
-        response = source.max_new_tokens * ROLLOUT_FILL
-        return _Visit(count, response, {source.by: count * response})
-    if isinstance(source, Prefix):
-        rest = source.max_new_tokens * ROLLOUT_FILL / 2
-        whole = lengths.gold if source.of == "dataset" else source.max_new_tokens * ROLLOUT_FILL
-        by_teacher = {"teacher": count * whole} if source.of == "teacher" else {}
-        return _Visit(count, whole / 2 + rest, {"learner": count * rest, **by_teacher})
-    if isinstance(source, Mixture):
-        return _visit_mixture(plan, source, lengths)
-    return _Visit(count, lengths.gold, {})
-
-
-def _visit_mixture(plan: Plan, source: Mixture, lengths: _Lengths) -> _Visit:
-    """The mean of the parts by their mean weights; drawn by state, every part writes as many trajectories."""
-    parts = [_visit(plan, part.source.sized(source.num_trajectories), lengths) for part in source.parts]
-    halves = (source.weights_at(0, 2), source.weights_at(1, 2))
-    weights = [(first + last) / 2 for first, last in zip(*halves, strict=True)]
-    written: dict[str, float] = {}
-    for part, weight in zip(parts, weights, strict=True):
-        for writer, tokens in part.written.items():
-            written[writer] = written.get(writer, 0.0) + tokens * (1.0 if source.per == "state" else weight)
-    response = sum(weight * part.response for part, weight in zip(parts, weights, strict=True))
-    return _Visit(source.num_trajectories, response, written)
-
-
-def _estimate_arm(plan: Plan, name: str, lengths: _Lengths, scale: float) -> ArmEstimate:
-    arm, signals = plan.config.arms[name], [one.signal for one in plan.signals[name]]
-    visit = _visit(plan, plan.sources[name], lengths)
-    updates, epochs = arm.update.num_updates, arm.update.num_epochs
-    trained, passed, written = visit.response, lengths.prompt + visit.response, dict(visit.written)
-    if continued := [signal for signal in signals if isinstance(signal, Continuation)]:
-        trained = min(continued[0].num_tokens, visit.response)
-        passed = lengths.prompt + visit.response / 2 + trained
-        written["teacher"] = written.get("teacher", 0.0) + visit.trajectories * trained
-    wants = {need.partition("_")[0] for signal in signals for need in signal.needs}
-    wants |= {"base" for one in plan.localities[name] if one.needs_base}
+def _estimate_arm(plan: Plan, name: str, lengths: Lengths, scale: float) -> ArmEstimate:
+    arm = plan.arms[name]
+    visit = _visit(plan, name, lengths)
+    updates, epochs, written = arm.update.num_updates, arm.update.num_epochs, dict(visit.written)
+    passes = {one.signal.expect(visit.response) for one in arm.signal}  # signals that look at the same share one
+    passed = sum(lengths.prompt + one.passed for one in passes)
+    trained = sum(one.trained for one in passes)
+    if by_teacher := sum(one.written for one in passes):
+        written["teacher"] = written.get("teacher", 0.0) + visit.trajectories * by_teacher
+    wants = {need.partition("_")[0] for one in arm.signal for need in one.signal.needs}
+    wants |= {"base" for one in arm.locality if one.needs_base}
     num_tokens = updates * epochs * visit.trajectories * passed
     generated = {writer: int(updates * tokens) for writer, tokens in written.items()}
     size = plan.num_parameters or RATE_PARAMETERS
@@ -194,7 +137,7 @@ def _estimate_arm(plan: Plan, name: str, lengths: _Lengths, scale: float) -> Arm
         num_tokens=int(num_tokens),
         generated=generated,
         flops_forward=2 * size * (num_tokens * (1 + others) + read),
-        flops_backward=(4 if arm.adapter.kind == "full" else 2) * size * num_tokens,
+        flops_backward=(2 if arm.adapter.keeps_base else 4) * size * num_tokens,
         train_s=train_s,
     )
     return whole if arm.update.budget is None else _within(whole, arm.update.budget)
@@ -218,7 +161,7 @@ def _within(whole: ArmEstimate, budget: BudgetSection) -> ArmEstimate:
     )
 
 
-def _evaluation_s(plan: Plan, node: Node, lengths: _Lengths) -> float:
+def _evaluation_s(plan: Plan, node: Node, lengths: Lengths) -> float:
     """Seconds to evaluate one arm and to roll it out, on the reference model."""
     shared = plan.config.shared
     items = shared.evaluation.limit or 600
@@ -230,12 +173,12 @@ def _evaluation_s(plan: Plan, node: Node, lengths: _Lengths) -> float:
     return generated / GENERATE_RATE + scored / SCORE_RATE
 
 
-def _measure_lengths(plan: Plan) -> _Lengths:
+def _measure_lengths(plan: Plan) -> Lengths:
     """Token counts of the first training documents; a guess of 100 + 100 where there are none of these columns."""
     folder, target = task_folder(plan.model), plan.config.shared.target
     path = folder / f"{target}_train.jsonl" if folder else None
     if path is None or not path.exists():
-        return _Lengths(100.0, 100.0)
+        return Lengths(100.0, 100.0)
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(plan.model / "tokenizer.json"))
@@ -243,6 +186,6 @@ def _measure_lengths(plan: Plan) -> _Lengths:
         documents = [json.loads(line) for line in itertools.islice(stream, DOCUMENTS_READ)]
     texts = [(document.get("question"), document.get("answer")) for document in documents]
     if not all(isinstance(text, str) for pair in texts for text in pair):
-        return _Lengths(100.0, 100.0)
+        return Lengths(100.0, 100.0)
     prompts, golds = (sum(len(tokenizer.encode(text).ids) for text in column) for column in zip(*texts, strict=True))
-    return _Lengths(prompts / len(texts), golds / len(texts), is_measured=True)
+    return Lengths(prompts / len(texts), golds / len(texts), is_measured=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from statewise.assets import POCKET_MODEL
 from statewise.config import EvaluationSection, SharedSection
-from statewise.states import leaves
-from statewise.states.dataset import Dataset
 from statewise.study.catalog import pocket_tasks
 from statewise.study.plan import Plan
 
@@ -32,11 +30,10 @@ def is_known_to_be_sound(plan: Plan) -> bool:
     """Whether model and tasks are the embedded ones in their usual roles, which a test has checked."""
     usual, shared = SharedSection(), plan.config.shared
     keys = ("target", "reward_metric", "chat", "end_of_text", "protocol")
-    drawn_from = [leaf for source in plan.sources.values() for leaf in leaves(source)]
     return (
         plan.model == POCKET_MODEL
         and set(plan.tasks) <= set(pocket_tasks())
         and all(getattr(shared, key) == getattr(usual, key) for key in keys)
         and shared.evaluation.max_new_tokens == EvaluationSection().max_new_tokens
-        and not any(leaf.pairs for leaf in drawn_from if isinstance(leaf, Dataset))
+        and not any(arm.source.pair_files for arm in plan.arms.values())
     )

@@ -10,10 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from statewise.config import ArmSection
-from statewise.signals.continuation import Continuation
-from statewise.states import leaves
-from statewise.states.prefix import Prefix
-from statewise.states.rollout import ModelRollout
 from statewise.study.estimate import ArmEstimate, PlanEstimate
 from statewise.study.plan import BASE, Plan
 from statewise.study.shape import Shape
@@ -65,33 +61,25 @@ def estimate_memory(plan: Plan) -> dict[str, MemoryEstimate]:
 
 
 def _estimate_arm(shape: Shape, plan: Plan, name: str) -> MemoryEstimate:
-    arm = plan.config.arms[name]
-    is_adapter = arm.adapter.kind == "lora"
-    trained = shape.num_adapter_parameters(arm.adapter.rank) if is_adapter else shape.num_parameters
+    arm = plan.arms[name]
+    is_adapter, trained = arm.adapter.keeps_base, arm.adapter.num_trained(shape)
     weights = shape.num_parameters * (HALF if is_adapter else FULL)
     if arm.teacher is not None:
-        teacher = plan.config.arms.get(arm.teacher)
-        is_shared = is_adapter and (arm.teacher == BASE or (teacher is not None and teacher.adapter.kind == "lora"))
+        teacher = plan.arms.get(arm.teacher)
+        is_shared = is_adapter and (arm.teacher == BASE or (teacher is not None and teacher.adapter.keeps_base))
         weights += 0 if is_shared else shape.num_parameters * HALF
-    if plan.needs_base(name) and not is_adapter:
+    if arm.needs_base and not is_adapter:
         weights += shape.num_parameters * HALF
+    num_memories = len(plan.config.shared.retention)
+    copies = arm.source.max_lag + sum(one.copies(num_memories) for one in arm.locality)
     # An adapter's own weights in float32 (a model's are counted above), the gradient, two moments.
-    optimiser = trained * FULL * ((4 if is_adapter else 3) + _copies(plan, name))
+    optimiser = trained * FULL * ((4 if is_adapter else 3) + copies)
     chunk = CHUNK_BYTES * CHUNK_COPIES
     activations = _activation_bytes(shape, arm, is_adapter)
     fixed = weights + RUNTIME_BYTES
-    written = [leaf.max_new_tokens for leaf in leaves(plan.sources[name]) if isinstance(leaf, ModelRollout | Prefix)]
-    new_tokens = max([*written, plan.config.shared.evaluation.max_new_tokens])
+    new_tokens = max(arm.source.longest_rollout, plan.config.shared.evaluation.max_new_tokens)
     cache = min(CACHE_BYTES, SAMPLED_ROWS * (new_tokens + 256) * shape.num_layers * 2 * shape.kv_width * HALF)
     return MemoryEstimate(fixed + optimiser + activations + chunk, fixed + optimiser + cache + chunk)
-
-
-def _copies(plan: Plan, name: str) -> int:
-    """Copies of the trained weights that a stale writer and the localities keep."""
-    num_memories = len(plan.config.shared.retention)
-    # A gradient a memory (and their mean), the weights before the step, the step, and what it is replaced by.
-    of_kind = {"ema": 1, "ewc": 2, "gem": num_memories + 3, "a_gem": num_memories + 4}
-    return plan.sources[name].max_lag + sum(of_kind.get(one.kind, 0) for one in plan.localities[name])
 
 
 def _activation_bytes(shape: Shape, arm: ArmSection, is_adapter: bool) -> float:
@@ -117,6 +105,7 @@ def _card_seconds(shape: Shape, plan: Plan, name: str, cost: ArmEstimate, card: 
     training = (cost.flops_forward + cost.flops_backward - written) / (card.peak_tflops * 1e12 * TRAINING_SHARE)
     step_s = max(STEP_OVERHEAD_S, shape.num_parameters * HALF / (card.bandwidth_tb_s * 1e12))
     rows = cost.num_trajectories / cost.num_updates
-    longest = [leaf.max_new_tokens for leaf in leaves(plan.sources[name]) if isinstance(leaf, ModelRollout | Prefix)]
-    longest += [one.signal.num_tokens for one in plan.signals[name] if isinstance(one.signal, Continuation)]
-    return training + cost.num_updates * -(-rows // SAMPLED_ROWS) * sum(longest) * step_s
+    arm = plan.arms[name]
+    longest = sum(leaf.longest_rollout for leaf in arm.source.leaves)
+    longest += sum(one.signal.longest_written for one in arm.signal)
+    return training + cost.num_updates * -(-rows // SAMPLED_ROWS) * longest * step_s

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from statewise.config import ArmSection
 from statewise.errors import UsageError
 from statewise.model_records import ModelFacts, ModelScore
 from statewise.records import Estimate
@@ -57,7 +56,7 @@ def read_facts(run: RunFolder, arm: str, seed: int, name: str) -> ModelFacts:
         license=_license(origin.base) if origin.base else None,
         weights="",
         recipe=str(described.get("recipe", "")),
-        config=_settings(section) if section else {},
+        config=section.model_dump(mode="json", exclude={"label", "levels"}, exclude_none=True) if section else {},
         target=shared.target,
         retention=tuple(shared.retention),
         end_of_text=shared.end_of_text,
@@ -75,12 +74,6 @@ def read_facts(run: RunFolder, arm: str, seed: int, name: str) -> ModelFacts:
         environment=summary["environment"],
         commands=(f"statewise run study.toml --out {quote(run.folder.resolve().name)}",),
     )
-
-
-def _settings(section: ArmSection) -> dict[str, Any]:
-    """The arm's table of the study file; without the rank and alpha of an adapter that is none."""
-    settings = section.model_dump(mode="json", exclude={"label", "levels"}, exclude_none=True)
-    return settings if section.adapter.kind == "lora" else {**settings, "adapter": {"kind": section.adapter.kind}}
 
 
 def _read_summary(folder: Path) -> dict[str, Any]:

@@ -14,14 +14,11 @@ from typing import Any
 import tomli_w
 
 from statewise import integrity, records
-from statewise.config import AdapterSection, ArmSection
 from statewise.drift.features import FeatureConfig
 from statewise.drift.measure import DriftConfig, measure_drift
 from statewise.drift.rollout_records import rollouts_to_rows, rows_to_rollouts
 from statewise.errors import DamagedError, DivergedError, InterruptedTrainingError
 from statewise.evals.evaluate import EvalProtocol, evaluate
-from statewise.locality import Remembering
-from statewise.locality.adapter import ADAPTERS, Adapter
 from statewise.loop.build import Material, Recipe, Setup, build
 from statewise.loop.documents import DocumentRule, Documents, add_pairs, encode_documents
 from statewise.loop.train import MISMATCH, Observer, mismatch_problem, train
@@ -31,11 +28,9 @@ from statewise.policy.lora import load_adapter, num_parameters
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.samplers import SAMPLERS
 from statewise.seeding import derive_key
-from statewise.states import leaves
-from statewise.states.log import Log
 from statewise.study.benchmarks import build_task, document_rule, drift_prompts
 from statewise.study.model_folder import digest_weights
-from statewise.study.plan import BASE, Node, Plan, recorded_arms
+from statewise.study.plan import BASE, Node, Plan
 from statewise.study.protocol import describe_device, describe_protocol, digest_items
 from statewise.study.recorded import folder_of, open_record
 from statewise.study.store import ADVICE, LEFT, RESULT_NAMES, Store
@@ -65,7 +60,7 @@ class Workplace:
         rule, target = document_rule(self.plan), self.task(self.plan.config.shared.target)
         if rule not in self.encoded:
             self.encoded[rule] = encode_documents(learner, target, rule)
-        return add_pairs(self.encoded[rule], learner, target, [self.plan.sources[arm]])
+        return add_pairs(self.encoded[rule], learner, target, [self.plan.arms[arm].source])
 
     def needed(self, action: str, arm: str, seed: int) -> dict[str, Any]:
         """The result of a node that another one reads, after all its files were checked.
@@ -101,25 +96,24 @@ def run_node(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]
 
 
 def _train(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
-    arm, folder = place.plan.config.arms[node.arm], place.store.arm_folder(node.arm, node.seed)
+    arm, folder = place.plan.arms[node.arm], place.store.arm_folder(node.arm, node.seed)
     _start_afresh_if_changed(place, node)
-    adapter = adapter_of(arm.adapter)
     learner = _load(place, BASE, node.seed, "learner")
-    shared = learner if adapter.keeps_base else None
+    shared = learner if arm.adapter.keeps_base else None
     others: dict[str, Policy] = {}
-    for other in [arm.teacher, *recorded_arms(place.plan.sources[node.arm])]:
+    for other in [arm.teacher, *arm.source.replayed_arms]:
         if other not in (None, BASE) and not _is_trained(place, str(other), node.seed):
             return {"status": SKIPPED, "reason": f"{other}, which it needs, diverged"}
     if arm.teacher is not None:
         others["teacher"] = _load(place, arm.teacher, node.seed, "teacher", shared)
-    if place.plan.needs_base(node.arm):
+    if arm.needs_base:
         others["base"] = _load(place, BASE, node.seed, "base", shared)
-    setup = build(_recipe(place, node, adapter), learner, others, _material(place, node, learner))
+    setup = build(_recipe(place, node), learner, others, _material(place, node, learner))
     try:
         recorder = train(setup, folder, observer)
     except DivergedError as error:
         return {"status": DIVERGED, "reason": str(error), **_told(place, node, setup, _lines(folder))}
-    weights = adapter.save(learner, folder, place.plan.config.shared.model)
+    weights = arm.adapter.save(learner, folder, place.plan.config.shared.model)
     integrity.refuse(folder, integrity.faults_of(folder, recorder.table), ADVICE)
     return {
         "status": TRAINED,
@@ -132,25 +126,22 @@ def _train(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
     }
 
 
-def _recipe(place: Workplace, node: Node, adapter: Adapter) -> Recipe:
-    plan, options = place.plan, place.plan.config.shared
+def _recipe(place: Workplace, node: Node) -> Recipe:
+    arm, sampler = place.plan.arms[node.arm], SAMPLERS[place.plan.config.shared.sampler]
     return Recipe(
-        plan.sources[node.arm], plan.signals[node.arm], adapter, plan.config.arms[node.arm].update,
-        place.key(node, "train"), plan.localities[node.arm], SAMPLERS[options.sampler],
+        arm.source, arm.signal, arm.adapter, arm.update, place.key(node, "train"), arm.locality, sampler
     )  # fmt: skip
 
 
 def _material(place: Workplace, node: Node, learner: Policy) -> Material:
     """Target, remembered tasks, the records that are replayed, and the documents."""
-    plan, shared = place.plan, place.plan.config.shared
-    is_remembering = any(one.needs_memory for one in plan.localities[node.arm])
-    recorded = {}
-    for leaf in leaves(plan.sources[node.arm]):
-        if isinstance(leaf, Log):
-            if not leaf.path:
-                place.needed("train", leaf.record, node.seed)
-            folder = folder_of(leaf.path, node.seed) if leaf.path else place.store.arm_folder(leaf.record, node.seed)
-            recorded[leaf.record] = open_record(folder, learner.vocab_size)
+    arm, shared, recorded = place.plan.arms[node.arm], place.plan.config.shared, {}
+    for other in arm.source.replayed_arms:
+        place.needed("train", other, node.seed)
+        recorded[other] = open_record(place.store.arm_folder(other, node.seed), learner.vocab_size)
+    for path in arm.source.replayed_paths:
+        recorded[path] = open_record(folder_of(path, node.seed), learner.vocab_size)
+    is_remembering = any(one.memory for one in arm.locality)
     retention = tuple(place.task(name) for name in shared.retention) if is_remembering else ()
     documents = place.documents(learner, node.arm)
     return Material(place.task(shared.target), retention, recorded, documents)
@@ -171,9 +162,9 @@ def _told(place: Workplace, node: Node, setup: Setup, lines: list[dict[str, Any]
     if problem := mismatch_problem(setup.learner, [line[MISMATCH] for line in lines if MISMATCH in line]):
         notes.append(problem)
     for one in setup.recipe.localities:
-        if isinstance(one, Remembering):
+        if memory := one.memory:
             tasks = [place.task(name) for name in place.plan.config.shared.retention]
-            if shared := sum(task.num_remembered(one.num_prompts, section.limit, section.items) for task in tasks):
+            if shared := sum(task.num_remembered(memory.num_prompts, section.limit, section.items) for task in tasks):
                 notes.append(f"{one.kind} remembers the prompts, not the answers, of {shared} evaluated items")
     told = {"budget": _budget(lines), "answers": _answers(lines)}
     return {**told, "notes": notes} if notes else told
@@ -187,7 +178,7 @@ def _start_afresh_if_changed(place: Workplace, node: Node) -> None:
         if integrity.read_sealed(marker).get("fingerprint") == node.fingerprint:
             return
     _remove(folder, (RESULT_NAMES["train"], *LEFT["train"], "checkpoints"))
-    arm: ArmSection = place.plan.config.arms[node.arm]
+    arm = place.plan.arms[node.arm]
     config = {"seed": node.seed, "arm": arm.model_dump(mode="json", exclude_none=True)}
     records.write_bytes(folder / "config.toml", tomli_w.dumps(config).encode())
     integrity.write_sealed(marker, {"fingerprint": node.fingerprint})
@@ -200,12 +191,6 @@ def _remove(folder: Path, names: Iterable[str]) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def adapter_of(section: AdapterSection) -> Adapter:
-    """The adapter that an `adapter` table describes."""
-    settings = {} if section.kind == "full" else {"rank": section.rank, "alpha": section.alpha}
-    return ADAPTERS[section.kind](**settings)
 
 
 def _is_trained(place: Workplace, arm: str, seed: int) -> bool:

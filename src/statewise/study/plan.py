@@ -11,16 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from statewise import records
-from statewise.component import component, describe
 from statewise.config import ArmSection, StudyConfig
 from statewise.errors import UsageError, unknown
-from statewise.locality import LOCALITIES, Locality
 from statewise.place import Place
 from statewise.policy.find import count_parameters
-from statewise.signals import WeightedSignal, read_signals
-from statewise.states import Source, leaves, read_source
-from statewise.states.dataset import Dataset
-from statewise.states.log import Log
+from statewise.states import Source
 from statewise.states.pairs import read_pairs
 from statewise.study.cells import check_cell, resolve
 from statewise.study.contract import check_factors, check_measures
@@ -49,7 +44,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked study: its arms' sources, signals and localities, and its nodes in an order in which they can run.
+    """A checked study, and its nodes in an order in which they can run.
 
     `is_dry`: to be shown only, since the weights were not read; `download_bytes` of them are not on this machine.
     `task_code`: Python of task files that the user trusts (`tasks.task_file`); no part of the fingerprint, since
@@ -59,9 +54,6 @@ class Plan:
 
     config: StudyConfig
     model: Path
-    sources: dict[str, Source]
-    signals: dict[str, tuple[WeightedSignal, ...]]
-    localities: dict[str, tuple[Locality, ...]]
     nodes: tuple[Node, ...]
     fingerprint: str
     is_dry: bool = False
@@ -74,14 +66,9 @@ class Plan:
         """Of the base model; of weights that are not here yet, at two bytes each, as most are published; 0: unknown."""
         return sum(count_parameters(self.model).values()) or self.download_bytes / 2
 
-    def needs_base(self, arm: str) -> bool:
-        """Whether the base model writes for an arm, or its law is compared with."""
-        wants = {need for one in self.signals[arm] for need in one.signal.needs}
-        return (
-            self.sources[arm].needs_base
-            or any(one.needs_base for one in self.localities[arm])
-            or any(need.startswith("base_") for need in wants)
-        )
+    @property
+    def arms(self) -> dict[str, ArmSection]:
+        return self.config.arms
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -103,33 +90,26 @@ def make_plan(config: StudyConfig, model: Path, where: str | Place, *, is_dry: b
             differ outside the declared factors, or a claim about what is not measured.
     """
     place = where if isinstance(where, Place) else Place(Path(where))
-    sources, signals, localities = {}, {}, {}
-    for name, arm in config.arms.items():
-        told = f"[arms.{name}]"
-        with place.naming("arms", name, "source"):
-            sources[name] = read_source(arm.source, told)
-        with place.naming("arms", name, "signal"):
-            signals[name] = read_signals(arm.signal, told)
-        with place.naming("arms", name, "locality"):
-            localities[name] = _read_localities(arm, told)
+    sources = {name: arm.source for name, arm in config.arms.items()}
     known = dict(sources)
-    for name, source in sources.items():
+    for name, arm in config.arms.items():
         with place.naming("arms", name, "source"):
             _check_records(name, sources, f"[arms.{name}]")
-            _check_pairs(source)
-            known |= recorded_sources(source, config.study.seeds[0])
+            for file in arm.source.pair_files:
+                read_pairs(Path(file))
+            known |= recorded_sources(arm.source, config.study.seeds[0])
             for seed in config.study.seeds:
-                _digest_records(source, seed, config.shared.model_dump(mode="json"))
+                _digest_records(arm.source, seed, config.shared.model_dump(mode="json"))
     for name, arm in config.arms.items():
         told = f"[arms.{name}]"
         with place.naming("arms", name, "signal"):
-            check_cell(resolve(sources[name], known), signals[name], told)
+            check_cell(arm, resolve(arm.source, known), told)
         with place.naming("arms", name, "teacher"):
-            _check_teacher(arm, sources[name], signals[name], told)
+            _check_teacher(arm, told)
         with place.naming("arms", name, "locality"):
-            _check_memory(config, localities[name], told)
-    order = _in_order(config, sources, str(place.path))
-    arms = {name: _resolve(config.arms[name], sources[name], signals[name], localities[name]) for name in order}
+            _check_memory(config, arm, told)
+    order = _in_order(config, str(place.path))
+    arms = {name: _resolve(config.arms[name]) for name in order}
     check_factors(arms, config.study.factors, place.of(["study", "factors"]))
     check_measures(config, place)
     inputs: dict[str, Any] = {
@@ -140,76 +120,44 @@ def make_plan(config: StudyConfig, model: Path, where: str | Place, *, is_dry: b
     }
     nodes: list[Node] = []
     for seed in config.study.seeds:
-        nodes.extend(_nodes_of_seed(arms, sources, seed, inputs))
+        nodes.extend(_nodes_of_seed(config, arms, seed, inputs))
     fingerprint = records.digest_json({**inputs, "arms": arms})
-    return Plan(
-        config, model, sources, signals, localities, tuple(nodes), fingerprint, is_dry, model_files=inputs["model"]
-    )  # fmt: skip
+    return Plan(config, model, tuple(nodes), fingerprint, is_dry, model_files=inputs["model"])
 
 
-def _read_localities(arm: ArmSection, place: str) -> tuple[Locality, ...]:
-    """The localities of an arm, at most one of a kind.
-
-    Raises:
-        UsageError: an unknown or misconfigured one, or the same kind twice.
-    """
-    tables = arm.locality if isinstance(arm.locality, list) else [arm.locality]
-    read = tuple(component(LOCALITIES, table, "locality", place) for table in tables)
-    kinds = [one.kind for one in read]
-    if twice := [kind for index, kind in enumerate(kinds) if kind in kinds[:index]]:
-        raise UsageError(f"{place}: locality {twice[0]!r} is given twice; give it once")
-    return read
-
-
-def _resolve(
-    arm: ArmSection, source: Source, signals: tuple[WeightedSignal, ...], localities: tuple[Locality, ...]
-) -> dict[str, Any]:
+def _resolve(arm: ArmSection) -> dict[str, Any]:
     """All of an arm that can change a number, with the defaults of its parts written out."""
-    weighted = [{**describe(one.signal), "weight": one.weight} for one in signals]
+    table = arm.model_dump(mode="json", exclude={"label", "levels"})
     return {
-        **arm.model_dump(mode="json", exclude={"label", "levels"}),
-        "source": describe(source),
-        "signal": describe(signals[0].signal) if _is_plain(signals) else {"sum": weighted},
-        "locality": {one.kind: describe(one) for one in localities},
+        **table,
+        "signal": {"sum": table["signal"]} if isinstance(table["signal"], list) else table["signal"],
+        "locality": {one.kind: one.model_dump(mode="json") for one in arm.locality},
     }
 
 
-def _is_plain(signals: tuple[WeightedSignal, ...]) -> bool:
-    return len(signals) == 1 and signals[0].weight == 1
-
-
-def _check_teacher(arm: ArmSection, source: Source, signals: tuple[WeightedSignal, ...], place: str) -> None:
+def _check_teacher(arm: ArmSection, place: str) -> None:
     """An arm has a teacher exactly where its cell uses one."""
-    kinds = " + ".join(one.signal.kind for one in signals)
-    uses_teacher = source.needs_teacher or any(one.signal.needs_teacher for one in signals)
-    if uses_teacher and arm.teacher is None:
+    if arm.needs_teacher and arm.teacher is None:
+        raise UsageError(f'{place}: {arm.cell} needs a teacher; add teacher = "<arm>"')
+    if arm.teacher is not None and not arm.needs_teacher:
         raise UsageError(
-            f'{place}: source {source.kind!r} with signal {kinds!r} needs a teacher; add teacher = "<arm>"'
-        )
-    if arm.teacher is not None and not uses_teacher:
-        raise UsageError(
-            f"{place}: teacher {arm.teacher!r} is never asked by source {source.kind!r} with signal {kinds!r}; "
-            "remove it, or use a signal such as 'continuation' or 'reverse_kl'"
+            f"{place}: teacher {arm.teacher!r} is never asked by {arm.cell}; remove it, or use a signal such as "
+            "'continuation' or 'reverse_kl'"
         )
 
 
-def _check_memory(config: StudyConfig, localities: tuple[Locality, ...], place: str) -> None:
-    for one in localities:
-        if one.needs_memory and not config.shared.retention:
+def _check_memory(config: StudyConfig, arm: ArmSection, place: str) -> None:
+    for one in arm.locality:
+        if one.memory and not config.shared.retention:
             raise UsageError(
                 f"{place}: locality {one.kind!r} remembers the retention tasks, and the study has none; name some in "
                 "shared.retention, or use 'kl_to_base'"
             )
 
 
-def recorded_arms(source: Source) -> list[str]:
-    """Arms of the same study whose states `source` replays."""
-    return [leaf.arm for leaf in leaves(source) if isinstance(leaf, Log) and leaf.arm is not None]
-
-
 def _check_records(name: str, sources: dict[str, Source], place: str) -> None:
     """The arms that `name` replays are trained, and are others."""
-    for arm in recorded_arms(sources[name]):
+    for arm in sources[name].replayed_arms:
         others = [other for other in sources if other != name]
         if arm in (name, BASE):
             reason = "an arm cannot replay itself" if arm == name else "the base model is not trained and has no record"
@@ -222,15 +170,9 @@ def _check_records(name: str, sources: dict[str, Source], place: str) -> None:
             raise unknown("arm to replay", arm, others, place, ("arm",))
 
 
-def _check_pairs(source: Source) -> None:
-    for leaf in leaves(source):
-        if isinstance(leaf, Dataset) and leaf.pairs is not None:
-            read_pairs(Path(leaf.pairs))
-
-
-def _in_order(config: StudyConfig, sources: dict[str, Source], where: str) -> list[str]:
+def _in_order(config: StudyConfig, where: str) -> list[str]:
     """Arms with their teachers, and the arms whose states they replay, before them."""
-    needs = {name: {*recorded_arms(sources[name])} for name in config.arms}
+    needs = {name: {*arm.source.replayed_arms} for name, arm in config.arms.items()}
     for name, arm in config.arms.items():
         if arm.teacher is not None and arm.teacher != BASE:
             needs[name].add(arm.teacher)
@@ -245,9 +187,9 @@ def _in_order(config: StudyConfig, sources: dict[str, Source], where: str) -> li
 
 
 def _nodes_of_seed(
-    arms: dict[str, dict[str, Any]], sources: dict[str, Source], seed: int, inputs: dict[str, Any]
+    config: StudyConfig, arms: dict[str, dict[str, Any]], seed: int, inputs: dict[str, Any]
 ) -> list[Node]:
-    """The nodes of one seed; `arms` are resolved, those that others need first."""
+    """The nodes of one seed; `arms` are the resolved ones of `config`, those that others need first."""
     base_fingerprint = records.digest_json({**inputs, "node": "evaluate", "arm": BASE, "seed": seed})
     base = Node("evaluate", BASE, seed, (), base_fingerprint)
     nodes, trained = [base], dict[str, str]()
@@ -257,11 +199,11 @@ def _nodes_of_seed(
     }
     target["protocol"] = shared["protocol"].get(shared["target"])
     if shared["too_long"] == "skip":  # then all are trained on the documents that fit every arm
-        target["needs_gold"] = any(source.needs_gold for source in sources.values())
+        target["needs_gold"] = any(one.source.needs_gold for one in config.arms.values())
     for name, arm in arms.items():
         teacher = arm["teacher"]
         is_taught = teacher not in (None, BASE)
-        replayed = recorded_arms(sources[name])
+        replayed = config.arms[name].source.replayed_arms
         trained[name] = records.digest_json(
             {
                 "version": inputs["version"],
@@ -273,7 +215,7 @@ def _nodes_of_seed(
                 "name": name,
                 "teacher": trained[teacher] if is_taught else teacher,
                 "seed": seed,
-                **_outside(arm, sources[name], {other: trained[other] for other in replayed}, seed, shared),
+                **_outside(config.arms[name], {other: trained[other] for other in replayed}, seed, shared),
             }
         )
         needs = tuple(
@@ -287,20 +229,16 @@ def _nodes_of_seed(
 
 def _digest_records(source: Source, seed: int, shared: dict[str, Any]) -> dict[str, str]:
     """The hashes of the records of other runs that `source` replays, by path."""
-    paths = [leaf.path for leaf in leaves(source) if isinstance(leaf, Log) and leaf.path is not None]
-    return {path: digest_record(path, seed, shared) for path in paths}
+    return {path: digest_record(path, seed, shared) for path in source.replayed_paths}
 
 
-def _outside(
-    arm: dict[str, Any], source: Source, replayed: dict[str, str], seed: int, shared: dict[str, Any]
-) -> dict[str, Any]:
+def _outside(arm: ArmSection, replayed: dict[str, str], seed: int, shared: dict[str, Any]) -> dict[str, Any]:
     """What an arm's training depends on beside its own table: only where it does, so that others keep their print."""
-    pairs = [leaf.pairs for leaf in leaves(source) if isinstance(leaf, Dataset) and leaf.pairs is not None]
-    remembers = {kind for kind in arm["locality"] if LOCALITIES[kind].needs_memory}
+    remembers = any(one.memory for one in arm.locality)
     outside: dict[str, Any] = {
         "replayed": replayed,
-        "records": _digest_records(source, seed, shared),
-        "pairs": {path: records.digest_file(Path(path)) for path in pairs},
+        "records": _digest_records(arm.source, seed, shared),
+        "pairs": {path: records.digest_file(Path(path)) for path in arm.source.pair_files},
         "retention": {task: shared["protocol"].get(task) for task in shared["retention"]} if remembers else {},
     }
     return {key: value for key, value in outside.items() if value}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from statewise import integrity, records
 from statewise.errors import DamagedError, UsageError
 from statewise.integrity import is_there
 from statewise.parsing import parse_toml
+from statewise.refusals import read_kind
 from statewise.state_records import FIRST_HASH, chain_hash, chain_rewards, states_of_rows
-from statewise.states import RecordedStates, Source, leaves, read_source, replace_leaves
-from statewise.states.log import Log
+from statewise.states import RecordedStates, Source
 from statewise.types import States
 
 
@@ -99,26 +99,17 @@ def recorded_sources(source: Source, seed: int) -> dict[str, Source]:
     As their config.toml tells; a folder without one is left out.
     """
     found: dict[str, Source] = {}
-    waiting = [leaf for leaf in leaves(source) if isinstance(leaf, Log) and leaf.path is not None]
+    waiting = [*source.replayed_paths]
     while waiting:
-        log = waiting.pop()
-        folder = folder_of(log.record, seed)
+        path = waiting.pop()
+        folder = folder_of(path, seed)
         config = folder / "config.toml"
-        if log.record in found or not config.is_file():
+        if path in found or not config.is_file():
             continue
-        table = _read_table(config, "arm").get("source")
-        source = read_source(table if isinstance(table, dict) else {}, str(config))
-        found[log.record] = replace_leaves(source, partial(_by_path, folder))
-        waiting += [leaf for leaf in leaves(found[log.record]) if isinstance(leaf, Log)]
+        recorded = read_kind(Source, _read_table(config, "arm").get("source"), str(config))
+        found[path] = recorded.with_leaves(lambda leaf, folder=folder: leaf.from_outside(folder))
+        waiting += found[path].replayed_paths
     return found
-
-
-def _by_path(folder: Path, leaf: Source) -> Source:
-    """A log of an arm beside that in `folder` as a log by path, and of its seed: nothing of this study is meant."""
-    if not isinstance(leaf, Log):
-        return leaf
-    path = folder.parent.parent / leaf.arm / folder.name if leaf.arm else leaf.record.replace("{seed}", folder.name)
-    return Log(path=str(path))
 
 
 @dataclass(frozen=True)

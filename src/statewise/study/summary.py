@@ -19,7 +19,6 @@ from statewise.drift.over_seeds import over_seeds
 from statewise.errors import DamagedError
 from statewise.records import DriftEstimate, EffectTable, Estimate, RunSummary, StudySummary
 from statewise.study.anova import Cell, estimate_effects
-from statewise.study.cells import told_signals, told_source
 from statewise.study.estimate import plan_budgets
 from statewise.study.hypotheses import hold_together, judge_claims, weigh_runs
 from statewise.study.measured import FORGETTING, GAIN, Column, Measured
@@ -225,15 +224,14 @@ def _recipe(plan: Plan, name: str) -> str:
         return "not trained"
     arm = plan.config.arms[name]
     teacher = f" of {arm.teacher}" if arm.teacher else ""
-    adapter = "full weights" if arm.adapter.kind == "full" else f"LoRA rank {arm.adapter.rank}"
     update = arm.update
-    each = plan.sources[name].trajectories_per_update
+    each = arm.source.trajectories_per_update
     parts = [
-        f"{told_signals(plan.signals[name])}{teacher} on {told_source(plan.sources[name])} states",
+        f"{arm.signals}{teacher} on {arm.source.summary} states",
         f"{update.num_updates} updates" + (f" of {each}" if each else ""),
         f"lr {update.lr:g} {update.schedule}",
-        adapter,
-        *(one.kind for one in plan.localities[name]),
+        arm.adapter.summary,
+        *(one.kind for one in arm.locality),
     ]
     return " · ".join(parts)
 
