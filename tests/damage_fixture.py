@@ -9,11 +9,11 @@ from safetensors.numpy import save_file
 from study_fixture import STUDY, fake_model, small_plan
 
 from statewise import records
+from statewise.batch import Trajectory, collate
 from statewise.loop.recorder import Recorder
 from statewise.study import executor, nodes, run
 from statewise.study.nodes import Workplace, run_node
 from statewise.study.store import Store
-from statewise.types import Trajectory, collate
 
 TASKS = {
     "pocket_math": ("greedy", "exact_match,flexible-extract"),

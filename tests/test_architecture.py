@@ -27,8 +27,8 @@ LEVELS = {
     "tasks": 1, "refusals": 1, "grid": 1, "overrides": 1, "place": 1, "assets": 1,
     "entry": 1,
     "types": 0, "kind": 0, "registry": 0, "records": 0, "model_records": 0, "state_records": 0, "integrity": 0,
-    "errors": 0, "seeding": 0,
-    "output_folder": 0, "printing": 0, "parsing": 0, "rows": 0, "streams": 0, "interruption": 0,
+    "errors": 0, "seeding": 0, "batch": 0, "output_folder": 0, "printing": 0, "parsing": 0, "rows": 0, "streams": 0,
+    "interruption": 0,
 }  # fmt: skip
 # The files that are one room: commands about single models, and what is shown while a run goes on; a study file, its
 # grid, its overrides and where its keys stand.

@@ -315,7 +315,7 @@ def test_reward_makes_the_better_answers_of_a_group_more_likely(toy_policy, adva
     with torch.no_grad():
         logprobs = action_logprobs(setup.learner, state_hidden(setup.learner, states), tensors.labels, 1.0)
     # log π = log μ before the first update, so the sum was 0.
-    assert (advantages * (logprobs - tensors.behavior_logprobs)).sum() > 0.1
+    assert (advantages * (logprobs - tensors.inputs.behavior_logprobs)).sum() > 0.1
 
 
 @pytest.mark.parametrize("change", ["key", "source"])

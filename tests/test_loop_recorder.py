@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from statewise import records
+from statewise.batch import Trajectory, collate, state_rows, states_of_rows
 from statewise.loop.recorder import Recorder
-from statewise.state_records import chain_hash, state_rows, states_of_rows
-from statewise.types import Trajectory, collate
+from statewise.state_records import chain_hash
 
 
 def make_states(step=0):

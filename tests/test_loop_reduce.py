@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from statewise.batch import Trajectory, collate
 from statewise.loop.reduce import state_weights
-from statewise.types import Trajectory, collate
 
 REDUCTIONS = ["states", "trajectories"]
 

@@ -13,6 +13,7 @@ from test_loop_build import ToyTask, losses_of, make_source, weighted
 from tokenizers import processors
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from statewise.batch import Trajectory, collate
 from statewise.config import UpdateSection
 from statewise.errors import UsageError
 from statewise.evals.policy_lm import PolicyLM
@@ -24,7 +25,7 @@ from statewise.policy.sampler import Sampling, sample
 from statewise.policy.score import action_logprobs, state_hidden
 from statewise.policy.texts import decode, encode, encode_prompt
 from statewise.signals import SIGNALS
-from statewise.types import Example, Trajectory, collate
+from statewise.types import Example
 
 TURN_END, TEXT_END = "<|im_end|>", "<|endoftext|>"  # ids 257 and 256
 

@@ -14,12 +14,12 @@ import torch
 from conftest import byte_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from statewise.batch import Trajectory, collate
 from statewise.errors import UsageError
 from statewise.policy import check
 from statewise.policy.load import Policy, load_policy, save_weights
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.score import action_logprobs, batch_tensors, state_hidden
-from statewise.types import Trajectory, collate
 
 ENDS = {"eos_token_id": 256, "bos_token_id": 256, "pad_token_id": None}
 LLAMA = {
@@ -128,7 +128,7 @@ def check_one_law(policy: Policy, reference, packs: bool) -> None:
     )
     expected = torch.cat([logprobs_alone(reference, rollout) for rollout in drawn])
     tensors = batch_tensors(states)
-    torch.testing.assert_close(tensors.behavior_logprobs, expected, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(tensors.inputs.behavior_logprobs, expected, atol=1e-3, rtol=1e-4)
     for is_packed in (False, True) if packs else (False,):
         with torch.no_grad():
             scored = action_logprobs(policy, state_hidden(policy, states, is_packed=is_packed), tensors.labels, 1.0)

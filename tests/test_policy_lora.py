@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from statewise.batch import Trajectory, collate
 from statewise.errors import UsageError
 from statewise.policy.load import NO_ADAPTER, copy_policy, load_policy, save_weights
 from statewise.policy.lora import active, add_adapter, load_adapter, merge_adapters, save_adapter
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.score import state_hidden
-from statewise.types import Trajectory, collate
 
 STATES = collate([Trajectory(tuple(range(40, 60)), 5, 0, "dataset", "data")])
 

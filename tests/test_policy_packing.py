@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_loop_build import make_setup, make_source, supervised_terms
 
+from statewise.batch import Trajectory, collate
 from statewise.locality.adapter import Lora
 from statewise.loop.update import Updater
 from statewise.policy.packing import pack, packed_batches
 from statewise.policy.score import padding_share, state_hidden
 from statewise.signals import SIGNALS
-from statewise.types import Trajectory, collate
 
 
 def states_of(lengths):

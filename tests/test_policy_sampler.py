@@ -7,6 +7,7 @@ import torch
 from conftest import PADDED_VOCAB
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from statewise.batch import Trajectory, collate
 from statewise.errors import UsageError
 from statewise.policy import sampler
 from statewise.policy.load import Policy, copy_policy
@@ -14,7 +15,6 @@ from statewise.policy.sampler import Sampling, draw, sample
 from statewise.policy.score import action_logprobs, batch_tensors, state_hidden
 from statewise.policy.texts import decode
 from statewise.seeding import derive_key
-from statewise.types import Trajectory, collate
 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=30)
 
@@ -141,7 +141,7 @@ def test_logprobs_are_those_that_scoring_gives(ending_policy, temperature):
     tensors = batch_tensors(states)
     with torch.no_grad():
         scored = action_logprobs(ending_policy, state_hidden(ending_policy, states), tensors.labels, temperature)
-    torch.testing.assert_close(tensors.behavior_logprobs, scored, atol=1e-4, rtol=0)
+    torch.testing.assert_close(tensors.inputs.behavior_logprobs, scored, atol=1e-4, rtol=0)
 
 
 def test_greedy_logprobs_are_those_at_temperature_one(ending_policy):

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from statewise.batch import Trajectory, collate
 from statewise.policy.load import copy_policy
 from statewise.policy.score import (
     Law,
@@ -17,7 +18,6 @@ from statewise.policy.score import (
     states_per_chunk,
     take_rows,
 )
-from statewise.types import Trajectory, collate
 
 
 def make_states(lengths, prompt_length=2, seed=0, temperature=1.0):
@@ -171,5 +171,5 @@ def test_tensors_of_a_micro_batch_run_over_its_states_row_by_row():
     tensors = batch_tensors(states, [1, 0])
     assert tensors.token_ids.shape == (2, 5)
     assert tensors.labels.tolist() == [*states.response_ids(1), *states.response_ids(0)]
-    assert tensors.advantages.tolist() == [-2.0, -2.0, -2.0, 0.5, 0.5]
-    assert tensors.behavior_logprobs.tolist() == [-1.0] * 5
+    assert tensors.inputs.advantages.tolist() == [-2.0, -2.0, -2.0, 0.5, 0.5]
+    assert tensors.inputs.behavior_logprobs.tolist() == [-1.0] * 5

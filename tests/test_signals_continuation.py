@@ -3,9 +3,10 @@ import pytest
 import scipy.stats
 import torch
 
+from statewise.batch import Trajectory, collate
 from statewise.signals.continuation import Continuation
 from statewise.signals.signal import Supervision
-from statewise.types import Rollout, SignalInputs, Trajectory, collate
+from statewise.types import Rollout, SignalInputs
 
 
 class Pen:

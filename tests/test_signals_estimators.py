@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from statewise.batch import Trajectory, collate
 from statewise.loop.train import supervise
 from statewise.signals import SIGNALS, WeightedSignal
 from statewise.signals.divergence import JSD, ForwardKL, ReverseKL
@@ -19,7 +20,7 @@ from statewise.signals.estimators import (
     reverse_kl_estimate,
 )
 from statewise.signals.signal import Supervision
-from statewise.types import Rollout, SignalInputs, Trajectory, collate
+from statewise.types import Rollout, SignalInputs
 
 BETA = 0.3
 

@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from test_loop_build import make_setup, make_source, supervised_terms
 from test_signals_trl import trl_function
 
+from statewise.batch import Trajectory, collate
 from statewise.loop.reduce import state_weights
 from statewise.loop.update import Updater
 from statewise.policy.score import micro_batches
 from statewise.signals.preference import Preference
 from statewise.signals.signal import Supervision
-from statewise.types import SignalInputs, Trajectory, collate
+from statewise.types import SignalInputs
 
 
 def rows(prompt_indices, lengths, rewards=None):

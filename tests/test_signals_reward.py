@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from statewise.batch import Trajectory, collate
 from statewise.errors import UsageError
 from statewise.signals.imitate import Imitate
 from statewise.signals.reward import Reward
 from statewise.signals.signal import Supervision
-from statewise.types import SignalInputs, Trajectory, collate
+from statewise.types import SignalInputs
 
 NAN = math.nan
 

@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from statewise.batch import Trajectory, collate
 from statewise.locality.kl_to_base import KLToBase
 from statewise.loop.reduce import state_weights
 from statewise.signals import JSD, ForwardKL, Imitate, ReverseKL
 from statewise.signals.reward import Reward
-from statewise.types import SignalInputs, Trajectory, collate
+from statewise.types import SignalInputs
 
 TRL = Path(find_spec("trl").origin).parent
 CLIP = 0.2

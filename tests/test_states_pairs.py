@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from test_loop_build import make_setup, make_source, supervised_states
 
+from statewise.batch import state_rows, states_of_rows
 from statewise.errors import UsageError
 from statewise.policy.texts import decode
 from statewise.signals import SIGNALS
-from statewise.state_records import state_rows, states_of_rows
 from statewise.states.pairs import GivenPair, read_pairs
 
 GOOD = '{"index": 1, "chosen": " a", "rejected": " b"}\n'

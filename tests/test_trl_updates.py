@@ -13,6 +13,7 @@ import torch
 import trl_fixture
 from safetensors.torch import load_file
 
+from statewise.batch import Trajectory, collate
 from statewise.config import UpdateSection
 from statewise.locality.adapter import Full
 from statewise.loop.build import Material, Recipe, build
@@ -23,7 +24,7 @@ from statewise.signals import Imitate
 from statewise.signals.reward import Reward
 from statewise.signals.signal import Supervision, WeightedSignal
 from statewise.states import SOURCES
-from statewise.types import Example, Trajectory, collate
+from statewise.types import Example
 
 SETTINGS = trl_fixture.SETTINGS
 CASES = ["sft", "grpo", "dr_grpo"]

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from statewise.batch import Trajectory, collate
 from statewise.errors import UsageError
-from statewise.types import SignalInputs, Trajectory, collate
+from statewise.types import SignalInputs
 
 
 def test_collate_pads_to_the_longest_row():

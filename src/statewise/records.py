@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from statewise.batch import COLUMNS, Column
 from statewise.errors import naming
 from statewise.output_folder import remove_folder
 from statewise.parsing import parse_json
@@ -55,29 +56,16 @@ ROLLOUT_SCHEMA = pa.schema(
         ("is_finished", pa.bool_()),
     ]
 )
-STATE_SCHEMA = pa.schema(
-    [
-        ("step", pa.int32()),
-        ("row", pa.int32()),
-        ("source", pa.string()),
-        ("writer", pa.string()),
-        ("writer_update", pa.int32()),  # updates that the learner had had when it wrote; -1: it did not write
-        ("prompt_index", pa.int32()),
-        ("group_id", pa.int64()),  # answers of one group are compared with each other; else the prompt_index
-        ("prompt_length", pa.int32()),
-        ("num_given", pa.int32()),  # tokens after the prompt that were given to the writer
-        ("token_ids", pa.list_(pa.int32())),
-        ("action_mask", pa.list_(pa.bool_())),
-        ("label_ids", pa.list_(pa.int32())),  # tokens that the loss looks at; null: the actions themselves
-        ("behavior_logprobs", pa.list_(pa.float32())),
-        ("temperature", pa.float64()),
-        ("top_p", pa.float64()),
-        ("is_finished", pa.bool_()),
-        ("reward", pa.float32()),
-        ("advantage", pa.float32()),
-    ]
-)
 
+
+def schema_of_states(columns: Iterable[Column]) -> pa.Schema:
+    """One row a trajectory of an update; a list where there is one value a token."""
+    kinds = [(column, pa.type_for_alias(column.kind)) for column in columns]
+    told = [(column.name, pa.list_(kind) if column.per == "token" else kind) for column, kind in kinds]
+    return pa.schema([("step", pa.int32()), ("row", pa.int32()), *told])
+
+
+STATE_SCHEMA = schema_of_states(COLUMNS.values())
 RESULT_SCHEMA = pa.schema(
     [
         ("arm", pa.string()),

@@ -14,9 +14,9 @@ from typing import Protocol
 
 import numpy as np
 
+from statewise.batch import IntArray
 from statewise.drift.features import Float64Array, StateFeatures
 from statewise.seeding import generator
-from statewise.types import IntArray
 
 # Swapping every pair gives back the same distance in exact arithmetic; rounding must not turn such a tie into a loss.
 TIE_TOLERANCE = 1e-9  # of the largest distance

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from statewise.batch import IntArray
 from statewise.errors import UsageError
-from statewise.types import IntArray, Rollout
+from statewise.types import Rollout
 
 Float64Array = npt.NDArray[np.float64]
 HashArray = npt.NDArray[np.uint64]

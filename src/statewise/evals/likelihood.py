@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from statewise.batch import Trajectory, collate, take_rows
 from statewise.errors import UsageError
 from statewise.policy.load import Policy
 from statewise.policy.score import Law, chunked_over_laws, micro_batches, state_hidden, states_per_chunk
-from statewise.types import Trajectory, collate, take_rows
 
 SCORING_TOKENS = 8192  # padded tokens per forward pass
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from statewise.batch import States
 from statewise.kind import Kind, Kinds
-from statewise.types import States
 
 if TYPE_CHECKING:
     from torch import Tensor

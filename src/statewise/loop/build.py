@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from statewise.batch import IntArray
 from statewise.config import UpdateSection
 from statewise.errors import UsageError
 from statewise.locality import Adapter, Locality
@@ -25,7 +26,7 @@ from statewise.signals.signal import ActRequest, Supervision, WeightedSignal, Wr
 from statewise.states import RecordedStates, Source, SourceContext
 from statewise.states.source import RolloutRequest
 from statewise.tasks.task import Task
-from statewise.types import IntArray, Rollout
+from statewise.types import Rollout
 
 
 @dataclass(frozen=True)

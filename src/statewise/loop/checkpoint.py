@@ -19,11 +19,12 @@ import torch
 from safetensors.torch import load_file
 
 from statewise import integrity, records
+from statewise.batch import state_rows, states_of_rows
 from statewise.errors import DamagedError
 from statewise.loop.recorder import damaged_records
 from statewise.loop.tensors import write_tensors
 from statewise.records import STATE_SCHEMA
-from statewise.state_records import FIRST_HASH, state_rows, states_of_rows
+from statewise.state_records import FIRST_HASH
 from statewise.states.buffer import ReplayBuffer
 
 KEPT_CHECKPOINTS = 2

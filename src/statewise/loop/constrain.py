@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from statewise.batch import IntArray, States, Trajectory, collate, take_rows
 from statewise.errors import UsageError
 from statewise.locality import LocalityContext, Memory
 from statewise.locality.locality import Constraint, Metrics
@@ -23,7 +24,6 @@ from statewise.policy.sampler import Sampling, sample
 from statewise.policy.score import action_logprobs, batch_tensors, micro_batches, state_hidden
 from statewise.seeding import derive_key
 from statewise.tasks.task import Task
-from statewise.types import IntArray, States, Trajectory, collate, take_rows
 
 
 class Constraints:

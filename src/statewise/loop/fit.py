@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from statewise.batch import IntArray, States
 from statewise.errors import OutOfMemoryError
-from statewise.types import IntArray, States
 
 Result = TypeVar("Result")
 Batches = list[IntArray]

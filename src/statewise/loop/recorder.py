@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from statewise import records
+from statewise.batch import States, state_rows
 from statewise.errors import naming
 from statewise.integrity import digest_known, faults_of
-from statewise.state_records import FIRST_HASH, chain_hash, chain_rewards, state_rows
-from statewise.types import States
+from statewise.state_records import FIRST_HASH, chain_hash, chain_rewards
 
 STATES, SUPERVISED = "states", "supervised"
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from statewise.types import FloatArray, States
+from statewise.batch import FloatArray, States
 
 Reduction = Literal["states", "trajectories", "constant"]
 

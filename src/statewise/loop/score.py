@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from statewise.batch import IntArray, States, take_rows
 from statewise.loop.build import Setup
 from statewise.policy.load import Policy
 from statewise.policy.score import (
@@ -24,7 +25,7 @@ from statewise.policy.score import (
     state_hidden,
     states_per_chunk,
 )
-from statewise.types import IntArray, SignalInputs, States, take_rows
+from statewise.types import SignalInputs
 
 OTHERS = ("teacher", "base")
 
@@ -103,13 +104,10 @@ def _score(setup: Setup, term: Term, hidden: dict[str, Tensor]) -> Scored:
     """A term that looks at one token a state."""
     tensors = batch_tensors(term.states, device=hidden["policy"].device)
     logprobs = action_logprobs(setup.learner, hidden["policy"], tensors.labels, term.states.temperature)
-    inputs = SignalInputs(
+    inputs = replace(
+        tensors.inputs,
         policy_logprobs=logprobs,
-        old_logprobs=logprobs.detach() if tensors.old_logprobs is None else tensors.old_logprobs,
-        behavior_logprobs=tensors.behavior_logprobs,
-        advantages=tensors.advantages,
-        rows=tensors.rows,
-        pairs=tensors.pairs,
+        old_logprobs=logprobs.detach() if tensors.inputs.old_logprobs is None else tensors.inputs.old_logprobs,
         **{
             need: _others(setup, name, hidden, tensors, term)
             for name in OTHERS

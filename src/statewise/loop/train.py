@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from statewise.batch import BoolArray, States
 from statewise.errors import DivergedError, InterruptedTrainingError
 from statewise.loop import checkpoint
 from statewise.loop.build import Setup
@@ -17,7 +18,6 @@ from statewise.loop.recorder import Recorder
 from statewise.loop.score import Term, group_terms
 from statewise.loop.update import Updater, UpdateResult
 from statewise.policy.load import Policy
-from statewise.types import BoolArray, States
 
 LOCALITY = "locality-"  # before the name of a locality's tensors in a checkpoint
 MISMATCH = "policy/sampler_mismatch_nats"

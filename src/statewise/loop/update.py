@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from statewise.batch import FloatArray, IntArray, take_rows
 from statewise.config import UpdateSection
 from statewise.errors import DivergedError
 from statewise.locality.schedule import Schedule
@@ -24,7 +25,6 @@ from statewise.loop.score import OTHERS, Scored, Term, group_terms, score_terms
 from statewise.policy.act import label_logprobs
 from statewise.policy.packing import packed_batches
 from statewise.policy.score import micro_batches, padding_share
-from statewise.types import FloatArray, IntArray, take_rows
 
 
 @dataclass(frozen=True)

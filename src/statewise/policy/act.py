@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from statewise.batch import FloatArray, IntArray, States, take_rows
 from statewise.policy.load import Policy, eval_mode
 from statewise.policy.sampler import Sampling, check_law, draw
 from statewise.policy.score import action_logprobs, batch_tensors, micro_batches, state_hidden
 from statewise.seeding import generator
-from statewise.types import FloatArray, IntArray, States, take_rows
 
 FORWARD_TOKENS = 8192  # padded tokens of a forward pass without gradient
 

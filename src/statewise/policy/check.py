@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from statewise.batch import States, Trajectory, collate
 from statewise.errors import DivergedError, UsageError
 from statewise.policy.load import Policy
 from statewise.policy.rope import STEADY, SWITCHING, rope_kinds
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.score import action_logprobs, batch_tensors, state_hidden
-from statewise.types import Rollout, States, Trajectory, collate
+from statewise.types import Rollout
 
 CACHEABLE_LAYERS = {"full_attention", "sliding_attention"}
 # What a forward pass raises that takes other arguments, or returns something else, than most do.
@@ -123,7 +124,7 @@ def _check_laws(policy: Policy, what: str) -> None:
         "the law of a token depends on the tokens that follow it": _logprobs_alone(policy, begun) - alone[0][:1],
         "a row of a batch has another law than alone": scored - torch.cat(alone),
         "a rollout beside others, with cached keys and values, has another law than one forward pass over its text": (
-            tensors.behavior_logprobs - torch.cat(alone)
+            tensors.inputs.required("behavior_logprobs") - torch.cat(alone)
         ),
     }
     for fault, difference in found.items():

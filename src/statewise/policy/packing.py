@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from statewise.types import IntArray, States
+from statewise.batch import IntArray, States
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ logits of every position, prompts and padding included, and masks them afterward
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -16,35 +16,32 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from statewise.batch import IntArray, States, take_rows
 from statewise.policy.load import Policy
 from statewise.policy.lora import active
 from statewise.policy.packing import pack
-from statewise.types import IntArray, States, take_rows
+from statewise.types import SignalInputs
 
 # Logits of a chunk: 40 MiB of float32. A loss and its gradient hold about eight tensors of that size at their peak.
 # Blocks of at most 32 MiB would make it more on a CPU: glibc keeps those once freed, in a heap that they fragment.
 CHUNK_LOGITS = 10 * 2**20
 MAX_PADDING_SHARE = 0.15  # of a micro-batch's padded tokens
 MIN_FILLED_SHARE = 1 / 8  # of `max_tokens`: below it a micro-batch costs more in overhead than its padding does
+INPUTS = {field.name for field in fields(SignalInputs)}
 
 
 @dataclass(frozen=True)
 class StateTensors:
-    """A micro-batch on the device. `[states]` runs over its training states, row by row.
+    """A micro-batch on the device.
 
-    Shapes: `token_ids` int64, `action_mask` bool [batch, time]; `labels` (the actions, where a signal set no others),
-    `rows`, `pairs` (counted from 0 within the micro-batch) int64, `behavior_logprobs`, `advantages`, `old_logprobs`
-    float32 [states], nan where unknown; `pairs`, `old_logprobs` None where the states have none.
+    Shapes: `token_ids` int64, `action_mask` bool [batch, time]; `labels` (the actions, where a signal set no others)
+    int64 [states]; `inputs`, of what a loss may look at, all that the states themselves have.
     """
 
     token_ids: Tensor
     action_mask: Tensor
     labels: Tensor
-    rows: Tensor
-    behavior_logprobs: Tensor
-    advantages: Tensor
-    pairs: Tensor | None
-    old_logprobs: Tensor | None
+    inputs: SignalInputs
 
 
 def micro_batches(states: States, max_tokens: int) -> list[IntArray]:
@@ -103,17 +100,19 @@ def batch_tensors(
     if rows is not None:
         states = take_rows(states, rows)
     mask = states.action_mask
-    row_of_state = np.nonzero(mask)[0]
-    pairs, old = states.pair_ids, states.old_logprobs
+    rows_of_states = np.nonzero(mask)[0]
+    seen = {"labels": states.labels[mask], "rows": rows_of_states}
+    for name, values in vars(states).items():
+        if name in INPUTS and values is not None:
+            seen[name] = values[mask] if values.ndim > 1 else values[rows_of_states]
+    if states.pair_ids is not None:
+        seen["pairs"] = _from_zero(states.pair_ids[rows_of_states])
+    tensors = {name: torch.from_numpy(values).to(device) for name, values in seen.items()}
     return StateTensors(
         token_ids=torch.from_numpy(states.token_ids).to(device),
         action_mask=torch.from_numpy(mask).to(device),
-        labels=torch.from_numpy(states.labels[mask]).to(device),
-        rows=torch.from_numpy(row_of_state).to(device),
-        behavior_logprobs=torch.from_numpy(states.behavior_logprobs[mask]).to(device),
-        advantages=torch.from_numpy(states.advantages[row_of_state]).to(device),
-        pairs=None if pairs is None else torch.from_numpy(_from_zero(pairs[row_of_state])).to(device),
-        old_logprobs=None if old is None else torch.from_numpy(old[mask]).to(device),
+        labels=tensors.pop("labels"),
+        inputs=SignalInputs(**tensors),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from statewise.types import FloatArray, IntArray
+from statewise.batch import FloatArray, IntArray
 
 Advantage = Literal["grpo", "dr_grpo", "rloo", "reinforce"]
 Baseline = Literal["none", "batch"]

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from statewise.batch import States, Trajectory, collate
 from statewise.seeding import derive_key, generator
 from statewise.signals.signal import Cells, Passed, Signal, WriteRequest
-from statewise.types import SignalInputs, States, Trajectory, collate
+from statewise.types import SignalInputs
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from statewise.batch import States
 from statewise.signals.estimators import (
     Estimator,
     cut_to_top,
@@ -24,7 +25,7 @@ from statewise.signals.estimators import (
     reverse_kl_estimate,
 )
 from statewise.signals.signal import ActRequest, Cells, Signal
-from statewise.types import SignalInputs, States
+from statewise.types import SignalInputs
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from statewise.batch import States
 from statewise.kind import Refusal
 from statewise.signals.signal import ActRequest, Cells, Signal, Visited
-from statewise.types import SignalInputs, States
+from statewise.types import SignalInputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +44,7 @@ class Expert(Signal):
     temperature: Annotated[float, Field(ge=0)] = 0.0
 
     def refusal(self, visited: Visited) -> Refusal | None:
-        """Drawn at one temperature and learned at another, an action makes the policy something else than the teacher."""
+        """An action drawn at one temperature and learned at another makes the policy no copy of the teacher."""
         at = sorted({law.temperature for law in visited.laws} - {self.temperature})
         if not at or not self.temperature:
             return None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from statewise.batch import States
 from statewise.kind import Refusal
 from statewise.signals.signal import Cells, Signal, Visited, refuse_given
-from statewise.types import SignalInputs, States
+from statewise.types import SignalInputs
 
 if TYPE_CHECKING:
     from torch import Tensor

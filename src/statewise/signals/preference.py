@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from statewise.batch import States, take_rows
 from statewise.kind import Refusal
 from statewise.signals.signal import Cells, Signal, Visited, refuse_given
-from statewise.types import SignalInputs, States, take_rows
+from statewise.types import SignalInputs
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from statewise.batch import FloatArray, IntArray, States
 from statewise.errors import UsageError
 from statewise.kind import Refusal
 from statewise.signals.advantage import OF_GROUPS, Advantage, Baseline, advantages_of
 from statewise.signals.signal import Cells, Signal, Visited, refuse_given
-from statewise.types import FloatArray, IntArray, SignalInputs, States
+from statewise.types import SignalInputs
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 import numpy as np
 from pydantic import Field
 
+from statewise.batch import FloatArray, IntArray, States
 from statewise.kind import Kind, Kinds, Law, Refusal, Weighted
-from statewise.types import FloatArray, IntArray, Rollout, SignalInputs, States
+from statewise.types import Rollout, SignalInputs
 
 if TYPE_CHECKING:
     from torch import Tensor

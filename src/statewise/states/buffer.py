@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from statewise.types import States, join_rows, take_rows
+from statewise.batch import States, join_rows, take_rows
 
 
 @dataclass

@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from statewise.batch import States, Trajectory, collate
 from statewise.errors import UsageError
 from statewise.states.source import EncodedExample, Source, SourceContext
-from statewise.types import States, Trajectory, collate
 
 
 class Dataset(Source):

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from statewise.batch import States, take_rows
 from statewise.states.source import SourceContext
-from statewise.types import States, take_rows
 
 
 def apart(states: States, context: SourceContext, step: int, turn: int) -> States:

@@ -14,12 +14,12 @@ from typing import Annotated, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from statewise.batch import States, join_rows
 from statewise.errors import UsageError
 from statewise.kind import Law
 from statewise.seeding import generator
 from statewise.states.groups import apart, some_groups
 from statewise.states.source import SEVERAL, Lengths, Source, SourceContext, Visit
-from statewise.types import States, join_rows
 
 GUESSED_TRAJECTORIES = 32.0  # an update of a record that another study made, for estimates
 

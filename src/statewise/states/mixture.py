@@ -12,12 +12,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from statewise.batch import IntArray, States, join_rows, take_rows
 from statewise.kind import Law, Refusal, Weighted
 from statewise.seeding import generator
 from statewise.states.ramp import Ramp, Share, ends_of, value_at
 from statewise.states.source import Lengths, Source, SourceContext, Visit
 from statewise.states.thin import thin
-from statewise.types import IntArray, States, join_rows, take_rows
 
 
 class Part(Weighted):

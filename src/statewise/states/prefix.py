@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from statewise.batch import States, Trajectory, collate
 from statewise.errors import UsageError
 from statewise.kind import Law
 from statewise.seeding import generator
@@ -26,7 +27,7 @@ from statewise.states.source import (
     SourceContext,
     Visit,
 )
-from statewise.types import Rollout, States, Trajectory, collate
+from statewise.types import Rollout
 
 
 class Prefix(Source):

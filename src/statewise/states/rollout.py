@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from statewise.batch import States, Trajectory, collate
 from statewise.kind import Law, Refusal
 from statewise.seeding import generator
 from statewise.states.source import (
@@ -23,7 +24,6 @@ from statewise.states.source import (
     Visit,
     Writer,
 )
-from statewise.types import States, Trajectory, collate
 
 
 class ModelRollout(Source):

@@ -13,10 +13,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from statewise.batch import IntArray, States
 from statewise.kind import Kind, Kinds, Law, Refusal
 from statewise.seeding import derive_key, generator
 from statewise.states.buffer import ReplayBuffer
-from statewise.types import IntArray, Rollout, States
+from statewise.types import Rollout
 
 Writer = Literal["learner", "teacher", "base"]
 # Of the allowed new tokens, the share that a rollout of the base model uses before it ends by itself; for estimates.

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from statewise.types import States, join_rows, take_rows
+from statewise.batch import States, join_rows, take_rows
 
 
 def thin(parts: list[States | None], weights: list[float], rng: np.random.Generator) -> States:

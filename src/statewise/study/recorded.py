@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from statewise import integrity, records
+from statewise.batch import States, states_of_rows
 from statewise.errors import DamagedError, UsageError
 from statewise.integrity import is_there
 from statewise.parsing import parse_toml
 from statewise.refusals import read_kind
-from statewise.state_records import FIRST_HASH, chain_hash, chain_rewards, states_of_rows
+from statewise.state_records import FIRST_HASH, chain_hash, chain_rewards
 from statewise.states import RecordedStates, Source
-from statewise.types import States
 
 
 def folder_of(path: str, seed: int) -> Path:
