@@ -1,4 +1,4 @@
-"""A factorial design in the report: heat map, effect sizes, training states, budgets; and a report of many runs."""
+"""A factorial design in the report: its cells, effect sizes, training states, budgets; and a report of many runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from test_report_page import Page
 
 from statewise.records import EffectTable, Estimate
-from statewise.report import design, figures, heatmap, sentences, tables
+from statewise.report import design, figures, sentences, tables
 from statewise.report.page import render_page
 from statewise.report.summary_json import summary_from_json, summary_to_json
 from statewise.report.terminal import render_terminal
@@ -43,24 +43,58 @@ def flat(text):
     return " ".join(text.split())
 
 
-def test_the_heat_map_prints_every_value_and_is_the_same_every_time():
+def section_of(summary):
+    """The part of the page that shows the cells."""
+    return ElementTree.fromstring(re.search(r'<section id="cells">.*?</section>', render_page(summary), re.DOTALL)[0])
+
+
+def cells_of(summary):
+    """Side of 0, strength of the colour in percent, and words of every cell on the page; hollow ones start with "|"."""
+    found = [cell for panels in section_of(summary).findall("div[@class='panels']") for cell in panels.iter("td")]
+    return [
+        (
+            cell.get("data-side"),
+            int((cell.get("style") or "0").removeprefix("--tint: ").removesuffix("%")),
+            "|" * (cell.get("class") == "unresolved") + " ".join(" ".join(cell.itertext()).split()),
+        )
+        for cell in found
+    ]
+
+
+def colours(text):
+    """The page's colours in the light and in the dark theme, as red, green and blue, 0..1."""
+    themes = [
+        re.findall(r"--([a-z0-9-]+): #([0-9a-f]{6});", block) for block in re.findall(r":root \{(.*?)\}", text, re.S)
+    ]
+    return [{name: [int(code[i : i + 2], 16) / 255 for i in (0, 2, 4)] for name, code in theme} for theme in themes]
+
+
+def contrast(one, other):
+    """Contrast of two colours as WCAG 2 defines it, 1..21."""
+    linear = [[c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour] for colour in (one, other)]
+    darker, lighter = sorted(0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue in linear)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_the_page_and_the_terminal_print_the_same_cells():
     summary = fake_design()
-    svg = heatmap.design_figure(summary)
-    assert svg == heatmap.design_figure(fake_design())
-    shown = texts(svg)
-    # Two responses, each with a panel per learning rate; the levels of the rows stand once a line.
-    assert shown.count("lr 1e-4") == shown.count("lr 1e-3") == 2
-    assert shown.count("imitate") == 4
-    assert shown.count("own") == 2
-    assert {"Gain on Pocket Math", "Mean forgetting F"} <= set(shown)
-    assert len([text for text in shown if re.fullmatch(r"[+−]?\.\d{3}", text)]) == 2 * 5 * 5 * 2
+    panels = tables.cross_tables(summary)
+    shown = [text for _, _, text in cells_of(summary)]
+    assert shown == [
+        f"|{cell.text} {cell.mark}" if cell.mark else cell.text
+        for panel in panels
+        for row in panel.rows
+        for cell in row.cells
+    ]
     assert "+.120" in shown  # own, reward, 1e-4: .03 · 2 + .02 · 3
-    assert "var(--series-1)" in svg
-    assert "var(--series-2)" in svg
-    assert not re.search(r"#0[1-5]0", svg)
-    root = ElementTree.fromstring(svg)
-    assert root.get("role") == "img"
-    assert "reward on own, lr 1e-4 +.120;" in root.get("aria-label")
+    terminal = printed(summary)
+    assert all(text.removeprefix("|") in terminal for text in shown)
+    by_response = section_of(summary).findall("div[@class='panels']")
+    titles = [[caption.findtext("span") for caption in panels.iter("caption")] for panels in by_response]
+    assert titles == [
+        ["Gain on Pocket Math, lr 1e-4", "Gain on Pocket Math, lr 1e-3"],
+        ["Mean forgetting F, lr 1e-4", "Mean forgetting F, lr 1e-3"],
+    ]
 
 
 def test_a_cell_that_is_not_resolved_is_hollow_and_says_so():
@@ -69,56 +103,67 @@ def test_a_cell_that_is_not_resolved_is_hollow_and_says_so():
     for run in tables.trained_runs(summary):
         run = dataclasses.replace(run, against_base=clear, forgetting=clear["pocket_math"])
         summary = replace_run(summary, run.arm, run)
-    svg = heatmap.design_figure(summary)
-    assert "n.r." not in texts(svg)
-    hollow = svg.count("fill: var(--panel)")
+    assert cells_of(summary) == [("above", 50, "+.100")] * 8
     unclear = {"pocket_math": Estimate(0.1, -0.05, 0.25, 100, 3, "m")}
     run = dataclasses.replace(run_named(summary, "dataset.imitate.1e-4"), against_base=unclear)
-    svg = heatmap.design_figure(replace_run(summary, run.arm, run))
-    assert texts(svg).count("n.r.") == 1
-    assert svg.count("fill: var(--panel)") == hollow + 1
+    first, *others = cells_of(replace_run(summary, run.arm, run))
+    assert first == ("above", 50, "|+.100 n.r.")
+    assert others == [("above", 50, "+.100")] * 7
+    assert "[data-side].unresolved { background: none; box-shadow: " in render_page(summary)
 
 
-def test_a_cell_without_a_number_says_why():
+def test_a_cell_without_a_number_says_why_and_has_no_colour():
     summary = fake_design(**SMALL)
     summary = replace_run(summary, "teacher.expert.1e-4", diverged_cell(run_named(summary, "teacher.expert.1e-4")))
     partly = dataclasses.replace(run_named(summary, "teacher.imitate.1e-4"), num_diverged=1)
     waiting = dataclasses.replace(run_named(summary, "dataset.expert.1e-4"), against_base={}, forgetting=None)
     for run in (partly, waiting):
         summary = replace_run(summary, run.arm, run)
-    shown = texts(heatmap.design_figure(without(summary, "dataset.imitate.1e-4")))
-    for text in ("diverged", "1 diverged", "no score", "–"):
-        assert shown.count(text) == 2, text
+    shown = cells_of(without(summary, "dataset.imitate.1e-4"))
+    for text in ("diverged", "no score", "–"):
+        assert shown.count((None, 0, text)) == 2, text
+    assert [text for _, _, text in shown if text.endswith(" 1 diverged")] == ["−.020 1 diverged", "+.033 1 diverged"]
 
 
 def test_colour_is_centred_at_zero_and_its_strength_is_the_share_of_the_largest():
-    svg = heatmap.design_figure(fake_design())
-    strengths = [float(value) for value in re.findall(r"fill: var\(--series-[12]\); opacity: ([0-9.]+)", svg)]
-    assert max(strengths) == pytest.approx(heatmap.STRONGEST)
-    assert min(strengths) >= heatmap.FAINTEST
+    gains = {text: (side, tint) for side, tint, text in cells_of(fake_design())[:50]}
+    # The largest of both panels is .120, at 6 % + 44 %; .060 is half of it: 6 % + 22 %.
+    assert gains["+.120"] == ("above", 50)
+    assert gains["+.060"] == ("above", 28)
+    assert gains["−.060"] == ("below", 28)
+    assert gains["−.110"] == ("below", 46)  # 6 + 44 · 11/12 = 46.3
+    assert gains["|.000 n.r."] == (None, 0)
+    assert max(tint for _, tint, _ in cells_of(fake_design())[50:]) == 50
 
 
-def test_many_panels_are_broken_into_lines():
-    rates = ("1e-6", "1e-5", "1e-4", "1e-3", "1e-2")
-    root = ElementTree.fromstring(heatmap.design_figure(fake_design(SOURCES[:3], SIGNALS, rates)))
-    width, height = (float(part) for part in root.get("viewBox").split()[2:])
-    assert width < 800
-    # Two panels a line, so three lines of two responses.
-    one = ElementTree.fromstring(heatmap.design_figure(fake_design(SOURCES[:3], SIGNALS, rates[:1])))
-    assert height > 3 * float(one.get("viewBox").split()[3])
-
-
-def test_long_levels_are_slanted_or_cut():
-    long = ("a-level-with-a-name-that-is-too-long", "b")
-    svg = heatmap.design_figure(fake_design(long, long, RATES))
-    assert "a-level-with-a-name…" in texts(svg)
-    assert "rotate(-35 " in svg
-    assert "rotate(-35 " not in heatmap.design_figure(fake_design(long, ("a", "b"), RATES))
+def test_every_cell_can_be_read_in_the_light_and_in_the_dark():
+    summary = fake_design()
+    partly = dataclasses.replace(run_named(summary, "own.reward.1e-4"), num_diverged=1)
+    summary = replace_run(summary, partly.arm, partly)
+    text = render_page(summary)
+    for rule in (
+        "[data-side=above] { --colour: var(--series-1); }",
+        "[data-side=below] { --colour: var(--series-2); }",
+        "[data-side] { background: color-mix(in srgb, var(--colour) var(--tint), var(--panel));",
+        "[data-side] .line { color: inherit; }",
+        ".unresolved .value { color: var(--soft);",
+    ):
+        assert rule in text
+    light, dark = colours(text)
+    for theme in (light, dark):
+        for side, tint, shown in cells_of(summary):
+            colour = theme["series-1" if side == "above" else "series-2"]
+            share = 0 if shown.startswith("|") else tint / 100
+            ground = [share * one + (1 - share) * other for one, other in zip(colour, theme["panel"], strict=True)]
+            assert contrast(theme["ink"], ground) >= 4.5, shown
+            assert share or contrast(theme["soft"], ground) >= 4.5, shown
+            assert share or contrast(colour, ground) >= 3, "the outline of a hollow cell"
 
 
 def test_the_caption_names_the_axes():
-    assert heatmap.caption(fake_design()).startswith("Rows: source, columns: signal, panels: lr. ")
-    assert heatmap.caption(fake_design(**SMALL)).startswith("Rows: source, columns: signal. ")
+    caption = section_of(fake_design()).findtext("p")
+    assert caption.startswith("Rows: source, columns: signal, panels: lr. ")
+    assert section_of(fake_design(**SMALL)).findtext("p").startswith("Rows: source, columns: signal. ")
 
 
 @pytest.mark.parametrize(
@@ -132,10 +177,9 @@ def test_the_caption_names_the_axes():
     ],
     ids=["no levels", "one axis", "no numbers"],
 )
-def test_without_two_axes_or_numbers_there_is_no_heat_map(summary):
-    assert heatmap.design_figure(summary) is None
+def test_without_two_axes_or_numbers_there_are_no_cells(summary):
     assert tables.cross_tables(summary) == []
-    assert 'class="wide"' not in render_page(summary)
+    assert 'class="panels"' not in render_page(summary)
 
 
 def test_axes_with_one_level_are_no_axes():
@@ -146,7 +190,7 @@ def test_the_page_of_a_design_has_its_section_and_is_well_formed():
     page = Page(render_page(fake_design()))
     assert "source × signal × lr" in page.text
     assert ("a", "href", "#cells") in page.attributes
-    assert ("figure", "class", "wide") in page.attributes
+    assert ("div", "class", "panels") in page.attributes
     ids = [value for _, key, value in page.attributes if key == "id"]
     assert len(ids) == len(set(ids))
     assert "cells" not in {value for _, key, value in Page(render_page(fake_study())).attributes if key == "id"}

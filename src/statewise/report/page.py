@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from statewise.records import Estimate, StudySummary, write_bytes
-from statewise.report import design, figures, heatmap, sentences, tables
+from statewise.report import design, figures, numbers, sentences, tables
 from statewise.report.text import clean, keep_together
 
 TEMPLATE = "report.html.jinja"
@@ -108,12 +108,21 @@ def _contrast(name: str, estimate: Estimate, margin: float) -> dict[str, Any]:
     }
 
 
-def _cells(summary: StudySummary) -> dict[str, str] | None:
-    """The heat map of a factorial design, with title and caption."""
-    svg = heatmap.design_figure(summary)
-    if svg is None:
+def _cells(summary: StudySummary) -> dict[str, Any] | None:
+    """The cells of a factorial design, with title and caption: a list of panels for each response."""
+    found = tables.cross_tables(summary)
+    if not found:
         return None
-    return {"title": " × ".join(design.axes_of(summary)), "svg": svg, "caption": heatmap.caption(summary)}
+    num_panels = len(found) // len(design.responses_of(summary))
+    row_axis, column_axis, *others = axes = design.axes_of(summary)
+    panels = f", panels: {', '.join(others)}" if others else ""
+    return {
+        "title": " × ".join(axes),
+        "responses": [found[start : start + num_panels] for start in range(0, len(found), num_panels)],
+        "caption": f"Rows: {row_axis}, columns: {column_axis}{panels}. Gain is run minus base, forgetting base minus "
+        f"run. Blue: above 0, orange: below, the stronger the farther. Hollow, {numbers.UNRESOLVED}: not resolved, "
+        f"{numbers.ALONE}: not resolved once all runs are held together. {numbers.NOTHING}: not in the study.",
+    }
 
 
 def _gain_caption(summary: StudySummary) -> str:

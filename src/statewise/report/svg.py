@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from statewise.report.text import clean
 
 WIDTH = 370.0  # points, about the width of a phone: on a desk the figure grows, on a phone it does not shrink
-NARROWEST, WIDEST = 1.15, 1.4  # pixels per point of a wide figure: legible on a phone; as large as the page's text
 FONT_SIZE = 11.0
 SMALL_FONT_SIZE = 9.5
 INK, SOFT, GRID, PANEL = "#010101", "#020202", "#030303", "#040404"
@@ -50,13 +49,12 @@ def new_figure(height: float, left: float, top: float = 34.0, bottom: float = 40
     return figure, axes
 
 
-def to_svg(figure: Figure, name: str, description: str, *, is_wide: bool = False) -> str:
+def to_svg(figure: Figure, name: str, description: str) -> str:
     """The figure as an `<svg>` element; matplotlib escapes the text it draws, so it needs no further escaping.
 
     Args:
         name: prefix of all ids, unique in the page.
         description: what a reader who cannot see it is told.
-        is_wide: shown at about its own size, and scrolled rather than shrunk where there is less room.
     """
     stream = io.StringIO()
     with warnings.catch_warnings(), mpl.rc_context({**_SETTINGS, "svg.hashsalt": name}):
@@ -71,7 +69,4 @@ def to_svg(figure: Figure, name: str, description: str, *, is_wide: bool = False
     body = re.sub(r'(?<=[ <])id="', f'id="{name}-', body)
     body = re.sub(r'(xlink:href="#|url\(#)', rf"\1{name}-", body).replace("xlink:href", "href")
     body = re.sub(r"#0[1-5]0[1-5]0[1-7]", lambda match: f"var(--{_VARIABLES[match[0]]})", body)
-    width = figure.get_figwidth() * 72
-    style = f' style="min-width: {NARROWEST * width:.0f}px; max-width: {WIDEST * width:.0f}px"' if is_wide else ""
-    head = f'<svg viewBox="{view_box[1]}" role="img" aria-label="{html.escape(clean(description))}"{style}>'
-    return head + body
+    return f'<svg viewBox="{view_box[1]}" role="img" aria-label="{html.escape(clean(description))}">' + body

@@ -32,12 +32,16 @@ DISTANCE_HEADINGS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One value with its interval or range below it; `mark` is `numbers.UNRESOLVED` or "", `detail` a third line."""
+    """One value with its interval or range below it; `mark` is `numbers.UNRESOLVED` or "", `detail` a third line.
+
+    `shade` is the value as a share of the largest of its kind, -1..1: the page's colour, which only repeats the number.
+    """
 
     text: str
     interval: str = ""
     mark: str = ""
     detail: str = ""
+    shade: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -129,15 +133,16 @@ def drift_table(summary: StudySummary) -> Table | None:
 def cross_tables(summary: StudySummary) -> list[Table]:
     """Gain and forgetting of a factorial design: rows and columns are its first two axes, a table a panel."""
     row_axis, column_axis = [*design.axes_of(summary), "", ""][:2]
+    panels = design.panels_of(summary)
     tables = []
     for response in design.responses_of(summary):
-        for panel in design.panels_of(summary):
+        found = [design.response_of(summary, run, response) for panel in panels for run in panel.runs.values()]
+        largest = max((abs(estimate.value) for estimate in found if estimate), default=0.0) or 1.0
+        for panel in panels:
+            runs = [[panel.runs.get((level, other)) for other in panel.columns] for level in panel.rows]
             rows = tuple(
-                Row(
-                    level,
-                    tuple(cross_cell(summary, panel.runs.get((level, other)), response) for other in panel.columns),
-                )
-                for level in panel.rows
+                Row(level, tuple(_cross_cell(summary, run, response, largest) for run in row))
+                for level, row in zip(panel.rows, runs, strict=True)
             )
             title = f"{response}, {panel.title}" if panel.title else response
             caption = f"Rows: {row_axis}; columns: {column_axis}. {numbers.NOTHING}: not in the study."
@@ -145,7 +150,7 @@ def cross_tables(summary: StudySummary) -> list[Table]:
     return tables
 
 
-def cross_cell(summary: StudySummary, run: RunSummary | None, response: str) -> Cell:
+def _cross_cell(summary: StudySummary, run: RunSummary | None, response: str, largest: float) -> Cell:
     """A cell of the design without its interval; it says so where the run has no number."""
     if run is None:
         return EMPTY
@@ -153,7 +158,8 @@ def cross_cell(summary: StudySummary, run: RunSummary | None, response: str) -> 
     if estimate is None:
         return Cell(divergence(run) or "no score")
     cell = delta_cell(estimate)
-    return Cell(cell.text, mark=cell.mark, detail=f"{run.num_diverged} diverged" if run.num_diverged else "")
+    detail = f"{run.num_diverged} diverged" if run.num_diverged else ""
+    return Cell(cell.text, mark=cell.mark, detail=detail, shade=estimate.value / largest)
 
 
 def effect_table(summary: StudySummary) -> Table | None:
