@@ -339,14 +339,29 @@ def test_flops_and_generated_tokens_are_named():
     assert table.headings == ("generated base", "FLOPs forward")
 
 
-def test_the_points_of_many_runs_have_a_legend_and_no_names():
+def test_the_points_of_many_runs_have_the_colour_and_shape_of_their_level():
     svg = figures.gain_figure(fake_design())
     assert svg == figures.gain_figure(fake_design())
     shown = texts(svg)
     assert {"base", "other runs", "source dataset", "source own"} <= set(shown)
     assert "imitate on own, lr 1e-4" not in shown
     assert "Colour and shape: source." in render_page(fake_design())
-    assert "imitate on teacher, lr 1e…" in texts(figures.gain_figure(fake_design(**SMALL)))
+    assert "imitate on teacher, lr 1e-4" in texts(figures.gain_figure(fake_design(**SMALL)))
+
+
+def test_the_legend_lies_below_the_axes_and_inside_the_figure():
+    for summary in (fake_study(), fake_design(**SMALL), fake_design()):
+        root = ElementTree.fromstring(figures.gain_figure(summary))
+        height = float(root.get("viewBox").split()[3])
+        places = {element.text: float(element.get("y")) for element in root.iter() if element.tag.endswith("text")}
+        names = list(places)[list(places).index("Gain on Pocket Math") + 1 :]
+        assert names[-1] == "base"
+        assert places["Gain on Pocket Math"] + 9.5 < min(places[name] for name in names)
+        assert max(places[name] for name in names) < height - 5
+
+
+def test_each_run_that_the_legend_names_has_a_shape_of_its_own_and_base_the_square():
+    assert len({*figures.MARKERS, "s"}) == len(figures.MARKERS) + 1 > tables.MOST_LABELS
 
 
 def test_many_runs_without_levels_are_drawn_alike():

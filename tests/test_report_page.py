@@ -97,10 +97,13 @@ def test_every_string_of_the_summary_is_escaped_and_cleaned():
     assert "\u202e" not in text
 
 
-def test_dollar_signs_in_a_name_are_not_formulas():
+@pytest.mark.parametrize("label", [r"$\frac{1}$ 漢", "_hidden", "x" * 70])
+def test_dollar_signs_underscores_and_length_do_not_change_a_name(label):
     summary = fake_study()
-    run = dataclasses.replace(run_named(summary, "rl"), label=r"$\frac{1}$ 漢")
-    assert r"$\frac{1}$ 漢" in figures.forest_figure(replace_run(summary, "rl", run))
+    run = dataclasses.replace(run_named(summary, "rl"), label=label)
+    summary = replace_run(summary, "rl", run)
+    assert f">{label if len(label) < 27 else 'x' * 25 + '…'}</text>" in figures.forest_figure(summary)
+    assert f">{label if len(label) < 57 else 'x' * 55 + '…'}</text>" in figures.gain_figure(summary)
 
 
 def test_the_answer_states_scope_and_outcome():

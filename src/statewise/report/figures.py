@@ -1,7 +1,8 @@
 """The figures of a report: gain against forgetting, drift against its noise floor, paired differences.
 
-Labels stand beside what they name; a filled marker is a resolved difference, a hollow one is not, so that nothing hangs
-on colour. Of many runs only gain and forgetting are drawn, without names. A figure without data is None, and the page
+A legend names the colour and shape of each point of gain and forgetting; rows have their names beside them. A filled
+marker is a resolved difference, a hollow one is not, so that nothing hangs on colour. Of many runs only gain and
+forgetting are drawn, with a colour and shape per level of their first axis. A figure without data is None, and the page
 leaves it out.
 """
 
@@ -12,21 +13,22 @@ from collections.abc import Iterable
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from statewise.records import Estimate, RunSummary, StudySummary
 from statewise.report import design, numbers, tables
-from statewise.report.placement import Anchor, Box, place_labels
 from statewise.report.svg import FONT_SIZE, GRID, INK, PANEL, SERIES, SMALL_FONT_SIZE, SOFT, new_figure, to_svg
 from statewise.report.text import clean
 
 ROW_HEIGHT = 25.0
 MARKER_SIZE = 7.0
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# A shape for each run that a legend names; the square is base's.
+MARKERS = ("o", "^", "D", "v", "<", "P", "X", "*", "d", "p", "h", ">")
 OTHER_RUNS = "other runs"
 LEGEND_LINE = 15.0
-LONGEST_LABEL = 26
-# Mean width of a character of a sans-serif font, as a share of its size; only label placement depends on it.
+LONGEST_LABEL, LONGEST_NAME = 26, 56  # characters of a row's label, of a legend's line; two lines of labels fit abreast
+# Mean width of a character of a sans-serif font, as a share of its size; the left margin of rows depends on it.
 CHARACTER_WIDTH = 0.57
 
 
@@ -42,8 +44,9 @@ def gain_figure(summary: StudySummary) -> str | None:
         return None
     is_crowded = len(points) > tables.MOST_LABELS
     styles = _styles(summary, [run for run, _, _ in points], is_crowded=is_crowded)
-    legend = [*dict.fromkeys(styles.values()), (INK, "s", "base")] if is_crowded else []
-    below = LEGEND_LINE * math.ceil(len(legend) / 2)
+    legend = [*dict.fromkeys(styles.values()), (INK, "s", tables.BASE)]
+    num_columns = 2 if max(len(name) for *_, name in legend) <= LONGEST_LABEL else 1
+    below = LEGEND_LINE * math.ceil(len(legend) / num_columns) + 6
     figure, axes = new_figure(height=320 + below, left=44, top=30, bottom=46 + below)
     axes.set_xlim(*_limits([gain for _, gain, _ in points], share=0.12))
     axes.set_ylim(*_limits([loss for _, _, loss in points], share=0.12))
@@ -57,10 +60,8 @@ def gain_figure(summary: StudySummary) -> str | None:
         axes.plot([gain.value] * 2, _bounds(loss), color=color, linewidth=1.4, alpha=faint)
         is_resolved = not numbers.mark(gain) and not numbers.mark(loss)
         _mark(axes, gain.value, loss.value, color, is_resolved=is_resolved, shape=shape)
-    if is_crowded:
-        _add_legend(axes, legend)
-    else:
-        _label_points(axes, summary, points)
+    axes.plot([0], [0], marker="s", markersize=MARKER_SIZE - 1, color=INK, zorder=5)
+    _add_legend(figure, legend, num_columns)
     _style_ticks(axes)
     axes.text(0, 1.04, "Mean forgetting F (up: forgot more)", transform=axes.transAxes, color=INK, parse_math=False)
     heading = clean(summary.columns[target])
@@ -72,34 +73,29 @@ def gain_figure(summary: StudySummary) -> str | None:
 def _styles(summary: StudySummary, runs: list[RunSummary], *, is_crowded: bool) -> dict[str, tuple[str, str, str]]:
     """Colour, marker and name of every run's point, by arm: a run's own, or where they are many, of its first level."""
     if not is_crowded:
-        return {run.arm: (_color(summary, run), MARKERS[0], run.label) for run in runs}
+        return {run.arm: (*_style(tables.trained_runs(summary).index(run)), run.label) for run in runs}
     axis, levels = next(iter(design.axes_of(summary).items()), ("", ()))
-    # Colours and markers repeat after different counts, so that their pairs do not.
-    style = {
-        level: (SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)], f"{axis} {level}")
-        for index, level in enumerate(levels)
-    }
-    return {run.arm: style.get(run.levels.get(axis, ""), (SOFT, MARKERS[0], OTHER_RUNS)) for run in runs}
+    style = {level: (*_style(index), f"{axis} {level}") for index, level in enumerate(levels)}
+    return {run.arm: style.get(run.levels.get(axis, ""), (SOFT, MARKERS[-1], OTHER_RUNS)) for run in runs}
 
 
-def _add_legend(axes: Axes, styles: list[tuple[str, str, str]]) -> None:
-    """Name the styles below the axes, in two columns; base is the square at the origin."""
-    axes.plot([0], [0], marker="s", markersize=MARKER_SIZE - 1, color=INK, zorder=5)
-    per_column = math.ceil(len(styles) / 2)
-    for index, (color, shape, name) in enumerate(styles):
-        column, line = divmod(index, per_column)
-        place = (0.5 * column, -36 - LEGEND_LINE * (line + 1))
-        axes.annotate(
-            _short(name), place, (10, 0), xycoords=("axes fraction", "axes points"), textcoords="offset points",
-            color=INK, fontsize=SMALL_FONT_SIZE, va="center", parse_math=False, annotation_clip=False,
-        )  # fmt: skip
-        marker_transform = axes.get_xaxis_transform()
-        height = axes.get_window_extent().height * 72 / axes.figure.dpi
-        left, right = axes.get_xlim()
-        axes.plot(
-            [left + place[0] * (right - left)], [place[1] / height], marker=shape, color=color, linestyle="none",
-            markersize=MARKER_SIZE - 1, transform=marker_transform, clip_on=False,
-        )  # fmt: skip
+def _style(index: int) -> tuple[str, str]:
+    """Colour and marker; they repeat after different counts, so that their pairs do not."""
+    return SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
+
+
+def _add_legend(figure: Figure, styles: list[tuple[str, str, str]], num_columns: int) -> None:
+    """Name colours and shapes below the axes."""
+    handles = [
+        Line2D([], [], color=color, marker=shape, markersize=MARKER_SIZE - 1, linestyle="none", label=name)
+        for color, shape, name in styles
+    ]
+    legend = figure.legend(
+        handles=handles, loc="lower center", ncols=num_columns, frameon=False, fontsize=SMALL_FONT_SIZE, labelcolor=INK
+    )
+    for text in legend.get_texts():
+        text.set_text(_short(text.get_text(), LONGEST_NAME))
+        text.set_parse_math(False)
 
 
 def drift_figure(summary: StudySummary) -> str | None:
@@ -192,42 +188,6 @@ def _mark(axes: Axes, x: float, y: float, color: str, *, is_resolved: bool, shap
     )  # fmt: skip
 
 
-def _label_points(axes: Axes, summary: StudySummary, points: list[tuple[RunSummary, Estimate, Estimate]]) -> None:
-    """Name every point; a point at the origin of the axes stands for base."""
-    to_page = axes.transData.transform  # in pixels, at the figure's 100 dots an inch
-    scale = 72 / axes.figure.dpi
-
-    def page(x: float, y: float) -> tuple[float, float]:
-        pixel = to_page((x, y))
-        return float(pixel[0]) * scale, float(pixel[1]) * scale
-
-    axes.plot([0], [0], marker="s", markersize=MARKER_SIZE - 1, color=INK, zorder=4)
-    named = [(INK, "base"), *((_color(summary, run), _short(run.label)) for run, _, _ in points)]
-    anchors = [Anchor(*page(0, 0), Box(*page(0, 0), *page(0, 0)))]
-    for _, gain, loss in points:
-        (left, right), (bottom, top) = _bounds(gain), _bounds(loss)
-        anchors.append(Anchor(*page(gain.value, loss.value), Box(*page(left, bottom), *page(right, top))))
-    x_limits, y_limits = axes.get_xlim(), axes.get_ylim()
-    obstacles = [_thick(page(x_limits[0], 0), page(x_limits[1], 0)), _thick(page(0, y_limits[0]), page(0, y_limits[1]))]
-    for anchor in anchors:
-        x, y, cross = anchor.x, anchor.y, anchor.cross
-        obstacles += [Box(x, y, x, y).grown(5), _thick((cross.left, y), (cross.right, y))]
-        obstacles += [_thick((x, cross.bottom), (x, cross.top))]
-    corner, opposite = page(x_limits[0], y_limits[0]), page(x_limits[1], y_limits[1])
-    sizes = [(FONT_SIZE * CHARACTER_WIDTH * len(label), FONT_SIZE * 1.1) for _, label in named]
-    boxes = place_labels(anchors, sizes, obstacles, Box(*corner, *opposite))
-    for (color, label), box in zip(named, boxes, strict=True):
-        center = ((box.left + box.right) / 2, (box.bottom + box.top) / 2)
-        axes.annotate(
-            label, center, xycoords="figure points", ha="center", va="center_baseline", color=color,
-            parse_math=False, annotation_clip=False, zorder=5,
-        )  # fmt: skip
-
-
-def _thick(start: tuple[float, float], end: tuple[float, float]) -> Box:
-    return Box(start[0] - 2, start[1] - 2, end[0] + 2, end[1] + 2)
-
-
 def _style_ticks(axes: Axes) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
@@ -278,9 +238,9 @@ def _color(summary: StudySummary, run: RunSummary) -> str:
     return SERIES[tables.trained_runs(summary).index(run) % len(SERIES)]
 
 
-def _short(label: str) -> str:
+def _short(label: str, longest: int = LONGEST_LABEL) -> str:
     label = clean(label)
-    return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
+    return label if len(label) <= longest else label[: longest - 1] + "…"
 
 
 def _told(estimate: Estimate) -> str:
