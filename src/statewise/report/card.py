@@ -13,8 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from statewise.model_records import ModelFacts
-from statewise.records import Estimate
-from statewise.report import numbers
+from statewise.report import numbers, tables
 from statewise.report.text import clean
 
 TEMPLATE = "card.md.jinja"
@@ -28,20 +27,21 @@ ARTICLES = {
 def render_card(facts: ModelFacts) -> str:
     """The whole card; the same facts give the same bytes."""
     arm_rows = [
-        (score.heading, _difference(facts.arm_differences[score.column]))
+        (score.heading, tables.delta_cell(facts.arm_differences[score.column]).line)
         for score in facts.scores
         if score.column in facts.arm_differences
     ]
     scores = [
         {
             "heading": score.heading,
-            "score": _score(score.score),
-            "base": _score(score.base),
-            "difference": _difference(score.difference),
+            "score": tables.score_cell(score.score).line,
+            "base": tables.score_cell(score.base).line,
+            "difference": tables.delta_cell(score.difference).line,
             "num_items": f"{score.score.num_items:,}",
         }
         for score in facts.scores
     ]
+    parts = [str(facts.config[part]["kind"]) for part in ("source", "signal") if part in facts.config]
     return (
         _environment()
         .get_template(TEMPLATE)
@@ -50,12 +50,12 @@ def render_card(facts: ModelFacts) -> str:
             article=ARTICLES[facts.weights],
             label=f" ({facts.label})" if facts.label != facts.arm else "",
             revision=f", revision={_to_json(facts.base_revision)}" if facts.base_revision else "",
-            tags=_tags(facts),
-            budget=_budget(facts.budget),
+            tags=list(dict.fromkeys(["statewise", *parts, *(["lora"] if facts.weights != "full" else [])])),
+            budget=", ".join(_amount(key, value) for key, value in facts.budget.items()) or "not recorded",
             scores=scores,
-            forgetting=_difference(facts.forgetting) if facts.forgetting else "",
+            forgetting=tables.delta_cell(facts.forgetting).line if facts.forgetting else "",
             arm_rows=arm_rows,
-            arm_forgetting=_difference(facts.arm_forgetting) if facts.arm_forgetting else "",
+            arm_forgetting=tables.delta_cell(facts.arm_forgetting).line if facts.arm_forgetting else "",
             methods=sorted({estimate.method for estimate in facts.arm_differences.values()}),
         )
     )
@@ -91,31 +91,9 @@ def _settings(table: Mapping[str, Any]) -> str:
     return ", ".join(part for part in (kind, *map(_cell, rest)) if part)
 
 
-def _tags(facts: ModelFacts) -> list[str]:
-    parts = [str(facts.config[part]["kind"]) for part in ("source", "signal") if part in facts.config]
-    return list(dict.fromkeys(["statewise", *parts, *(["lora"] if facts.weights != "full" else [])]))
-
-
-def _budget(budget: Mapping[str, float]) -> str:
-    return ", ".join(_amount(key, value) for key, value in budget.items()) or "not recorded"
-
-
 def _amount(key: str, value: float) -> str:
     if key == "train_s":
         return f"{numbers.duration(value)} of training"
     writer = key.removeprefix("num_generated_")
     noun = f"tokens written by the {writer}" if writer != key else key.removeprefix("num_").replace("_", " ")
     return f"{numbers.quantity(value)} {noun}"
-
-
-def _score(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return numbers.NOTHING
-    return f"{numbers.score(estimate.value)} {numbers.interval(estimate.low, estimate.high)}"
-
-
-def _difference(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return numbers.NOTHING
-    mark = f" {numbers.mark(estimate)}".rstrip()
-    return f"{numbers.delta(estimate.value)} {numbers.interval(estimate.low, estimate.high, is_delta=True)}{mark}"

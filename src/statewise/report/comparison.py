@@ -15,7 +15,7 @@ from rich.console import Console
 from statewise.model_records import Comparison, ScoreComparison
 from statewise.records import Estimate
 from statewise.report import numbers
-from statewise.report.tables import EMPTY, Cell, Row, Table, delta_cell
+from statewise.report.tables import EMPTY, Cell, Row, Table, delta_cell, score_cell
 from statewise.report.terminal import print_line, print_table
 
 UNRESOLVED = f"{numbers.UNRESOLVED} = not resolved: the 95 % interval covers 0, so the data do not tell the sign."
@@ -78,7 +78,7 @@ def print_scores(rows: Sequence[dict[str, Any]], console: Console) -> None:
 def _score_row(row: dict[str, Any]) -> Row:
     estimate = Estimate(**row["estimate"])
     note = f"{row['num_unscored']} unscored" if row["num_unscored"] else ""
-    cells = (Cell(row["decoding"]), Cell(row["metric"]), _score_cell(estimate), Cell(f"{estimate.num_items:,}"))
+    cells = (Cell(row["decoding"]), Cell(row["metric"]), score_cell(estimate), Cell(f"{estimate.num_items:,}"))
     return Row(row["task"], cells, note)
 
 
@@ -96,7 +96,7 @@ def _table(comparison: Comparison) -> Table:
         rows=tuple(
             Row(
                 score.task,
-                (_score_cell(score.a), _score_cell(score.b), delta_cell(score.difference), *_count_cells(score)),
+                (score_cell(score.a), score_cell(score.b), delta_cell(score.difference), *_count_cells(score)),
                 f"{score.decoding} {score.metric}".replace(",none", ""),
             )
             for score in comparison.scores
@@ -115,15 +115,10 @@ def _count_cells(score: ScoreComparison) -> list[Cell]:
 def _forgetting_lines(comparison: Comparison) -> list[str]:
     """F per task, by its first score, and the mean; none where A is not the base model."""
     first = {score.task: score.forgetting for score in reversed(comparison.scores) if score.forgetting}
-    lines = [f"{task} {_delta_text(first[task])}" for task in reversed(first)]
+    lines = [f"{task} {delta_cell(first[task]).line}" for task in reversed(first)]
     if comparison.forgetting and len(comparison.forgetting_tasks) > 1:
-        lines.append(f"mean over {', '.join(comparison.forgetting_tasks)} {_delta_text(comparison.forgetting)}")
+        lines.append(f"mean over {', '.join(comparison.forgetting_tasks)} {delta_cell(comparison.forgetting).line}")
     return [f"Forgetting F = A − B, A being the base model: {'; '.join(lines)}"] if lines else []
-
-
-def _delta_text(estimate: Estimate) -> str:
-    cell = delta_cell(estimate)
-    return " ".join(part for part in (cell.text, cell.interval, cell.mark) if part)
 
 
 def _missing_lines(comparison: Comparison) -> list[str]:
@@ -135,10 +130,6 @@ def _missing_lines(comparison: Comparison) -> list[str]:
     return [f"Not resolved: {', '.join(names)}. {missing}." for missing, names in lines.items()]
 
 
-def _score_cell(estimate: Estimate) -> Cell:
-    return Cell(numbers.score(estimate.value), numbers.interval(estimate.low, estimate.high))
-
-
 def _missing(estimate: Estimate) -> str:
     """What it would take to resolve a difference; "" if it is resolved."""
     factor = numbers.data_factor(estimate)
@@ -147,10 +138,6 @@ def _missing(estimate: Estimate) -> str:
     if math.isinf(factor):
         return "The difference is 0, so no number of items is implied"
     if factor > numbers.LARGEST_FACTOR or estimate.num_seeds > 1:
-        return f"A difference of this size would need {_multiple(factor)} the data"
+        bound = "" if factor > numbers.LARGEST_FACTOR else "at least "
+        return f"A difference of this size would need {bound}{numbers.factor(factor)} the data"
     return f"A difference of this size would need at least n = {items_needed(estimate):,}"
-
-
-def _multiple(factor: float) -> str:
-    prefix = "" if factor > numbers.LARGEST_FACTOR else "at least "
-    return prefix + numbers.factor(factor)

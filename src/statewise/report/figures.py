@@ -223,14 +223,9 @@ def _padded(low: float, high: float, share: float) -> tuple[float, float]:
 def _name_axis(axes: Axes, name: str) -> None:
     """The name of the x axis at its right end, below the ticks."""
     axes.annotate(
-        name,
-        (1, -36),
-        xycoords=("axes fraction", "axes points"),
-        ha="right",
-        color=INK,
-        parse_math=False,
+        name, (1, -36), xycoords=("axes fraction", "axes points"), ha="right", color=INK, parse_math=False,
         annotation_clip=False,
-    )
+    )  # fmt: skip
 
 
 def _color(summary: StudySummary, run: RunSummary) -> str:

@@ -20,6 +20,7 @@ ALONE = "alone"
 NO_INTERVAL = "no interval"
 # Above this a multiple of the data is no plan any more, only "far too little data".
 LARGEST_FACTOR = 100.0
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def score(value: float) -> str:
@@ -48,7 +49,7 @@ def quantity(value: float) -> str:
         return _minus(f"{value:,.0f}")
     if not -5 <= exponent < 9:
         mantissa, power = f"{value:.2e}".split("e")
-        return _minus(mantissa) + " × 10" + _superscript(int(power))
+        return _minus(mantissa) + " × 10" + str(int(power)).translate(SUPERSCRIPT)
     return _bare(f"{value:,.{max(0, 2 - exponent)}f}")
 
 
@@ -80,11 +81,6 @@ def span(values: Iterable[int]) -> str:
     if not counts:
         return NOTHING
     return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}–{counts[-1]:,}"
-
-
-def seeds(count: int) -> str:
-    """1 seed, 3 seeds."""
-    return f"{count:,} seed{'s' * (count != 1)}"
 
 
 def percent(level: float) -> str:
@@ -141,7 +137,3 @@ def _bare(digits: str) -> str:
 
 def _minus(digits: str) -> str:
     return digits.replace("-", MINUS)
-
-
-def _superscript(power: int) -> str:
-    return str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from statewise.records import Estimate, StudySummary, write_bytes
+from statewise.records import PhenomenonSummary, StudySummary, write_bytes
 from statewise.report import design, figures, numbers, sentences, tables
 from statewise.report.text import clean, keep_together
 
@@ -40,7 +40,7 @@ def render_page(summary: StudySummary) -> str:
         answer=keep_together(f"{sentences.scope(summary)} {sentences.outcome(summary)}"),
         seeds_note=sentences.seeds_note(summary),
         legend=sentences.UNRESOLVED_LEGEND,
-        claims=[_claim(summary, index) for index in range(len(summary.phenomena))],
+        claims=[_claim(claim) for claim in summary.phenomena],
         cells=_cells(summary),
         effects=tables.effect_table(summary),
         missing_effects=sentences.missing_effects(summary),
@@ -53,7 +53,9 @@ def render_page(summary: StudySummary) -> str:
         budgets=tables.budget_table(summary),
         answers=[t for t in (tables.answer_table(summary), tables.evaluated_answer_table(summary)) if t],
         figures=_figures(summary),
-        recipes=[(run.label, run.recipe, tables.label_of(summary, run.teacher)) for run in summary.runs],
+        recipes=[
+            (run.label, run.recipe, tables.label_of(summary, run.teacher) or numbers.NOTHING) for run in summary.runs
+        ],
         methods=sentences.methods(summary),
         claim_family=sentences.claim_family(summary),
         run_family=sentences.run_family(summary),
@@ -83,8 +85,7 @@ def _clean_unless_markup(value: Any) -> Any:
     return clean(value) if type(value) is str else value  # markup is a subclass of str
 
 
-def _claim(summary: StudySummary, index: int) -> dict[str, Any]:
-    claim = summary.phenomena[index]
+def _claim(claim: PhenomenonSummary) -> dict[str, Any]:
     return {
         "name": claim.name,
         "statement": claim.statement,
@@ -95,16 +96,15 @@ def _claim(summary: StudySummary, index: int) -> dict[str, Any]:
         "scope": sentences.scope_of_claim(claim),
         "p": sentences.p_adjusted(claim),
         "note": claim.note,
-        "contrasts": [_contrast(name, estimate, claim.margin) for name, estimate in claim.contrasts.items()],
-    }
-
-
-def _contrast(name: str, estimate: Estimate, margin: float) -> dict[str, Any]:
-    return {
-        "name": name,
-        "cell": tables.delta_cell(estimate, margin),
-        "size": sentences.size(estimate),
-        "missing": sentences.missing_data(estimate, margin),
+        "contrasts": [
+            {
+                "name": name,
+                "cell": tables.delta_cell(estimate, claim.margin),
+                "size": sentences.size(estimate),
+                "missing": sentences.missing_data(estimate, claim.margin),
+            }
+            for name, estimate in claim.contrasts.items()
+        ],
     }
 
 
@@ -113,7 +113,7 @@ def _cells(summary: StudySummary) -> dict[str, Any] | None:
     found = tables.cross_tables(summary)
     if not found:
         return None
-    num_panels = len(found) // len(design.responses_of(summary))
+    num_panels = len(design.panels_of(summary))
     row_axis, column_axis, *others = axes = design.axes_of(summary)
     panels = f", panels: {', '.join(others)}" if others else ""
     return {
@@ -125,16 +125,12 @@ def _cells(summary: StudySummary) -> dict[str, Any] | None:
     }
 
 
-def _gain_caption(summary: StudySummary) -> str:
-    axis = next(iter(design.axes_of(summary)), "")
-    is_named = len(tables.trained_runs(summary)) <= tables.MOST_LABELS or not axis
-    return GAIN_CAPTION if is_named else f"{GAIN_CAPTION} Colour and shape: {axis}."
-
-
 def _figures(summary: StudySummary) -> list[tuple[str, str]]:
     """Every figure that has data, with its caption."""
+    axis = next(iter(design.axes_of(summary)), "")
+    is_crowded = len(tables.trained_runs(summary)) > tables.MOST_LABELS
     drawn = [
-        (figures.gain_figure(summary), _gain_caption(summary)),
+        (figures.gain_figure(summary), GAIN_CAPTION + f" Colour and shape: {axis}." * bool(is_crowded and axis)),
         (figures.drift_figure(summary), DRIFT_CAPTION),
         (figures.forest_figure(summary), FOREST_CAPTION),
     ]

@@ -31,7 +31,8 @@ def scope(summary: StudySummary) -> str:
     models = "the base model and " * has_base + plural(len(trained), "post-trained run")
     target = f"{summary.columns[summary.target]} ({_items(summary, summary.target)})" if summary.columns else ""
     retention = ", ".join(f"{summary.columns[key]} ({_items(summary, key)})" for key in summary.retention)
-    sentence = f"{models}, {seeds_text(trained)}" if trained else models
+    counts = numbers.span(run.num_seeds for run in trained)
+    sentence = f"{models}, {counts} seed{'s' * (counts != '1')} each" if trained else models
     if target:
         sentence += f". Target: {target}" + f"; retention: {retention}" * bool(retention)
     return sentence[0].upper() + sentence[1:] + "."
@@ -59,12 +60,6 @@ def seeds_note(summary: StudySummary) -> str:
     if largest == 1:
         return "One seed a run: intervals cover the choice of test items only, not the chance of training."
     return "Intervals without a level are 95 % intervals; how each is computed is said under Methods."
-
-
-def seeds_text(runs: tuple[RunSummary, ...]) -> str:
-    """Seeds of the runs: 3 seeds each, 1 seed each, 1–3 seeds each."""
-    counts = numbers.span(run.num_seeds for run in runs)
-    return f"{counts} seed{'s' * (counts != '1')} each"
 
 
 def size(estimate: Estimate) -> str:

@@ -37,7 +37,7 @@ _SETTINGS = {
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
-def new_figure(height: float, left: float, top: float = 34.0, bottom: float = 40.0) -> tuple[Figure, Axes]:
+def new_figure(height: float, left: float, top: float, bottom: float) -> tuple[Figure, Axes]:
     """One axes with fixed margins; all lengths in points."""
     figure = Figure(figsize=(WIDTH / 72, height / 72), facecolor="none")
     rectangle = (left / WIDTH, bottom / height, (WIDTH - left - 16) / WIDTH, (height - top - bottom) / height)

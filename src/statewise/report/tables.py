@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from statewise.printing import plural
 from statewise.records import DriftEstimate, Effect, Estimate, RunSummary, StudySummary
 from statewise.report import design, numbers
 
@@ -43,6 +44,11 @@ class Cell:
     detail: str = ""
     shade: float = 0.0
 
+    @property
+    def line(self) -> str:
+        """Text, interval and mark on one line."""
+        return " ".join(part for part in (self.text, self.interval, self.mark) if part)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -71,9 +77,9 @@ def score_table(summary: StudySummary) -> Table:
     """Scores, mean forgetting F and retention ratio of every run."""
     rows = []
     for run in summary.runs:
-        scores = [_score_cell(run.scores.get(column)) for column in summary.columns]
-        forgetting = delta_cell(run.forgetting) if run.forgetting else EMPTY
-        rows.append(Row(run.label, (*scores, forgetting, _ratio_cell(run.retention_ratio)), divergence(run)))
+        scores = [score_cell(run.scores.get(column)) for column in summary.columns]
+        kept = delta_cell(run.forgetting), score_cell(run.retention_ratio, null=1.0)
+        rows.append(Row(run.label, (*scores, *kept), divergence(run)))
     return Table(
         title="Scores and forgetting",
         caption="Score with its 95 % interval. F: mean of base minus run over the retention tasks, above 0 where the "
@@ -170,7 +176,7 @@ def effect_table(summary: StudySummary) -> Table | None:
         return None
     by_name = [{effect.name: effect for effect in table.effects} for table in shown]
     rows = tuple(Row(name, tuple(cell for one in by_name for cell in _effect_cells(one.get(name)))) for name in names)
-    used = [f"{table.response}: {table.num_cells} cells × {numbers.seeds(table.num_seeds)}" for table in shown]
+    used = [f"{table.response}: {table.num_cells} cells × {plural(table.num_seeds, 'seed')}" for table in shown]
     notes = [f"{table.response}: {table.note}" for table in shown if table.note]
     caption = (
         f"η²: share of the variance over cells and seeds that an effect explains; ω²: partial ω², without what the "
@@ -272,6 +278,14 @@ def delta_cell(estimate: Estimate | None, null: float = 0.0) -> Cell:
     return Cell(numbers.delta(estimate.value), bounds, numbers.mark(estimate, null))
 
 
+def score_cell(estimate: Estimate | None, null: float | None = None) -> Cell:
+    """A score or ratio, marked where its interval does not leave out `null`."""
+    if estimate is None:
+        return EMPTY
+    mark = "" if null is None else numbers.mark(estimate, null)
+    return Cell(numbers.score(estimate.value), numbers.interval(estimate.low, estimate.high), mark)
+
+
 def divergence(run: RunSummary) -> str:
     """How many seeds of the run ended without a model; empty if none did."""
     if run.num_diverged == 0:
@@ -322,19 +336,6 @@ def all_estimates(summary: StudySummary) -> dict[str, list[Estimate | DriftEstim
     return {name: group for name, group in present.items() if group}
 
 
-def _score_cell(estimate: Estimate | None) -> Cell:
-    if estimate is None:
-        return EMPTY
-    return Cell(numbers.score(estimate.value), numbers.interval(estimate.low, estimate.high))
-
-
-def _ratio_cell(estimate: Estimate | None) -> Cell:
-    if estimate is None:
-        return EMPTY
-    mark = numbers.mark(estimate, null=1.0)
-    return Cell(numbers.score(estimate.value), numbers.interval(estimate.low, estimate.high), mark)
-
-
 def _delta_cells(summary: StudySummary, deltas: Mapping[str, Estimate]) -> tuple[Cell, ...]:
     return tuple(delta_cell(deltas.get(column)) for column in summary.columns)
 
@@ -358,8 +359,7 @@ def _p_text(drift: DriftEstimate) -> str:
 
 def _floor_cell(summary: StudySummary, distance: str) -> Cell:
     floors = sorted({run.drift[distance].floor for run in trained_runs(summary) if distance in run.drift})
-    texts = list(dict.fromkeys((numbers.quantity(floors[0]), numbers.quantity(floors[-1]))))
-    return Cell(texts[0]) if len(texts) == 1 else Cell(" to ".join(texts))
+    return Cell(" to ".join(dict.fromkeys((numbers.quantity(floors[0]), numbers.quantity(floors[-1])))))
 
 
 def _effect_cells(effect: Effect | None) -> tuple[Cell, Cell]:

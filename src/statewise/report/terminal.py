@@ -114,15 +114,9 @@ def _rich_table(console: Console, table: tables.Table, part: dict[int, int], lay
         label = _text(console, row.label)
         if row.note:
             label.append("\n").append_text(_text(console, row.note, "dim"))
-        rich_table.add_row(label, *(_cell_text(console, row.cells[index], layout) for index in part))
+        lines = [[_text(console, *line) for line in _cell_lines(row.cells[index], layout)] for index in part]
+        rich_table.add_row(label, *(Text("\n", justify="right").join(cell) for cell in lines))
     return rich_table
-
-
-def _cell_text(console: Console, cell: tables.Cell, layout: _Layout) -> Text:
-    text = Text(justify="right")
-    for line, (content, style) in enumerate(_cell_lines(cell, layout)):
-        text.append("\n" if line else "").append_text(_text(console, content, style))
-    return text
 
 
 def _cell_lines(cell: tables.Cell, layout: _Layout) -> list[tuple[str, str]]:
@@ -170,8 +164,9 @@ def _print_verdict(console: Console, claim: PhenomenonSummary) -> None:
     lines = [line for line in (claim.statement, sentences.scope_of_claim(claim)) if line]
     for name, estimate in claim.contrasts.items():
         cell = tables.delta_cell(estimate, claim.margin)
-        value = " ".join(part for part in (cell.text, cell.interval, cell.mark) if part)
-        lines.append(f"{name}: {value}, {sentences.size(estimate)}. {sentences.missing_data(estimate, claim.margin)}")
+        lines.append(
+            f"{name}: {cell.line}, {sentences.size(estimate)}. {sentences.missing_data(estimate, claim.margin)}"
+        )
     lines += [f"Test: {claim.test}"] * bool(claim.test) + [claim.note] * bool(claim.note)
     for line in lines:
         console.print(Padding(_text(console, line), (0, 0, 0, 2), expand=False))
