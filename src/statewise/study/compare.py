@@ -15,10 +15,10 @@ from statewise.errors import UsageError
 from statewise.integrity import NOT_VERIFIED
 from statewise.model_records import Comparison, ScoreComparison
 from statewise.records import Estimate
+from statewise.study.item_scores import Column, lay_out
 from statewise.study.model_folder import is_base_of
 from statewise.study.plan import BASE
 from statewise.study.protocol import differing_parts
-from statewise.study.run_folder import Key
 from statewise.study.sides import Side
 from statewise.study.statistics import Matrix, estimate_score, weigh_difference, weigh_forgetting
 
@@ -121,7 +121,8 @@ def _refusal(a: Side, b: Side, task: str) -> str:
         return f"its protocol differs: A {parts[0] or 'without that'}, B {parts[1] or 'without that'}"
     if len(a.digests.get(task, set()) | b.digests.get(task, set())) > 1:
         return "its items differ: same name and protocol, but other documents or prompts (items_sha256)"
-    numbers = {frozenset(column) for s in (a, b) for items in s.items.values() for column in items[task].values()}
+    columns = [column for side in (a, b) for scores in side.scores.values() for column in scores.items()]
+    numbers = {one.items for column, one in columns if column.task == task}
     if len(numbers) > 1:
         sizes = sorted({len(number) for number in numbers})
         return f"its items differ: {' and '.join(map(str, sizes))} items, or other numbers"
@@ -129,28 +130,24 @@ def _refusal(a: Side, b: Side, task: str) -> str:
 
 
 def _compare_task(found: _Found, a: Side, b: Side, seeds: tuple[list[int], list[int]], task: str) -> None:
-    columns = [key for key in a.items[seeds[0][0]][task] if key in b.items[seeds[1][0]][task]]
-    for key in columns:
-        ours, num_unscored_a = _matrix(a, seeds[0], task, key)
-        theirs, num_unscored_b = _matrix(b, seeds[1], task, key)
-        for side, count in ((a, num_unscored_a), (b, num_unscored_b)):
-            if count:
-                found.notes.append(f"{side.label}, {task} {key[0]}: {count} unscored answers count as not correct")
-        found.scores.append(_compare_column(task, key, ours, theirs))
-        found.primary.setdefault(task, (ours, theirs))
+    for column in a.scores[seeds[0][0]]:
+        if column.task != task or column not in b.scores[seeds[1][0]]:
+            continue
+        ours, theirs = ([side.scores[s][column] for s in own] for side, own in zip((a, b), seeds, strict=True))
+        for side, models in ((a, ours), (b, theirs)):
+            if count := sum(one.num_unscored for one in models):
+                told = f"{side.label}, {task} {column.decoding}: {count} unscored answers count as not correct"
+                found.notes.append(told)
+        matrices = lay_out(ours), lay_out(theirs)
+        found.scores.append(_compare_column(column, *matrices))
+        found.primary.setdefault(task, matrices)
 
 
-def _matrix(side: Side, seeds: list[int], task: str, key: Key) -> tuple[Matrix, int]:
-    """[items, seeds], and how many answers could not be scored."""
-    columns = [side.items[seed][task][key] for seed in seeds]
-    raw = np.array([[np.nan if c[item] is None else c[item] for c in columns] for item in sorted(columns[0])])
-    return np.nan_to_num(raw), int(np.isnan(raw).sum())
-
-
-def _compare_column(task: str, key: Key, a: Matrix, b: Matrix) -> ScoreComparison:
+def _compare_column(column: Column, a: Matrix, b: Matrix) -> ScoreComparison:
     difference = b - a  # one model is compared with each of several: [items, 1] spreads over [items, seeds]
     paired = weigh_difference(b, a).estimate()
-    compared = ScoreComparison(task, *key, estimate_score(a), estimate_score(b), paired, difference.size)
+    asked = column.task, column.decoding, column.metric
+    compared = ScoreComparison(*asked, estimate_score(a), estimate_score(b), paired, difference.size)
     if not np.isin(a, (0, 1)).all() or not np.isin(b, (0, 1)).all():
         return compared
     only_a, only_b = int((difference < 0).sum()), int((difference > 0).sum())

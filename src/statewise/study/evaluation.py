@@ -20,6 +20,7 @@ from statewise.errors import DamagedError, UsageError
 from statewise.integrity import is_there
 from statewise.study.catalog import find_model
 from statewise.study.digest import digest_data
+from statewise.study.item_scores import Scores, lay_out, read_scores
 from statewise.study.model_folder import (
     Origin,
     check_adapter,
@@ -124,14 +125,16 @@ def _faults(out: Path, name: str, record: Mapping[str, Any]) -> dict[str, str]:
     return integrity.faults_of(out, {path: record["sha256"]})
 
 
-def check_scores(out: Path, stored: Mapping[str, Any]) -> None:
-    """Refuse scores that are not those that `eval.json` records.
+def checked_scores(out: Path, stored: Mapping[str, Any]) -> Scores:
+    """The scores that `eval.json` records.
 
     Raises:
-        DamagedError: names the file.
+        DamagedError: they are others; names the file.
     """
-    for name, record in stored.get("tasks", {}).items():
+    tasks: Mapping[str, Any] = stored.get("tasks", {})
+    for name, record in tasks.items():
         integrity.refuse(out, _faults(out, name, record), "run the same `statewise eval` again")
+    return read_scores(out, [f"evals/{name}.parquet" for name in tasks])
 
 
 def _name_of(model: str) -> str:
@@ -295,23 +298,20 @@ def scores_of(out: Path, tasks: tuple[str, ...], stored: dict[str, Any]) -> list
 
     An answer that could not be scored counts as not correct.
     """
-    import numpy as np
-
-    from statewise.study.run_folder import read_items
     from statewise.study.statistics import estimate_score
 
-    check_scores(out, stored)
-    items = read_items(out / "evals", [f"evals/{name}.parquet" for name in stored["tasks"]])
+    scores = checked_scores(out, stored)
     names = dict.fromkeys(stored["asked"][task] for task in tasks)
     return [
         {
             "task": name,
-            "decoding": decoding,
-            "metric": metric,
-            "estimate": asdict(estimate_score(np.array([[score or 0.0] for score in scores.values()]))),
-            "num_unscored": sum(score is None for score in scores.values()),
+            "decoding": column.decoding,
+            "metric": column.metric,
+            "estimate": asdict(estimate_score(lay_out([one]))),
+            "num_unscored": one.num_unscored,
             "protocol": stored["tasks"][name]["protocol"],
         }
         for name in names
-        for (decoding, metric), scores in items[name].items()
+        for column, one in scores.items()
+        if column.task == name
     ]

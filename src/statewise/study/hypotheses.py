@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from statewise.config import PhenomenonSection
 from statewise.records import LEVEL, Largest, PhenomenonSummary, RunSummary
-from statewise.study.measured import FORGETTING, GAIN, Column, Measured
+from statewise.study.measured import FORGETTING, GAIN, Measured
 from statewise.study.plan import BASE
-from statewise.study.statistics import Evidence, weigh_difference, weigh_forgetting
+from statewise.study.statistics import Evidence, weigh_forgetting
 
 ALPHA = 1 - LEVEL
 
@@ -110,7 +110,7 @@ def weigh_runs(measured: Measured) -> tuple[RunFamily, ...]:
     if not measured.columns or not seeds:
         return ()
     target = measured.columns[0]
-    gains = {name: _difference(measured, target, name, BASE, common) for name, common in seeds.items()}
+    gains = {name: measured.difference(target, name, BASE, common) for name, common in seeds.items()}
     families = [RunFamily(GAIN, gains)]
     if measured.retention:
         lost = {name: _forgetting(measured, name, BASE, common) for name, common in seeds.items()}
@@ -146,16 +146,11 @@ def _weigh(measured: Measured, claim: PhenomenonSection, arm: str, seeds: list[i
     if claim.measure == FORGETTING:
         return _forgetting(measured, arm, claim.than, seeds)
     task, _, decoding = claim.measure.partition(":")
-    return _difference(measured, measured.primary(task, decoding or None), arm, claim.than, seeds)
-
-
-def _difference(measured: Measured, column: Column, arm: str, than: str, seeds: list[int]) -> Evidence:
-    return weigh_difference(measured.matrix(arm, column, seeds), measured.matrix(than, column, seeds))
+    return measured.difference(measured.primary(task, decoding or None), arm, claim.than, seeds)
 
 
 def _forgetting(measured: Measured, arm: str, than: str, seeds: list[int]) -> Evidence:
-    before, after = ([measured.matrix(name, c, seeds) for c in measured.retention] for name in (than, arm))
-    return weigh_forgetting(before, after)
+    return weigh_forgetting(measured.retained(than, seeds), measured.retained(arm, seeds))
 
 
 def _summary(tested: _Tested, p_adjusted: float, alpha: float, num_claims: int) -> PhenomenonSummary:

@@ -1,47 +1,35 @@
-"""What was measured in a study, item by item: the columns of its tables and the scores of every arm and seed."""
+"""What was measured in a study: the columns of its tables and the scores of every arm and seed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-import numpy as np
+from dataclasses import dataclass
 
 from statewise.config import StudyConfig
-from statewise.study.statistics import Matrix
+from statewise.study.item_scores import Column, Scores, lay_out
+from statewise.study.statistics import Evidence, Matrix, weigh_difference
 
 GAIN, FORGETTING = "gain", "forgetting"
 
 
 @dataclass(frozen=True)
-class Column:
-    """One measured score: a task, how it was decoded, and lm-eval's metric; of all its items, or those of a member."""
-
-    task: str
-    decoding: str
-    metric: str
-    heading: str
-    member: str = ""
-
-    @property
-    def key(self) -> str:
-        return f"{self.task}:{self.decoding}:{self.metric}" + (f":{self.member}" if self.member else "")
-
-
-@dataclass(frozen=True)
 class Measured:
-    """The items of every arm and seed: `scores[arm, seed][column key]` is float64 [items], nan where unscored.
-
-    `answers[arm, seed]`: how many answers to the target's items were generated, cut at the limit of tokens, and right.
-    """
+    """The scores of every arm and seed that was evaluated."""
 
     config: StudyConfig
     columns: tuple[Column, ...]
-    scores: dict[tuple[str, int], dict[str, Matrix]]
-    answers: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
+    scores: dict[tuple[str, int], Scores]
 
     def matrix(self, arm: str, column: Column, seeds: list[int]) -> Matrix:
         """[items, seeds]; an answer that could not be scored counts as not correct, and is reported as unscored."""
-        return np.nan_to_num(np.stack([self.scores[arm, seed][column.key] for seed in seeds], axis=1))
+        return lay_out([self.scores[arm, seed][column] for seed in seeds])
+
+    def retained(self, arm: str, seeds: list[int]) -> list[Matrix]:
+        """The matrices of the retention tasks."""
+        return [self.matrix(arm, column, seeds) for column in self.retention]
+
+    def difference(self, column: Column, arm: str, than: str, seeds: list[int]) -> Evidence:
+        """`arm` minus `than`, paired by item and seed."""
+        return weigh_difference(self.matrix(arm, column, seeds), self.matrix(than, column, seeds))
 
     def seeds_of(self, *arms: str) -> list[int]:
         """The seeds in which all of `arms` were evaluated."""

@@ -8,14 +8,13 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-import numpy as np
-
 from statewise.errors import UsageError
 from statewise.model_records import ModelFacts, ModelScore
 from statewise.records import Estimate
+from statewise.study.item_scores import Scores, lay_out
 from statewise.study.model_folder import origin_of_arm, split_revision
 from statewise.study.plan import BASE
-from statewise.study.run_folder import Items, RunFolder, read_object
+from statewise.study.run_folder import RunFolder, read_object
 from statewise.study.statistics import Matrix, estimate_score, weigh_difference, weigh_forgetting
 
 LICENSE = re.compile(r"\A---\n(?:.*\n)*?license: *(\S+) *\n(?:.*\n)*?---\n")  # front matter of a model card
@@ -33,9 +32,8 @@ def read_facts(run: RunFolder, arm: str, seed: int, name: str) -> ModelFacts:
     origin = origin_of_arm(run, arm)
     base_model, revision = split_revision(shared.model)
     trained, evaluated = run.record(arm, seed, "train"), run.record(arm, seed, "evaluate")
-    items = run.items(arm, seed)
-    base = run.items(BASE, seed) if arm != BASE else {}
-    scores, of_base = _columns(items, summary["columns"]), _columns(base, summary["columns"])
+    scores = _matrices(run.scores(arm, seed), summary["columns"])
+    of_base = _matrices(run.scores(BASE, seed), summary["columns"]) if arm != BASE else {}
     against_base = described.get("against_base", {})
     provenance = {
         "study_fingerprint": read_object(run.folder / "plan.json").get("fingerprint", ""),
@@ -87,14 +85,9 @@ def _read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _columns(items: Items, columns: Mapping[str, str]) -> dict[str, Matrix]:
-    """[items, 1] by column key "task:decoding:metric"; unscored answers count as not correct."""
-    found = {
-        f"{task}:{decoding}:{metric}": np.array([[scores[item] or 0.0] for item in sorted(scores)])
-        for task, by_key in items.items()
-        for (decoding, metric), scores in by_key.items()
-    }
-    return {key: found[key] for key in columns if key in found}
+def _matrices(scores: Scores, columns: Mapping[str, str]) -> dict[str, Matrix]:
+    """[items, 1] by the key of a column."""
+    return {column.key: lay_out([one]) for column, one in scores.items() if column.key in columns}
 
 
 def _score(key: str, heading: str, scores: Mapping[str, Matrix], base: Mapping[str, Matrix]) -> ModelScore:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from statewise import integrity, records
+from statewise import integrity
 from statewise.config import StudyConfig, read_study
 from statewise.errors import DamagedError, UsageError, unknown
 from statewise.integrity import is_there
+from statewise.study.item_scores import Scores, read_scores
 from statewise.study.plan import BASE
 from statewise.study.store import ADVICE, PLAN, RESULT_NAMES, STUDY, Store, faults_of_node
-
-Key = tuple[str, str]  # decoding, metric
-Items = dict[str, dict[Key, dict[int, float | None]]]
 
 
 @dataclass(frozen=True)
@@ -68,10 +66,10 @@ class RunFolder:
             integrity.refuse(path.parent, faults_of_node(path.parent, action, stored), ADVICE)
         return {key: value for key, value in stored.items() if is_sealed or key != "files"}
 
-    def items(self, arm: str, seed: int) -> Items:
+    def scores(self, arm: str, seed: int) -> Scores:
         """The scores of an arm and seed, checked; {} where it was not evaluated."""
         record = self.record(arm, seed, "evaluate")
-        return read_items(self.arm_folder(arm, seed) / "evals", record.get("files")) if record else {}
+        return read_scores(self.arm_folder(arm, seed), record.get("files")) if record else {}
 
 
 def is_older(record: Mapping[str, Any]) -> bool:
@@ -103,17 +101,3 @@ def read_object(path: Path) -> dict[str, Any]:
         DamagedError: the file is damaged.
     """
     return integrity.read_either(path)[0]
-
-
-def read_items(folder: Path, files: Iterable[str] | None = None) -> Items:
-    """The scores of an `evals` folder: task → (decoding, metric) → item → score; None where it could not be scored.
-
-    `files`: names to read of those there, others are left alone; None: all, as an older version recorded.
-    """
-    items: Items = {}
-    names = None if files is None else {Path(name).name for name in files if Path(name).parent.name == "evals"}
-    for path in sorted(path for path in folder.glob("*.parquet") if names is None or path.name in names):
-        for row in records.read_table(path):
-            column = items.setdefault(path.stem, {}).setdefault((row["decoding"], row["metric"]), {})
-            column[row["item"]] = row["score"]
-    return items

@@ -9,24 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from statewise.errors import UsageError
-from statewise.study.evaluation import HEADER, check_scores
+from statewise.study.evaluation import HEADER, checked_scores
+from statewise.study.item_scores import Scores
 from statewise.study.model_folder import Origin, origin_of_arm
 from statewise.study.plan import BASE
-from statewise.study.run_folder import Items, is_older, open_run, read_items, read_object
+from statewise.study.run_folder import is_older, open_run, read_object
 
 SOLE = -1  # stands for the seed of a model that has none
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison. `items`: per seed; `protocols` and `digests`: per task, all values over the seeds.
+    """One side of a comparison. `scores`: per seed; `protocols` and `digests`: per task, all values over the seeds.
 
     `devices`: on what and in which precision it was computed, where that was recorded. `is_older`: recorded without
     digests of the files, so that nothing tells whether they changed.
     """
 
     label: str
-    items: dict[int, Items]
+    scores: dict[int, Scores]
     protocols: dict[str, set[str]]
     digests: dict[str, set[str]]
     origin: Origin
@@ -37,12 +38,12 @@ class Side:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return tuple(self.items)
+        return tuple(self.scores)
 
     @property
     def tasks(self) -> list[str]:
         """Tasks that every seed was evaluated on."""
-        first, *others = self.items.values()
+        first, *others = [dict.fromkeys(column.task for column in scores) for scores in self.scores.values()]
         return [task for task in first if all(task in other for other in others)]
 
 
@@ -70,11 +71,10 @@ def read_side(text: str) -> Side:
 
 def _read_evaluation(folder: Path) -> Side:
     stored = read_object(folder / HEADER)
-    check_scores(folder, stored)
+    scores = checked_scores(folder, stored)
     model, tasks = stored.get("model", {}), stored.get("tasks", {})
     if not tasks:
         raise UsageError(f"{folder}: no task was evaluated yet; run the same `statewise eval` again")
-    items = read_items(folder / "evals", [f"evals/{task}.parquet" for task in tasks])
     origin = Origin(
         arm=model.get("arm", ""),
         base_name=model.get("base_model", ""),
@@ -83,7 +83,7 @@ def _read_evaluation(folder: Path) -> Side:
     )
     return Side(
         label=str(folder),
-        items={SOLE: items},
+        scores={SOLE: scores},
         protocols={task: {record["protocol"]} for task, record in tasks.items()},
         digests={task: {record["items_sha256"]} for task, record in tasks.items()},
         origin=origin,
@@ -115,9 +115,9 @@ def _read_arm(folder: Path, arm: str, seed_text: str | None, label: str) -> Side
         for into, key in ((protocols, "protocols"), (digests, "items_sha256")):
             for task, value in record.get(key, {}).items():
                 into.setdefault(task, set()).add(value)
-    items = {seed: run.items(arm, seed) for seed in evaluated}
+    scores = {seed: run.scores(arm, seed) for seed in evaluated}
     older = any(is_older(record) for record in evaluated.values())
     origin = origin_of_arm(run, arm)
     weights = origin.base_sha256 if arm == BASE else ""
     devices = frozenset(record["device"] for record in evaluated.values() if "device" in record)
-    return Side(label, items, protocols, digests, origin, weights, run.config.shared.target, devices, older)
+    return Side(label, scores, protocols, digests, origin, weights, run.config.shared.target, devices, older)

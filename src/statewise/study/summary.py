@@ -7,6 +7,7 @@ the report.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -21,31 +22,38 @@ from statewise.records import DriftEstimate, EffectTable, Estimate, RunSummary, 
 from statewise.study.anova import Cell, estimate_effects
 from statewise.study.estimate import plan_budgets
 from statewise.study.hypotheses import hold_together, judge_claims, weigh_runs
-from statewise.study.measured import FORGETTING, GAIN, Column, Measured
+from statewise.study.item_scores import Column, Scores, read_scores
+from statewise.study.measured import FORGETTING, GAIN, Measured
 from statewise.study.plan import BASE, Node, Plan
 from statewise.study.statistics import (
-    Matrix,
     estimate_retention_ratio,
     estimate_score,
-    weigh_difference,
     weigh_forgetting,
 )
 from statewise.study.store import Store
 
+Results = dict[Node, dict[str, Any]]
+
 
 def summarise(plan: Plan, store: Store, environment: dict[str, str]) -> StudySummary:
     """Summarise what is done; arms that are not yet evaluated are left out and named among the problems."""
-    config = plan.config
-    measured = _measure(plan, store)
-    names = [BASE, *config.arms]
+    config, (results, damaged) = plan.config, _read_results(plan, store)
+    evaluated = {
+        node: result
+        for node, result in results.items()
+        if node.action == "evaluate" and result.get("status") == "evaluated"
+    }
+    measured = _measure(config, store, evaluated)
     planned = plan_budgets(plan)
-    runs = tuple(replace(_summarise_run(plan, store, measured, name), planned=planned.get(name, {})) for name in names)
+    runs = tuple(
+        replace(_summarise_run(plan, store, measured, results, name), planned=planned.get(name, {}))
+        for name in [BASE, *config.arms]
+    )
     target = measured.columns[0].key if measured.columns else ""
     families = weigh_runs(measured)
-    missing = [node.id for node in plan.nodes if store.result(node) is None]
+    missing = [node.id for node in plan.nodes if node not in results]
     problems = [f"not done yet: {', '.join(missing)}"] if missing else []
-    problems += _damaged(plan, store)
-    problems += [*_mixed(plan, store), *_problems(plan, store, measured)]
+    problems += [*damaged, *_mixed(plan, evaluated.values()), *_problems(results, measured)]
     reference = config.reference
     return StudySummary(
         name=config.study.name,
@@ -53,7 +61,7 @@ def summarise(plan: Plan, store: Store, environment: dict[str, str]) -> StudySum
         columns={column.key: column.heading for column in measured.columns},
         target=target,
         retention=tuple(column.key for column in measured.retention),
-        protocols=_protocols(plan, store),
+        protocols=next((dict(result["protocols"]) for result in evaluated.values()), {}),
         runs=hold_together(runs, families, target),
         phenomena=judge_claims(measured),
         environment=environment,
@@ -82,47 +90,47 @@ def write_summary(summary: StudySummary, store: Store) -> None:
     integrity.write_sealed(store.folder / "summary.json", summarised)
 
 
-def _measure(plan: Plan, store: Store) -> Measured:
-    config = plan.config
-    tasks = [config.shared.target, *config.shared.retention]
-    scores: dict[tuple[str, int], dict[str, Matrix]] = {}
-    seen: dict[str, Column] = {}
-    answers: dict[tuple[str, int], dict[str, int]] = {}
-    for node in _evaluated(plan, store):
-        folder = store.arm_folder(node.arm, node.seed) / "evals"
-        by_key: dict[str, dict[int, float]] = {}
-        rows = [row for task in tasks for row in records.read_table(folder / f"{task}.parquet")]
-        answers[node.arm, node.seed] = _count_answers(config, rows)
-        for row in rows:
-            whole = Column(row["task"], row["decoding"], row["metric"], "")
-            # Parts are told apart of the target alone; of others, as MMLU's 57, they would be kept and never shown.
-            parts = [replace(whole, member=row["member"])] if row["task"] == config.shared.target else []
-            for column in (whole, *parts):
-                seen.setdefault(column.key, column)
-                by_key.setdefault(column.key, {})[row["item"]] = np.nan if row["score"] is None else row["score"]
-        scores[node.arm, node.seed] = {k: np.array([v[i] for i in sorted(v)]) for k, v in by_key.items()}
-    return Measured(config, _choose_columns(config, list(seen.values())), scores, answers)
+def _read_results(plan: Plan, store: Store) -> tuple[Results, list[str]]:
+    """What every node that is done left; and what was damaged while the run went on, which does not enter the table."""
+    results: Results = {}
+    damaged = []
+    for node in plan.nodes:
+        try:
+            result = store.checked_result(node)
+        except DamagedError as error:
+            damaged.append(f"{node.id}: {error}")
+            continue
+        if result is not None:
+            results[node] = result
+    return results, damaged
 
 
-def _count_answers(config: StudyConfig, rows: list[dict[str, Any]]) -> dict[str, int]:
+def _measure(config: StudyConfig, store: Store, evaluated: Results) -> Measured:
+    # Parts are told apart of the target alone; of others, as MMLU's 57, they would be kept and never shown.
+    scores = {
+        (node.arm, node.seed): read_scores(store.arm_folder(node.arm, node.seed), result["files"], config.shared.target)
+        for node, result in evaluated.items()
+    }
+    seen = dict.fromkeys(column for one in scores.values() for column in one)
+    return Measured(config, _choose_columns(config, list(seen)), scores)
+
+
+def _count_answers(config: StudyConfig, scores: Scores) -> dict[str, int]:
     """What became of the answers to the target's items that a model generated in evaluation, greedy and sampled."""
     shared = config.shared
-    own = [
-        row
-        for row in rows
-        if (row["task"], row["metric"]) == (shared.target, shared.reward_metric)
-        and row.get("is_finished") is not None  # several answers in a row, or an earlier version
+    answers = [
+        (not is_finished, score > 0)
+        for column, own in scores.items()
+        if (column.task, column.metric, column.member) == (shared.target, shared.reward_metric, "")
+        for score, is_finished in zip(own.values.tolist(), own.finished, strict=True)
+        if is_finished is not None
     ]
-    cut, right = [not row["is_finished"] for row in own], [(row["score"] or 0) > 0 for row in own]
     return {
-        "num_answers": len(own), "num_unfinished": sum(cut), "num_rewarded": sum(right),
-        "num_rewarded_unfinished": sum(map(all, zip(cut, right, strict=True))),
-    }  # fmt: skip
-
-
-def _evaluated(plan: Plan, store: Store) -> list[Node]:
-    nodes = [node for node in plan.nodes if node.action == "evaluate"]
-    return [node for node in nodes if (store.result(node) or {}).get("status") == "evaluated"]
+        "num_answers": len(answers),
+        "num_unfinished": sum(is_cut for is_cut, _ in answers),
+        "num_rewarded": sum(is_right for _, is_right in answers),
+        "num_rewarded_unfinished": sum(is_cut and is_right for is_cut, is_right in answers),
+    }
 
 
 def _choose_columns(config: StudyConfig, seen: list[Column]) -> tuple[Column, ...]:
@@ -155,47 +163,39 @@ def _heading(column: Column, others: list[Column]) -> str:
     return f"{column.task}{detail}"
 
 
-def _summarise_run(plan: Plan, store: Store, measured: Measured, name: str) -> RunSummary:
-    config = plan.config
-    arm = config.arms.get(name)
-    nodes = [node for node in plan.nodes if node.action == "train" and node.arm == name]
-    trained = [store.result(node) or {} for node in nodes]
+def _summarise_run(plan: Plan, store: Store, measured: Measured, results: Results, name: str) -> RunSummary:
+    arm = plan.config.arms.get(name)
+    trained = {node.seed: one for node, one in results.items() if (node.action, node.arm) == ("train", name)}
     seeds, paired = measured.seeds_of(name), measured.seeds_of(name, BASE)
     columns = measured.columns
     teacher = arm.teacher if arm else None
     with_teacher = measured.seeds_of(name, teacher) if teacher else []
     is_compared = name != BASE and bool(paired)
-    base = [measured.matrix(BASE, column, paired) for column in measured.retention] if is_compared else []
-    post = [measured.matrix(name, column, paired) for column in measured.retention] if is_compared else []
+    base, post = (measured.retained(one, paired) if is_compared else [] for one in (BASE, name))
     return RunSummary(
         arm=name,
         label=(arm.label or name) if arm else "base",
         num_seeds=len(seeds),
-        num_diverged=sum(result.get("status") == "diverged" for result in trained),
+        num_diverged=sum(result.get("status") == "diverged" for result in trained.values()),
         recipe=_recipe(plan, name),
         scores={c.key: estimate_score(measured.matrix(name, c, seeds)) for c in columns} if seeds else {},
-        against_base={c.key: _difference(measured, c, name, BASE, paired) for c in columns} if is_compared else {},
+        against_base=_against(measured, name, BASE, paired) if name != BASE else {},
         teacher=teacher,
-        against_teacher={c.key: _difference(measured, c, name, str(teacher), with_teacher) for c in columns}
-        if with_teacher
-        else {},
+        against_teacher=_against(measured, name, str(teacher), with_teacher),
         forgetting=weigh_forgetting(base, post).estimate() if base else None,
         retention_ratio=estimate_retention_ratio(base, post) if base else None,
         drift=_drift(store, name, seeds),
-        budget=_mean_budget(trained),
-        answers=_add([result.get("answers") for result in trained]),
-        evaluated_answers=_add([measured.answers.get((name, seed)) for seed in seeds]),
+        budget=_mean_budget(list(trained.values())),
+        answers=_add([result.get("answers") for result in trained.values()]),
+        evaluated_answers=_add([_count_answers(plan.config, measured.scores[name, seed]) for seed in seeds]),
         levels=dict(arm.levels) if arm else {},
-        state_hashes={
-            str(node.seed): str(result["state_hash"])
-            for node, result in zip(nodes, trained, strict=True)
-            if "state_hash" in result
-        },
+        state_hashes={str(seed): str(one["state_hash"]) for seed, one in trained.items() if "state_hash" in one},
     )
 
 
-def _difference(measured: Measured, column: Column, arm: str, than: str, seeds: list[int]) -> Estimate:
-    return weigh_difference(measured.matrix(arm, column, seeds), measured.matrix(than, column, seeds)).estimate()
+def _against(measured: Measured, arm: str, than: str, seeds: list[int]) -> dict[str, Estimate]:
+    """The difference of two runs in every column; {} where they have no seed in common."""
+    return {c.key: measured.difference(c, arm, than, seeds).estimate() for c in measured.columns if seeds}
 
 
 def _effects(measured: Measured) -> tuple[EffectTable, ...]:
@@ -262,36 +262,22 @@ def _mean_budget(results: list[dict[str, object]]) -> dict[str, float]:
     return {key: float(np.mean([budget.get(key, 0.0) for budget in budgets])) for key in keys}
 
 
-def _problems(plan: Plan, store: Store, measured: Measured) -> list[str]:
+def _problems(results: Results, measured: Measured) -> list[str]:
     """What a reader must know beside the table: diverged and skipped arms, unscored answers."""
     problems = []
-    for node in plan.nodes:
-        result = store.result(node) or {}
+    for node, result in results.items():
         if result.get("status") in ("diverged", "skipped"):
             problems.append(f"{node.id} {result['status']}: {result['reason']}")
         problems += [f"{node.id}: {note}" for note in result.get("notes", [])]
     for (arm, seed), scores in measured.scores.items():
         for column in measured.columns:
-            unscored = int(np.isnan(scores[column.key]).sum())
-            if unscored:
+            if unscored := scores[column].num_unscored:
                 problems.append(f"{arm} seed {seed}: {unscored} answers of {column.heading} could not be scored")
     return problems
 
 
-def _damaged(plan: Plan, store: Store) -> list[str]:
-    """What was damaged while the run went on, and does not enter the table."""
-    told = []
-    for node in plan.nodes:
-        try:
-            store.checked_result(node)
-        except DamagedError as error:
-            told.append(f"{node.id}: {error}")
-    return told
-
-
-def _mixed(plan: Plan, store: Store) -> list[str]:
+def _mixed(plan: Plan, results: Collection[dict[str, Any]]) -> list[str]:
     """What differs between evaluations that are compared: a folder that moved between machines or versions."""
-    results = [store.result(node) or {} for node in _evaluated(plan, store)]
     problems = []
     for task in plan.tasks:
         for key, what in (("protocols", "protocols"), ("items_sha256", "items")):
@@ -301,9 +287,3 @@ def _mixed(plan: Plan, store: Store) -> list[str]:
     if len(devices) > 1:
         problems.append(f"evaluated on different devices or in different precisions: {'; '.join(devices)}")
     return problems
-
-
-def _protocols(plan: Plan, store: Store) -> dict[str, str]:
-    for node in _evaluated(plan, store):
-        return dict((store.result(node) or {})["protocols"])
-    return {}
