@@ -23,7 +23,7 @@ from transformers import GenerationConfig
 from trl import SFTConfig, SFTTrainer
 from updates import RandomTexts
 
-from statewise.config import UpdateSection
+from statewise.config.study import UpdateSection
 from statewise.locality.adapter import Full
 from statewise.loop.build import Material, Recipe, build
 from statewise.loop.train import supervise

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from statewise.config import UpdateSection
+from statewise.config.study import UpdateSection
 from statewise.locality.adapter import ADAPTERS
 from statewise.loop.build import Material, Recipe, Setup, build
 from statewise.loop.train import supervise

@@ -8,12 +8,12 @@ import numpy as np
 from safetensors.numpy import save_file
 from study_fixture import STUDY, fake_model, small_plan
 
-from statewise import records
 from statewise.batch import Trajectory, collate
+from statewise.folder.store import Store
 from statewise.loop.recorder import Recorder
-from statewise.study import executor, nodes, run
-from statewise.study.nodes import Workplace, run_node
-from statewise.study.store import Store
+from statewise.run import executor, nodes, run
+from statewise.run.nodes import Workplace, run_node
+from statewise.storage import records
 
 TASKS = {
     "pocket_math": ("greedy", "exact_match,flexible-extract"),

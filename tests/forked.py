@@ -12,7 +12,7 @@ from multiprocessing import forkserver
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = [
     "pytest", "statewise.cli", "statewise.progress", "statewise.report.page", "statewise.report.terminal",
-    "statewise.study.run", "statewise.study.nodes", "torch", "transformers", "lm_eval",
+    "statewise.run.run", "statewise.run.nodes", "torch", "transformers", "lm_eval",
     "transformers.models.qwen3.modeling_qwen3",
 ]  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 
-from statewise.records import (
+from statewise.storage.records import (
     DriftEstimate,
     Effect,
     EffectTable,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from statewise import integrity, records
-from statewise.config import read_study, to_toml
-from statewise.records import ITEM_SCHEMA, Estimate
-from statewise.study.model_folder import digest_weights
-from statewise.study.store import LEFT
+from statewise.config.study import read_study, to_toml
+from statewise.folder.store import LEFT
+from statewise.plan.digest import digest_weights
+from statewise.storage import integrity, records
+from statewise.storage.records import ITEM_SCHEMA, Estimate
 
 STUDY = """\
 [study]

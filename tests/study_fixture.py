@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from statewise.config import read_study_and_place
-from statewise.study.plan import Node, Plan, make_plan
+from statewise.config.study import read_study_and_place
+from statewise.plan.dag import Node, Plan, make_plan
 
 STUDY = """\
 [study]

@@ -17,27 +17,21 @@ PACKAGE = Path(statewise.__file__).parent
 ROOT = PACKAGE.parents[1]
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 LEVELS = {
-    "__main__": 8,
-    "cli": 7, "cli_models": 7, "progress": 7,
-    "study": 6, "report": 6, "pocket": 6,
+    "__main__": 11,
+    "cli": 10, "cli_models": 10, "progress": 10,
+    "run": 9, "models": 9,
+    "results": 8, "report": 8,
+    "folder": 7,
+    "plan": 6, "pocket": 6,
     "loop": 5, "evals": 5,
     "config": 4,
     "states": 3, "signals": 3, "locality": 3, "drift": 3,
     "policy": 2,
-    "tasks": 1, "refusals": 1, "grid": 1, "overrides": 1, "place": 1, "assets": 1,
-    "entry": 1,
-    "types": 0, "kind": 0, "registry": 0, "records": 0, "model_records": 0, "state_records": 0, "integrity": 0,
-    "errors": 0, "seeding": 0, "batch": 0, "output_folder": 0, "printing": 0, "parsing": 0, "rows": 0, "streams": 0,
-    "interruption": 0,
+    "tasks": 1, "assets": 1, "console": 1,
+    "storage": 0, "types": 0, "batch": 0, "kind": 0, "registry": 0, "errors": 0, "seeding": 0,
 }  # fmt: skip
-# The files that are one room: commands about single models, and what is shown while a run goes on; a study file, its
-# grid, its overrides and where its keys stand.
-SAME_ROOM = {
-    ("cli", "cli_models"),
-    ("cli", "progress"),
-    ("place", "grid"),
-    ("place", "overrides"),
-}
+# The files that are one room: commands about single models, and what is shown while a run goes on.
+SAME_ROOM = {("cli", "cli_models"), ("cli", "progress")}
 # Level 0 is the vocabulary: its files may use each other (`types` raises an error of `errors`).
 VOCABULARY = 0
 

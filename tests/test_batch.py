@@ -6,7 +6,7 @@ from typing import Annotated
 import numpy as np
 import pytest
 
-from statewise import batch, records
+from statewise import batch
 from statewise.batch import (
     COLUMNS,
     Column,
@@ -18,6 +18,7 @@ from statewise.batch import (
     states_of_rows,
     take_rows,
 )
+from statewise.storage import records
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import pytest
 from report_fixture import fake_study
 from study_fixture import STUDY, write_study
 
-from statewise import records
 from statewise.report.summary_json import summary_to_json
-from statewise.study.executor import Outcome
+from statewise.run.executor import Outcome
+from statewise.storage import records
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def fake_run(monkeypatch):
                 raise outcome
             return outcome, summary
 
-        monkeypatch.setattr("statewise.study.run.run_study", run_study)
+        monkeypatch.setattr("statewise.run.run.run_study", run_study)
         monkeypatch.setattr("statewise.report.page.write_report", lambda summary, folder: folder / "report.html")
 
     return end_with

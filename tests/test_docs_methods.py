@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import statewise
-from statewise.config import BudgetSection, UpdateSection
+from statewise.config.study import BudgetSection, UpdateSection
 from statewise.locality import LOCALITIES
+from statewise.plan.cells import matrix
 from statewise.signals import SIGNALS
 from statewise.states import SOURCES
 from statewise.states.ramp import Ramp
-from statewise.study.cells import matrix
 
 DOCS = Path(statewise.__file__).parents[2] / "docs"
 # Of a table of methods.md: states, signal, name, source, differs.

@@ -7,7 +7,7 @@ import pytest
 
 from statewise.drift.features import FeatureConfig, extract_features, hash_ngrams
 from statewise.errors import UsageError
-from statewise.records import ROLLOUT_SCHEMA, read_table, write_table
+from statewise.storage.records import ROLLOUT_SCHEMA, read_table, write_table
 from statewise.types import Rollout
 
 

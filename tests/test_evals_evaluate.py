@@ -26,7 +26,7 @@ from statewise.pocket.world import World, write_benchmarks
 from statewise.policy.load import Policy
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.texts import decode, encode
-from statewise.records import ITEM_SCHEMA
+from statewise.storage.records import ITEM_SCHEMA
 from statewise.tasks.items import choose
 from statewise.tasks.load import load_task
 from statewise.tasks.task_file import read_task_file

@@ -6,12 +6,12 @@ from peft.tuners.lora import LoraLayer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from statewise.batch import Trajectory, collate
+from statewise.config.refusals import read_kind
 from statewise.errors import UsageError
 from statewise.locality.adapter import Adapter, Full, Lora
 from statewise.policy.load import Policy, copy_policy, load_policy, save_weights
 from statewise.policy.lora import merge_adapters
 from statewise.policy.score import state_hidden
-from statewise.refusals import read_kind
 
 IDS = torch.arange(40).reshape(2, 20)
 

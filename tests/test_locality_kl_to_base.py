@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Categorical, kl_divergence
 
+from statewise.config.refusals import read_kind
 from statewise.errors import UsageError
 from statewise.locality import LOCALITIES, Locality
 from statewise.locality.kl_to_base import KLToBase
-from statewise.refusals import read_kind
 from statewise.types import SignalInputs
 
 K3 = KLToBase(estimator="k3")

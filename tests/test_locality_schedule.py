@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statewise.config import UpdateSection
+from statewise.config.study import UpdateSection
 from statewise.locality.schedule import Schedule
 from statewise.loop.update import schedule_of
 

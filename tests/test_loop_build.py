@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import byte_tokenizer
 
-from statewise.config import UpdateSection
+from statewise.config.study import UpdateSection
 from statewise.errors import UsageError
 from statewise.locality.adapter import Full
 from statewise.loop.build import Material, Recipe, build

@@ -17,12 +17,12 @@ from statewise.locality import LOCALITIES
 from statewise.locality.adapter import ADAPTERS
 from statewise.loop.train import Observer, train
 from statewise.loop.update import Updater
+from statewise.plan.cells import refusal
 from statewise.policy.score import action_logprobs, batch_tensors, state_hidden
 from statewise.signals import SIGNALS, WeightedSignal
 from statewise.states import SOURCES, RecordedStates
 from statewise.states.mixture import Part
 from statewise.states.ramp import Ramp
-from statewise.study.cells import refusal
 
 
 def mixture(*parts, per="trajectory"):

@@ -7,10 +7,10 @@ import json
 import pytest
 from test_loop_build import ToyTask
 
+from statewise.config.refusals import read_kind
 from statewise.errors import UsageError
 from statewise.locality import LOCALITIES
 from statewise.loop.documents import encode_examples, read_documents, remembered_prompts, rule_of, told
-from statewise.refusals import read_kind
 from statewise.states import SOURCES, Source
 from statewise.types import Example
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from statewise import records
 from statewise.batch import Trajectory, collate, state_rows, states_of_rows
 from statewise.loop.recorder import Recorder
-from statewise.state_records import chain_hash
+from statewise.storage import records
+from statewise.storage.state_records import chain_hash
 
 
 def make_states(step=0):

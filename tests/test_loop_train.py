@@ -10,13 +10,13 @@ from test_loop_build import make_setup, make_source
 from test_loop_checkpoint import KilledError, kill_at
 from test_loop_contract import stop_before, written
 
-from statewise import records
 from statewise.errors import DivergedError, InterruptedTrainingError
 from statewise.locality.adapter import Lora
 from statewise.loop.build import Material
 from statewise.loop.train import Observer, mismatch_problem, train
 from statewise.policy.load import copy_policy
 from statewise.signals import SIGNALS
+from statewise.storage import records
 
 ALWAYS = {
     "step", "loop/loss_nats", "loop/grad_norm", "loop/lr", "loop/num_micro_batches", "loop/padding_rate",

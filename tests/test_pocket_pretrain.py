@@ -12,10 +12,10 @@ import torch
 from tokenizers import Tokenizer
 
 from statewise.assets import POCKET_MODEL
+from statewise.plan.request import StudyRequest, plan_study
 from statewise.pocket.pretrain import SIZES, Stage, blocks, lr_at, pretrain, train_tokenizer
 from statewise.pocket.world import BROAD, World
 from statewise.policy.load import load_policy
-from statewise.study.request import StudyRequest, plan_study
 from statewise.tasks.load import load_task
 
 CONFIG = dataclasses.replace(SIZES["smoke"], world_seed=7, num_threads=1)

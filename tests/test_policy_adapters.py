@@ -11,9 +11,9 @@ from test_policy_families import GPT, LLAMA, build_model
 from transformers import AutoModelForCausalLM
 
 from statewise.errors import UsageError
+from statewise.models.model_folder import check_adapter
 from statewise.policy.load import load_policy, save_weights
 from statewise.policy.lora import add_adapter, load_adapter, merge_adapters, save_adapter
-from statewise.study.model_folder import check_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft's, of its own kinds
 IDS = torch.arange(40).reshape(2, 20)

@@ -14,7 +14,7 @@ from tokenizers import processors
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from statewise.batch import Trajectory, collate
-from statewise.config import UpdateSection
+from statewise.config.study import UpdateSection
 from statewise.errors import UsageError
 from statewise.evals.policy_lm import PolicyLM
 from statewise.locality.adapter import Full

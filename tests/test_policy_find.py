@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 
 from statewise.assets import POCKET_MODEL
 from statewise.errors import UsageError
+from statewise.plan.catalog import find_model
 from statewise.policy.find import count_parameters, look_up_model, resolve_model
 from statewise.policy.load import load_policy, save_weights
-from statewise.study.catalog import find_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "some-org/Toy-1.0"

@@ -9,9 +9,9 @@ from rich.console import Console
 from study_fixture import STUDY, node_named, small_plan
 
 from statewise import progress
+from statewise.plan.estimate import PlanEstimate, estimate_plan
 from statewise.progress import ProgressDisplay, plan_table
-from statewise.study.estimate import PlanEstimate, estimate_plan
-from statewise.study.executor import NodeEvent
+from statewise.run.executor import NodeEvent
 
 DONE = {"status": "trained", "node_s": 5.0}
 

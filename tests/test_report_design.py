@@ -12,11 +12,11 @@ from report_fixture import RATES, SIGNALS, SOURCES, diverged, fake_design, fake_
 from rich.console import Console
 from test_report_page import Page
 
-from statewise.records import EffectTable, Estimate
 from statewise.report import design, figures, sentences, tables
 from statewise.report.page import render_page
 from statewise.report.summary_json import summary_from_json, summary_to_json
 from statewise.report.terminal import render_terminal
+from statewise.storage.records import EffectTable, Estimate
 
 SMALL = {"sources": SOURCES[:3], "signals": SIGNALS[:3], "rates": RATES[:1]}
 

@@ -3,9 +3,9 @@ import math
 import pytest
 from report_fixture import estimate
 
-from statewise.records import Estimate
 from statewise.report import numbers
 from statewise.report.text import clean, keep_together, to_ascii
+from statewise.storage.records import Estimate
 
 
 @pytest.mark.parametrize(

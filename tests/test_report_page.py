@@ -8,10 +8,10 @@ from report_fixture import diverged, fake_study, replace_run, run_named, trained
 
 from statewise.drift.measure import DriftValue
 from statewise.drift.over_seeds import over_seeds
-from statewise.records import DriftEstimate, Estimate, Largest
 from statewise.report import figures, sentences, tables
 from statewise.report.page import render_page, write_report
 from statewise.report.summary_json import summary_from_json, summary_to_json
+from statewise.storage.records import DriftEstimate, Estimate, Largest
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 

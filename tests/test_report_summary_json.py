@@ -4,9 +4,9 @@ import pytest
 from report_fixture import diverged, fake_study, replace_run, run_named
 
 from statewise.errors import UsageError
-from statewise.records import StudySummary
 from statewise.report.page import render_page
 from statewise.report.summary_json import summary_from_json, summary_to_json
+from statewise.storage.records import StudySummary
 
 
 def test_a_summary_survives_the_way_through_json():

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from statewise.config.refusals import read_kind
 from statewise.errors import UsageError
-from statewise.refusals import read_kind
 from statewise.signals import JSD, ForwardKL, ReverseKL, Signal
 from statewise.types import SignalInputs
 

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 from test_loop_build import ToyTask, make_setup, make_source
 
-from statewise import integrity, records
 from statewise.errors import UsageError
 from statewise.loop.train import Observer, train
+from statewise.plan.replay import digest_record, open_record
 from statewise.signals import SIGNALS
-from statewise.state_records import chain_hash
 from statewise.states import SOURCES
-from statewise.study.recorded import digest_record, open_record
+from statewise.storage import integrity, records
+from statewise.storage.state_records import chain_hash
 
 SHARED = {"target": "toy", "reward_metric": "exact"}
 

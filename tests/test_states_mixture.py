@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_loop_build import make_setup, make_source
 
+from statewise.config.refusals import read_kind
 from statewise.errors import UsageError
-from statewise.refusals import read_kind
 from statewise.signals import SIGNALS
 from statewise.states import SOURCES, EncodedExample, RecordedStates, Source, SourceContext
 from statewise.states.mixture import Mixture, Part

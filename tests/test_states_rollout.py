@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from statewise.config.refusals import read_kind
 from statewise.errors import UsageError
 from statewise.policy.sampler import Sampling, sample
-from statewise.refusals import read_kind
 from statewise.states import EncodedExample, Source, SourceContext
 from statewise.states.rollout import ModelRollout
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from statewise import records
+from statewise.plan.request import StudyRequest, plan_study
 from statewise.report.page import write_report
-from statewise.study.request import StudyRequest, plan_study
-from statewise.study.run import run_study
+from statewise.run.run import run_study
+from statewise.storage import records
 
 QUICK_SECONDS = 120  # the promise of `--quick` on two cores; planned, since a test machine may be busy
 
@@ -65,7 +65,7 @@ def test_the_recorded_loss_on_the_recorded_states_gives_the_recorded_weights(qui
 
 @pytest.mark.parametrize("name", ["settle", "grid", "one-step", "hybrid", "locality"])
 def test_a_built_in_study_is_planned_within_its_time(name):
-    from statewise.study.estimate import estimate_plan
+    from statewise.plan.estimate import estimate_plan
 
     assert estimate_plan(plan_study(StudyRequest(name, is_dry=True)), 2).wall_s < 45 * 60
     assert estimate_plan(plan_study(StudyRequest(name, is_quick=True, is_dry=True)), 2).wall_s < QUICK_SECONDS

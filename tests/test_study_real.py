@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from forked import CONTEXT, start_server
-from test_study_run import command
+from test_run_study import command
 
-from statewise import records
 from statewise.report.summary_json import summary_from_json
+from statewise.storage import records
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"

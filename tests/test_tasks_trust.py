@@ -16,9 +16,9 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from statewise.assets import POCKET_MODEL
 from statewise.errors import UsageError
-from statewise.study.benchmarks import build_task
-from statewise.study.evaluation import EvaluationRequest, plan_evaluation
-from statewise.study.request import StudyRequest, plan_study
+from statewise.models.evaluation import EvaluationRequest, plan_evaluation
+from statewise.plan.benchmarks import build_task
+from statewise.plan.request import StudyRequest, plan_study
 from statewise.tasks.load import load_task
 from statewise.tasks.task_file import read_task_file
 

@@ -17,7 +17,7 @@ from statewise.policy.find import count_parameters
 from statewise.policy.load import load_policy
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.texts import encode
-from statewise.records import digest_file
+from statewise.storage.records import digest_file
 
 TOOLS = Path(__file__).parents[1] / "tools"
 

@@ -10,8 +10,8 @@ import pytest
 import study_tables
 from report_fixture import fake_design, fake_study
 
-from statewise import records
 from statewise.report import tables
+from statewise.storage import records
 
 SMALL = {"sources": ("dataset", "rollout"), "signals": ("imitate", "reward"), "rates": ("1e-4", "1e-3")}
 

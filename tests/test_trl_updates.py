@@ -14,7 +14,7 @@ import trl_fixture
 from safetensors.torch import load_file
 
 from statewise.batch import Trajectory, collate
-from statewise.config import UpdateSection
+from statewise.config.study import UpdateSection
 from statewise.locality.adapter import Full
 from statewise.loop.build import Material, Recipe, build
 from statewise.loop.score import Term

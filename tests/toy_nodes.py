@@ -9,7 +9,7 @@ from functools import partial
 from multiprocessing.util import Finalize
 from pathlib import Path
 
-from statewise.study.executor import NodeEvent
+from statewise.run.executor import NodeEvent
 
 DONE = {"status": "trained", "node_s": 0.0}
 

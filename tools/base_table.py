@@ -14,8 +14,8 @@ from typing import Any
 
 from markers import between
 
-from statewise import records
 from statewise.assets import POCKET_MODEL
+from statewise.storage import records
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "pocket.md"

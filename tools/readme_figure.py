@@ -12,9 +12,9 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from statewise import records
 from statewise.report.figures import gain_figure
 from statewise.report.summary_json import summary_from_json
+from statewise.storage import records
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from markers import between
 
-from statewise import records
-from statewise.records import PhenomenonSummary, StudySummary
 from statewise.report import numbers, sentences, tables
 from statewise.report.summary_json import summary_from_json
+from statewise.storage import records
+from statewise.storage.records import PhenomenonSummary, StudySummary
 
 PAGE = Path(__file__).parents[1] / "docs" / "studies.md"
 

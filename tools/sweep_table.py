@@ -10,9 +10,9 @@ from pathlib import Path
 
 from markers import between
 
-from statewise import records
-from statewise.records import RunSummary, StudySummary
 from statewise.report.summary_json import summary_from_json
+from statewise.storage import records
+from statewise.storage.records import RunSummary, StudySummary
 
 PAGE = Path(__file__).parents[1] / "docs" / "pocket.md"
 START, END = "<!-- sweep: uv run python tools/sweep_table.py runs/lr-sweep -->\n", "<!-- /sweep -->"

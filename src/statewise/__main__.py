@@ -6,7 +6,7 @@ import os
 import signal
 from types import FrameType
 
-from statewise.interruption import INTERRUPTION, heard
+from statewise.console.interruption import INTERRUPTION, heard
 
 
 def end(number: int, frame: FrameType | None) -> None:

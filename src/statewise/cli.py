@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from statewise import cli_models
-from statewise.entry import FAILED, PARTIAL, answer
+from statewise.console.entry import FAILED, PARTIAL, answer
 from statewise.errors import UsageError, unknown
 
 if TYPE_CHECKING:
-    from statewise.study.request import StudyRequest
+    from statewise.plan.request import StudyRequest
 
 SHELF = ("studies", "sources", "signals", "localities", "cells", "tasks", "distances")
 
@@ -71,7 +71,7 @@ def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has 
     as_json: JsonOption = False,
 ) -> None:
     """Run a study to its report. The same command resumes what was interrupted."""
-    from statewise.study.request import StudyRequest
+    from statewise.plan.request import StudyRequest
 
     if world and model:
         raise UsageError("--world and --model both name the base model; give one of them")
@@ -87,15 +87,15 @@ def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has 
 
 
 def _run(request: StudyRequest, out: Path | None, workers: int | None, as_json: bool) -> int:
-    from statewise.study.request import choose_workers, plan_study
+    from statewise.plan.request import choose_workers, plan_study
 
     plan = plan_study(request)  # before the slow imports: a mistyped word is answered at once
     cli_models.tell_code(plan.task_code)
 
+    from statewise.plan.estimate import estimate_plan
     from statewise.progress import ProgressDisplay
     from statewise.report.terminal import CleanConsole
-    from statewise.study.estimate import estimate_plan
-    from statewise.study.run import run_study
+    from statewise.run.run import run_study
 
     folder = out or Path("runs") / (plan.config.study.name + ("-quick" if request.is_quick else ""))
     num_workers = choose_workers(plan, workers).count
@@ -123,12 +123,12 @@ def _run(request: StudyRequest, out: Path | None, workers: int | None, as_json: 
 def _print_plan(request: StudyRequest, workers: int | None, as_json: bool, *, has_cards: bool = False) -> None:
     from dataclasses import asdict
 
+    from statewise.plan.estimate import estimate_plan
+    from statewise.plan.materials import check_materials
+    from statewise.plan.memory import estimate_memory
+    from statewise.plan.request import choose_workers, plan_study
     from statewise.progress import cards_table, plan_table
     from statewise.report.terminal import CleanConsole
-    from statewise.study.estimate import estimate_plan
-    from statewise.study.materials import check_materials
-    from statewise.study.memory import estimate_memory
-    from statewise.study.request import choose_workers, plan_study
 
     plan = plan_study(request)
     cli_models.tell_code(plan.task_code)
@@ -168,7 +168,7 @@ def plan(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has
     as_json: JsonOption = False,
 ) -> None:
     """What a study will need: arms, budget, time, and memory on GPUs of 24, 40 and 80 GB. Computes nothing."""
-    from statewise.study.request import StudyRequest
+    from statewise.plan.request import StudyRequest
 
     request = StudyRequest(
         study, tuple(overrides or ()), seeds, model, is_quick=quick, is_dry=True, trusts_task_code=trust_task_code
@@ -181,12 +181,12 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
 ) -> None:
     """Print the table of a run folder again, and write its report.html anew."""
-    from statewise import integrity
     from statewise.errors import DamagedError
-    from statewise.integrity import NOT_VERIFIED
     from statewise.report.page import write_report
     from statewise.report.summary_json import summary_from_json
     from statewise.report.terminal import CleanConsole, render_terminal
+    from statewise.storage import integrity
+    from statewise.storage.integrity import NOT_VERIFIED
 
     path = folder / "summary.json"
     if not path.is_file():
@@ -210,7 +210,7 @@ def verify(
     """Compare every file of a run folder with what was recorded of it. Exit code 1: not all match."""
     from dataclasses import asdict
 
-    from statewise.study.verify import told, verify_run
+    from statewise.folder.verify import told, verify_run
 
     found = verify_run(folder)
     if as_json:
@@ -242,7 +242,7 @@ def list_(
 
 
 def _rows_of(what: str) -> dict[str, str]:
-    from statewise.study import catalog
+    from statewise.plan import catalog
 
     if what == "studies":
         return {name: catalog.describe_study(path) for name, path in catalog.built_in_studies().items()}
@@ -265,7 +265,7 @@ def _rows_of(what: str) -> dict[str, str]:
 
 def _print_cells(as_json: bool) -> None:
     """Every cell under its signal, with its name; a refused one with the reason and the nearest that works."""
-    from statewise.study.cells import matrix
+    from statewise.plan.cells import matrix
 
     cells = matrix()
     if as_json:

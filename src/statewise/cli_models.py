@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from statewise.entry import PARTIAL
+from statewise.console.entry import PARTIAL
 from statewise.errors import UsageError
 
 app = typer.Typer()
@@ -36,8 +36,8 @@ def export(
     ] = False,
 ) -> None:
     """Copy a trained model out of a run: weights, tokenizer, model card, statewise.json."""
+    from statewise.models.export import ExportRequest, export_model
     from statewise.report.card import render_card
-    from statewise.study.export import ExportRequest, export_model
 
     facts = export_model(ExportRequest(run, arm, seed, merge), out, render_card)
     what = {"full": "model", "adapter": "LoRA adapter", "merged": "model with merged adapter"}[facts.weights]
@@ -72,7 +72,7 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     as_json: JsonOption = False,
 ) -> None:
     """Score any model on any task, item by item. The same command resumes; done tasks are kept."""
-    from statewise.study.evaluation import (
+    from statewise.models.evaluation import (
         EvaluationRequest,
         plan_evaluation,
         run_evaluation,
@@ -92,9 +92,9 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     )  # fmt: skip
     tell_code(plan.task_code)
 
+    from statewise.folder.store import Store
     from statewise.report.comparison import print_scores
     from statewise.report.terminal import CleanConsole
-    from statewise.study.store import Store
 
     for task in (task for task in names if task not in plan.waiting):
         typer.echo(f"{task}: kept from before", err=True)
@@ -117,13 +117,13 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare two models or arms on the same items. Exit code 3: some tasks cannot be compared."""
-    from statewise.study.sides import read_side
+    from statewise.models.sides import read_side
 
     sides = read_side(a), read_side(b)  # before the slow imports: a mistyped word is answered at once
 
+    from statewise.models.compare import compare as compare_sides
     from statewise.report.comparison import comparison_to_json, print_comparison
     from statewise.report.terminal import CleanConsole
-    from statewise.study.compare import compare as compare_sides
 
     comparison = compare_sides(*sides)
     if as_json:

@@ -10,11 +10,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from statewise.plan.dag import BASE, Node, Plan
+from statewise.plan.estimate import PlanEstimate
+from statewise.plan.memory import CARDS, SPARE, estimate_card_seconds, estimate_memory
 from statewise.report.numbers import duration
-from statewise.study.estimate import PlanEstimate
-from statewise.study.executor import NodeEvent
-from statewise.study.memory import CARDS, SPARE, estimate_card_seconds, estimate_memory
-from statewise.study.plan import BASE, Node, Plan
+from statewise.run.executor import NodeEvent
 
 PLAIN_INTERVAL_S = 15.0
 PLAN_WEIGHT_S = 30.0  # the plan's pace counts as much as this many seconds of work

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from statewise.drift.measure import DriftValue
-from statewise.records import LEVEL, DriftEstimate
+from statewise.storage.records import LEVEL, DriftEstimate
 
 SEVERAL_SEEDS = "t interval over seeds, on the same prompts in every seed; p: Fisher's combination of the seeds'"
 ONE_SEED = "one training seed: no interval over seeds; p: of that seed"

@@ -23,7 +23,7 @@ LEARNER = "learner"  # name of the adapter that is trained
 
 
 class Sizes(Protocol):
-    """The sizes of a model (`study.shape.Shape`)."""
+    """The sizes of a model (`plan.model_size.Shape`)."""
 
     @property
     def num_parameters(self) -> int: ...

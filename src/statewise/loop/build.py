@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from statewise.batch import IntArray
-from statewise.config import UpdateSection
+from statewise.config.study import UpdateSection
 from statewise.errors import UsageError
 from statewise.locality import Adapter, Locality
 from statewise.loop.account import Account

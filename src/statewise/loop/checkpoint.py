@@ -18,14 +18,14 @@ import pyarrow as pa
 import torch
 from safetensors.torch import load_file
 
-from statewise import integrity, records
 from statewise.batch import state_rows, states_of_rows
 from statewise.errors import DamagedError
 from statewise.loop.recorder import damaged_records
 from statewise.loop.tensors import write_tensors
-from statewise.records import STATE_SCHEMA
-from statewise.state_records import FIRST_HASH
 from statewise.states.buffer import ReplayBuffer
+from statewise.storage import integrity, records
+from statewise.storage.records import STATE_SCHEMA
+from statewise.storage.state_records import FIRST_HASH
 
 KEPT_CHECKPOINTS = 2
 BUFFER_SCHEMA = STATE_SCHEMA.append(pa.field("buffer", pa.string())).append(pa.field("group", pa.int32()))

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from statewise.console.printing import plural
 from statewise.errors import UsageError
 from statewise.locality import Memory
 from statewise.policy.load import Policy
 from statewise.policy.texts import chat_of, check_chat_end, encode_prompt, encode_starts, tokens_after
-from statewise.printing import plural
 from statewise.states import EncodedExample, Source
 from statewise.states.pairs import read_pairs
 from statewise.tasks.task import Chat, Task

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from statewise import records
 from statewise.batch import States, state_rows
 from statewise.errors import naming
-from statewise.integrity import digest_known, faults_of
-from statewise.state_records import FIRST_HASH, chain_hash, chain_rewards
+from statewise.storage import records
+from statewise.storage.integrity import digest_known, faults_of
+from statewise.storage.state_records import FIRST_HASH, chain_hash, chain_rewards
 
 STATES, SUPERVISED = "states", "supervised"
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"

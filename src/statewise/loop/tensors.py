@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from statewise import records
+from statewise.storage import records
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:

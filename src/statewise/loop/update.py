@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from statewise.batch import FloatArray, IntArray, take_rows
-from statewise.config import UpdateSection
+from statewise.config.study import UpdateSection
 from statewise.errors import DivergedError
 from statewise.locality.schedule import Schedule
 from statewise.loop.build import Setup

@@ -18,7 +18,6 @@ from typing import Any
 from scipy import stats
 from transformers.utils import logging as transformers_logging
 
-from statewise import records
 from statewise.errors import UsageError
 from statewise.evals.evaluate import EvalProtocol, evaluate
 from statewise.pocket import problems
@@ -26,6 +25,7 @@ from statewise.pocket.pretrain import write_digests
 from statewise.pocket.problems import Problem
 from statewise.pocket.world import KEPT, TASK_DIR, World, math_row
 from statewise.policy.load import Policy, load_policy
+from statewise.storage import records
 from statewise.tasks.load import load_task
 
 BASE_RECORD = "base.json"

@@ -24,9 +24,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from statewise import records
 from statewise.errors import naming
 from statewise.pocket.world import BROAD, CORPORA, World, write_benchmarks
+from statewise.storage import records
 
 END_OF_TEXT = "<|endoftext|>"
 DOCUMENTS_FOR_TOKENIZER = 20_000

@@ -21,7 +21,7 @@ from typing import Any
 
 from statewise.assets import POCKET_MODEL
 from statewise.errors import UsageError
-from statewise.parsing import parse_json
+from statewise.storage.parsing import parse_json
 
 HUB_NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 READ_BY_TRANSFORMERS = (

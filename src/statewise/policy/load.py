@@ -28,7 +28,7 @@ from transformers import (
 from statewise.errors import UsageError
 from statewise.policy.find import count_parameters, read_header, weight_files
 from statewise.policy.rope import context_length
-from statewise.records import replacing_folder
+from statewise.storage.records import replacing_folder
 
 NO_ADAPTER = ""
 LOADING_NOTES = ("is_local", "local_files_only")  # transformers saves how a tokenizer was loaded as if it were its own

@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from statewise import records
 from statewise.errors import UsageError
-from statewise.parsing import parse_json
 from statewise.policy.load import NO_ADAPTER, Policy
-from statewise.records import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from statewise.storage import records
+from statewise.storage.parsing import parse_json
+from statewise.storage.records import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 STORED_PREFIX = "base_model.model."  # what peft puts before a parameter's name in adapter_model.safetensors
 

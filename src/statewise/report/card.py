@@ -12,9 +12,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from statewise.model_records import ModelFacts
 from statewise.report import numbers, tables
 from statewise.report.text import clean
+from statewise.storage.model_records import ModelFacts
 
 TEMPLATE = "card.md.jinja"
 ARTICLES = {

@@ -12,11 +12,11 @@ from typing import Any
 
 from rich.console import Console
 
-from statewise.model_records import Comparison, ScoreComparison
-from statewise.records import Estimate
 from statewise.report import numbers
 from statewise.report.tables import EMPTY, Cell, Row, Table, delta_cell, score_cell
 from statewise.report.terminal import print_line, print_table
+from statewise.storage.model_records import Comparison, ScoreComparison
+from statewise.storage.records import Estimate
 
 UNRESOLVED = f"{numbers.UNRESOLVED} = not resolved: the 95 % interval covers 0, so the data do not tell the sign."
 
@@ -61,7 +61,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def print_scores(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """Print the scores of one evaluated model, rows as of `study.evaluation.scores_of`."""
+    """Print the scores of one evaluated model, rows as of `models.evaluation.scores_of`."""
     print_table(
         console,
         Table(

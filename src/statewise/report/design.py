@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from statewise.records import Estimate, RunSummary, StudySummary
+from statewise.storage.records import Estimate, RunSummary, StudySummary
 
 # Digits of a hash that are shown: 48 bits.
 SHOWN_DIGITS = 12

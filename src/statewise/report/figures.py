@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from statewise.records import Estimate, RunSummary, StudySummary
 from statewise.report import design, numbers, tables
 from statewise.report.svg import FONT_SIZE, GRID, INK, PANEL, SERIES, SMALL_FONT_SIZE, SOFT, new_figure, to_svg
 from statewise.report.text import clean
+from statewise.storage.records import Estimate, RunSummary, StudySummary
 
 ROW_HEIGHT = 25.0
 MARKER_SIZE = 7.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from statewise.records import LEVEL, Estimate
+from statewise.storage.records import LEVEL, Estimate
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "–"

@@ -11,9 +11,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from statewise.records import PhenomenonSummary, StudySummary, write_bytes
 from statewise.report import design, figures, numbers, sentences, tables
 from statewise.report.text import clean, keep_together
+from statewise.storage.records import PhenomenonSummary, StudySummary, write_bytes
 
 TEMPLATE = "report.html.jinja"
 FILE_NAME = "report.html"

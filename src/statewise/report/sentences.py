@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 
-from statewise.printing import plural
-from statewise.records import LEVEL, Estimate, Largest, PhenomenonSummary, RunSummary, StudySummary
+from statewise.console.printing import plural
 from statewise.report import design, numbers, tables
+from statewise.storage.records import LEVEL, Estimate, Largest, PhenomenonSummary, RunSummary, StudySummary
 
 VERDICTS = ("holds", "does not hold", "not resolved")
 # What few training seeds leave open of a statement.

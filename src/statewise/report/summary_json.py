@@ -12,8 +12,8 @@ import typing
 from typing import Any
 
 from statewise.errors import UsageError, unknown
-from statewise.integrity import SEAL
-from statewise.records import StudySummary
+from statewise.storage.integrity import SEAL
+from statewise.storage.records import StudySummary
 
 
 def summary_to_json(summary: StudySummary) -> dict[str, Any]:

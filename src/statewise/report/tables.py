@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from statewise.printing import plural
-from statewise.records import DriftEstimate, Effect, Estimate, RunSummary, StudySummary
+from statewise.console.printing import plural
 from statewise.report import design, numbers
+from statewise.storage.records import DriftEstimate, Effect, Estimate, RunSummary, StudySummary
 
 BASE = "base"
 SIGNIFICANCE = 0.05

@@ -17,10 +17,10 @@ from rich.segment import Segment
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from statewise.printing import printable, uncleaned
-from statewise.records import PhenomenonSummary, StudySummary
+from statewise.console.printing import printable, uncleaned
 from statewise.report import sentences, tables
 from statewise.report.text import clean, to_ascii
+from statewise.storage.records import PhenomenonSummary, StudySummary
 
 VERDICT_STYLES = {"holds": "bold cyan", "does not hold": "bold magenta", "not resolved": "bold yellow"}
 

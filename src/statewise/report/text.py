@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from statewise.printing import printable
+from statewise.console.printing import printable
 
 _SPACES = re.compile(" {2,}")  # no-break spaces stay
 _UNBREAKABLE = re.compile(r"\[[^][]*\]|\bn = ?|\b[\d.]+ %")

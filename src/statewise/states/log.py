@@ -34,7 +34,7 @@ class Log(Source):
     """
 
     kind: Literal["log"] = "log"
-    # What only the record knows is taken from the arm that is replayed (`study.cells.resolve`).
+    # What only the record knows is taken from the arm that is replayed (`plan.cells.resolve`).
     is_law_known: ClassVar[bool] = True
     laws: ClassVar[tuple[Law, ...]] = ()
     group_size: ClassVar[int] = 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from statewise.errors import UsageError
-from statewise.rows import Row, read_rows
+from statewise.storage.rows import Row, read_rows
 
 
 @dataclass(frozen=True)

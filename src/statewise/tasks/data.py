@@ -1,4 +1,4 @@
-"""Local data files of a task, read into memory (`statewise.rows`) and checked against the task's templates.
+"""Local data files of a task, read into memory (`statewise.storage.rows`) and checked against the task's templates.
 
 `datasets.load_dataset("json", …)` resolves relative files against the working directory and keeps an Arrow cache under
 the home folder. Reading the rows here instead works from any directory, on a read-only install and in several processes
@@ -20,7 +20,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from statewise.errors import UsageError
-from statewise.rows import READERS, Row, read_rows
+from statewise.storage.rows import READERS, Row, read_rows
 
 TEMPLATE_KEYS = ("doc_to_text", "doc_to_target", "doc_to_choice")
 COPY_SUFFIXES = (".jsonl", ".json", ".parquet")

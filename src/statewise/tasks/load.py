@@ -22,7 +22,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from statewise.errors import NotHereError, UsageError, unknown
-from statewise.rows import READERS
+from statewise.storage.rows import READERS
 from statewise.tasks.data import LOCAL_FORMATS, local_dataset
 from statewise.tasks.find import NAME, check_task_name, find_task_file, lm_eval_names
 from statewise.tasks.offline import offline_without_hub

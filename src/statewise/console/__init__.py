@@ -1,0 +1,1 @@
+"""The terminal and the process: clean output, signals of the system, exit codes."""

@@ -1,0 +1,1 @@
+"""Single models: where one comes from, export, evaluation, and the comparison of two."""

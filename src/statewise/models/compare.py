@@ -1,0 +1,180 @@
+"""`statewise compare`: two sides, item by item, on the tasks that both were asked in the same way.
+
+Items are paired. Seeds are paired by number, which is right for seeds of one run and costs only degrees of freedom for
+others. One model against several seeds is compared with each of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from scipy import stats
+
+from statewise.errors import UsageError
+from statewise.folder.item_scores import Column, lay_out
+from statewise.folder.protocol import differing_parts
+from statewise.models.model_folder import is_base_of
+from statewise.models.sides import Side
+from statewise.plan.dag import BASE
+from statewise.results.intervals import estimate_score, weigh_difference, weigh_forgetting
+from statewise.storage.integrity import NOT_VERIFIED
+from statewise.storage.model_records import Comparison, ScoreComparison
+from statewise.storage.records import Estimate
+from statewise.types import Matrix
+
+
+@dataclass
+class _Found:
+    """What the comparison of the tasks yields."""
+
+    scores: list[ScoreComparison] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    primary: dict[str, tuple[Matrix, Matrix]] = field(default_factory=dict)
+
+
+def compare(a: Side, b: Side) -> Comparison:
+    """B against A on every task that both were evaluated on, under the same protocol, on the same items.
+
+    Raises:
+        UsageError: they share no task, no task can be compared, or no seed.
+    """
+    shared = [task for task in a.tasks if task in b.tasks]
+    if not shared:
+        raise UsageError(
+            f"{a.label} and {b.label} share no task ({', '.join(a.tasks)}; {', '.join(b.tasks)}); evaluate both on one"
+        )
+    seeds_a, seeds_b, found = *_align(a, b), _Found()
+    found.notes += _notes_on_seeds(a, b, seeds_a, seeds_b)
+    found.notes += [f"{side.label}: {NOT_VERIFIED}" for side in (a, b) if side.is_older]
+    alone = [task for task in (*a.tasks, *b.tasks) if task not in shared]
+    found.notes += [f"on one side only: {', '.join(alone)}"] * bool(alone)
+    is_base = is_base_of(a.weights_sha256, a.origin.arm, b.origin) and b.origin.arm != BASE
+    target = a.target or b.target
+    for task in shared:
+        reason = _refusal(a, b, task)
+        if reason:
+            found.refused[task] = reason
+            continue
+        _compare_task(found, a, b, (seeds_a, seeds_b), task)
+    if not found.scores:
+        raise UsageError("; ".join(f"{task} cannot be compared: {why}" for task, why in found.refused.items()))
+    unknown = [task for task in found.primary if not (task in a.digests and task in b.digests)]
+    if unknown:
+        found.notes.append(f"items are paired by number, without a digest in an older record: {', '.join(unknown)}")
+    if a.devices and b.devices and a.devices != b.devices:
+        computed = "; ".join(f"{side.label} on {' and '.join(sorted(side.devices))}" for side in (a, b))
+        found.notes.append(f"not computed alike: {computed}")
+    wanted = b.origin.retention or a.origin.retention
+    retention = tuple(task for task in found.primary if (task in wanted if wanted else task != target))
+    return Comparison(
+        a=a.label,
+        b=b.label,
+        scores=tuple(
+            _with_forgetting(score) if is_base and score.task in retention else score for score in found.scores
+        ),
+        protocols={task: next(iter(a.protocols[task])) for task in found.primary},
+        refused=found.refused,
+        notes=tuple(found.notes),
+        forgetting=_mean_forgetting(found, retention) if is_base and retention else None,
+        forgetting_tasks=retention if is_base else (),
+    )
+
+
+def _align(a: Side, b: Side) -> tuple[list[int], list[int]]:
+    """The seeds of both sides, pair by pair; one model is paired with each of the other side.
+
+    The base model is one and the same in every seed of a run, so it follows the seeds of the other side.
+    """
+    both = [seed for seed in a.seeds if seed in b.seeds]
+    is_single = len(a.seeds) == 1 or len(b.seeds) == 1
+    if is_single and not (both and BASE in (a.origin.arm, b.origin.arm)):
+        return list(a.seeds), list(b.seeds)
+    if not both:
+        raise UsageError(
+            f"{a.label} has seeds {', '.join(map(str, a.seeds))} and {b.label} {', '.join(map(str, b.seeds))}, none in "
+            "common; compare single seeds, RUN:ARM:SEED"
+        )
+    return both, both
+
+
+def _notes_on_seeds(a: Side, b: Side, seeds_a: list[int], seeds_b: list[int]) -> list[str]:
+    notes = []
+    for side, used in ((a, seeds_a), (b, seeds_b)):
+        left = [str(seed) for seed in side.seeds if seed not in used]
+        is_missed = bool(left) and side.origin.arm != BASE
+        notes += [f"{side.label}: seeds {', '.join(left)} have no partner and are left out"] * is_missed
+    if len(seeds_a) != len(seeds_b):
+        one, several = (a, b) if len(seeds_a) == 1 else (b, a)
+        notes.append(f"{one.label} is one model: intervals cover the seeds of {several.label} only")
+    return notes
+
+
+def _refusal(a: Side, b: Side, task: str) -> str:
+    """Why a task cannot be compared; "" if it can."""
+    protocols = sorted(a.protocols[task] | b.protocols[task])
+    if len(protocols) > 1:
+        ours, theirs = sorted(a.protocols[task])[0], sorted(b.protocols[task])[-1]
+        if ours == theirs:  # the seeds of one side differ
+            ours, theirs = protocols[0], protocols[-1]
+        parts = differing_parts(ours, theirs)
+        return f"its protocol differs: A {parts[0] or 'without that'}, B {parts[1] or 'without that'}"
+    if len(a.digests.get(task, set()) | b.digests.get(task, set())) > 1:
+        return "its items differ: same name and protocol, but other documents or prompts (items_sha256)"
+    columns = [column for side in (a, b) for scores in side.scores.values() for column in scores.items()]
+    numbers = {one.items for column, one in columns if column.task == task}
+    if len(numbers) > 1:
+        sizes = sorted({len(number) for number in numbers})
+        return f"its items differ: {' and '.join(map(str, sizes))} items, or other numbers"
+    return "it has a single item, of which no interval can be given" if len(next(iter(numbers))) < 2 else ""
+
+
+def _compare_task(found: _Found, a: Side, b: Side, seeds: tuple[list[int], list[int]], task: str) -> None:
+    for column in a.scores[seeds[0][0]]:
+        if column.task != task or column not in b.scores[seeds[1][0]]:
+            continue
+        ours, theirs = ([side.scores[s][column] for s in own] for side, own in zip((a, b), seeds, strict=True))
+        for side, models in ((a, ours), (b, theirs)):
+            if count := sum(one.num_unscored for one in models):
+                told = f"{side.label}, {task} {column.decoding}: {count} unscored answers count as not correct"
+                found.notes.append(told)
+        matrices = lay_out(ours), lay_out(theirs)
+        found.scores.append(_compare_column(column, *matrices))
+        found.primary.setdefault(task, matrices)
+
+
+def _compare_column(column: Column, a: Matrix, b: Matrix) -> ScoreComparison:
+    difference = b - a  # one model is compared with each of several: [items, 1] spreads over [items, seeds]
+    paired = weigh_difference(b, a).estimate()
+    asked = column.task, column.decoding, column.metric
+    compared = ScoreComparison(*asked, estimate_score(a), estimate_score(b), paired, difference.size)
+    if not np.isin(a, (0, 1)).all() or not np.isin(b, (0, 1)).all():
+        return compared
+    only_a, only_b = int((difference < 0).sum()), int((difference > 0).sum())
+    p = mcnemar_exact(only_a, only_b) if difference.shape[1] == 1 else None
+    return replace(compared, num_only_a=only_a, num_only_b=only_b, mcnemar_p=p)
+
+
+def mcnemar_exact(num_only_a: int, num_only_b: int) -> float:
+    """Exact McNemar test: two-sided binomial p that only-A and only-B are equally likely; 1 if there are none.
+
+    The interval of the difference leaves out 0 exactly where this is below .05 (`statistics.weigh_sum`).
+
+    Source:
+        McNemar (1947), exact form: Binomial(num_only_a + num_only_b, 1/2).
+    """
+    total = num_only_a + num_only_b
+    return float(stats.binomtest(num_only_a, total).pvalue) if total else 1.0
+
+
+def _with_forgetting(score: ScoreComparison) -> ScoreComparison:
+    """F = base − post: the difference with its sign turned."""
+    d = score.difference
+    low, high = (None if end is None else 0.0 - end for end in (d.high, d.low))
+    return replace(score, forgetting=replace(d, value=0.0 - d.value, low=low, high=high))
+
+
+def _mean_forgetting(found: _Found, tasks: tuple[str, ...]) -> Estimate:
+    pairs = [np.broadcast_arrays(*found.primary[task]) for task in tasks]
+    return weigh_forgetting([a for a, _ in pairs], [b for _, b in pairs]).estimate()

@@ -1,0 +1,107 @@
+"""The tasks of a plan, built as its study says, and all that they and the tokenizer tell of a run before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from statewise.assets import SHAPES
+from statewise.errors import NotHereError, UsageError
+from statewise.loop.documents import (
+    DocumentRule,
+    fitting_prompts,
+    read_documents,
+    remembered_prompts,
+    rule_of,
+)
+from statewise.plan.catalog import task_folder
+from statewise.plan.dag import Plan
+from statewise.policy.load import Policy, load_without_weights
+from statewise.tasks.load import load_task
+from statewise.tasks.task import Task, TaskOptions
+
+
+def build_task(plan: Plan, name: str) -> Task:
+    """Task `name` of `plan`, with the study's data, shots and reward.
+
+    Raises:
+        UsageError: its data or its YAML cannot be used, or it has no such metric.
+    """
+    shared = plan.config.shared
+    return load_task(
+        name,
+        task_folder=task_folder(plan.model),
+        data=Path(shared.data) if shared.data else None,
+        reward_metric=shared.reward_metric if name == shared.target else "",
+        options=TaskOptions(shared.protocol[name].num_fewshot if name in shared.protocol else None),
+        trusted=plan.task_code,
+    )
+
+
+def document_rule(plan: Plan) -> DocumentRule:
+    """Which documents every arm of `plan` trains on."""
+    shared = plan.config.shared
+    return rule_of([arm.source for arm in plan.arms.values()], shared.too_long, is_chat=shared.chat)
+
+
+def drift_prompts(plan: Plan, policy: Policy, target: Task) -> list[tuple[int, ...]]:
+    """The first prompts of the target's test split, in tokens, on which drift is measured.
+
+    Raises:
+        UsageError: one does not fit the context.
+    """
+    rule, count = document_rule(plan), plan.config.shared.drift.num_prompts
+    texts = [example.prompt for example in target.examples("test", rule.chat(policy))[:count]]
+    return fitting_prompts(policy, texts, rule, f"task {target.name!r}, on whose test prompts drift is measured")
+
+
+def check_texts(plan: Plan) -> tuple[str, ...]:
+    """Check all that tasks, tokenizer and context tell of a run, before workers and models are loaded.
+
+    Returns:
+        What a reader of the plan must know: what is left out, and, of a dry plan, what could not be checked here.
+
+    Raises:
+        UsageError: a task cannot be built, has no such metric or cannot be trained on; no chat template; documents,
+            pairs or prompts that do not fit the context (all are named); answers that leave no room for a prompt.
+    """
+    shared, notes, tasks = plan.config.shared, list[str](), dict[str, Task]()
+    for name in plan.tasks:
+        try:
+            tasks[name] = build_task(plan, name)
+        except NotHereError as error:
+            if not plan.is_dry:
+                raise
+            notes.append(f"Not checked: {error}")
+    if target := tasks.get(shared.target):
+        target.check_target()
+    if plan.model.parent == SHAPES:
+        return (*notes, f"Not checked: whether texts fit {shared.model}, whose tokenizer is not on this machine")
+    policy = load_without_weights(plan.model, shared.model, shared.end_of_text)
+    _check_evaluation(plan, policy, tasks)
+    _check_memories(plan, policy, tasks)
+    if target:
+        notes += read_documents(policy, target, [arm.source for arm in plan.arms.values()], document_rule(plan)).notes
+        drift_prompts(plan, policy, target)
+    return tuple(notes)
+
+
+def _check_memories(plan: Plan, policy: Policy, tasks: Mapping[str, Task]) -> None:
+    """The prompts that localities remember fit."""
+    rule = document_rule(plan)
+    memories = {(one.kind, one.memory) for arm in plan.arms.values() for one in arm.locality}
+    for name in plan.config.shared.retention:
+        for kind, memory in memories if name in tasks else ():
+            if memory:
+                remembered_prompts(policy, tasks[name], kind, memory, rule)
+
+
+def _check_evaluation(plan: Plan, policy: Policy, tasks: Mapping[str, Task]) -> None:
+    """Answers leave room for a prompt."""
+    for task in tasks.values():
+        longest = min(task.max_new_tokens, plan.config.shared.evaluation.max_new_tokens)
+        if task.is_generative and longest >= policy.context_length:
+            raise UsageError(
+                f"task {task.name!r}: answers of {longest} tokens leave no room for a prompt in the context of "
+                f"{policy.context_length} of {policy.name}; lower shared.evaluation.max_new_tokens"
+            )

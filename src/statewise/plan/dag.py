@@ -1,0 +1,244 @@
+"""The plan of a study: which nodes run, what each needs, and the fingerprint by which a finished one is recognised.
+
+A node is (action, arm, seed). `train` needs the teacher's `train`; `evaluate` needs its own `train` and the base
+model's `evaluate`, whose rollouts are what drift is measured against. The arm `base` is never trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from statewise.config.locations import Place
+from statewise.config.study import ArmSection, StudyConfig
+from statewise.errors import UsageError, unknown
+from statewise.plan.cells import check_cell, resolve
+from statewise.plan.contract import check_factors, check_measures
+from statewise.plan.digest import digest_data, digest_model
+from statewise.plan.replay import digest_record, recorded_sources
+from statewise.policy.find import count_parameters
+from statewise.states import Source
+from statewise.states.pairs import read_pairs
+from statewise.storage import records
+
+BASE = "base"
+# Raised when the meaning of a record or the arithmetic of the loop changes: finished nodes are then done again.
+RECORD_VERSION = 4
+
+
+@dataclass(frozen=True)
+class Node:
+    """One piece of work. `needs` are ids of nodes that must be done first."""
+
+    action: Literal["train", "evaluate"]
+    arm: str
+    seed: int
+    needs: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.action}:{self.arm}:{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked study, and its nodes in an order in which they can run.
+
+    `is_dry`: to be shown only, since the weights were not read; `download_bytes` of them are not on this machine.
+    `task_code`: Python of task files that the user trusts (`tasks.task_file`); no part of the fingerprint, since
+    without it nothing is computed at all.
+    `model_files`: SHA-256 of the base model's files.
+    """
+
+    config: StudyConfig
+    model: Path
+    nodes: tuple[Node, ...]
+    fingerprint: str
+    is_dry: bool = False
+    download_bytes: int = 0
+    task_code: tuple[str, ...] = ()
+    model_files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_parameters(self) -> float:
+        """Of the base model; of weights that are not here yet, at two bytes each, as most are published; 0: unknown."""
+        return sum(count_parameters(self.model).values()) or self.download_bytes / 2
+
+    @property
+    def arms(self) -> dict[str, ArmSection]:
+        return self.config.arms
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Target and retention tasks, by name."""
+        return (self.config.shared.target, *self.config.shared.retention)
+
+
+def make_plan(config: StudyConfig, model: Path, where: str | Place, *, is_dry: bool = False) -> Plan:
+    """Check every arm and lay out the nodes; needs neither torch nor a GPU.
+
+    Args:
+        config: the resolved study.
+        model: folder of the base model; its files enter the fingerprints.
+        where: the study file or where its keys stand, for errors.
+        is_dry: leave the weights unread; such a plan cannot be run.
+
+    Raises:
+        UsageError: an unknown or misconfigured source or signal, a teacher missing, unused or circular, arms that
+            differ outside the declared factors, or a claim about what is not measured.
+    """
+    place = where if isinstance(where, Place) else Place(Path(where))
+    sources = {name: arm.source for name, arm in config.arms.items()}
+    known = dict(sources)
+    for name, arm in config.arms.items():
+        with place.naming("arms", name, "source"):
+            _check_records(name, sources, f"[arms.{name}]")
+            for file in arm.source.pair_files:
+                read_pairs(Path(file))
+            known |= recorded_sources(arm.source, config.study.seeds[0])
+            for seed in config.study.seeds:
+                _digest_records(arm.source, seed, config.shared.model_dump(mode="json"))
+    for name, arm in config.arms.items():
+        told = f"[arms.{name}]"
+        with place.naming("arms", name, "signal"):
+            check_cell(arm, resolve(arm.source, known), told)
+        with place.naming("arms", name, "teacher"):
+            _check_teacher(arm, told)
+        with place.naming("arms", name, "locality"):
+            _check_memory(config, arm, told)
+    order = _in_order(config, str(place.path))
+    arms = {name: _resolve(config.arms[name]) for name in order}
+    check_factors(arms, config.study.factors, place.of(["study", "factors"]))
+    check_measures(config, place)
+    inputs: dict[str, Any] = {
+        "version": RECORD_VERSION,
+        "model": digest_model(model, is_dry),
+        "data": digest_data(Path(config.shared.data)) if config.shared.data else {},
+        "shared": config.shared.model_dump(mode="json", exclude={"model", "data"}),
+    }
+    nodes: list[Node] = []
+    for seed in config.study.seeds:
+        nodes.extend(_nodes_of_seed(config, arms, seed, inputs))
+    fingerprint = records.digest_json({**inputs, "arms": arms})
+    return Plan(config, model, tuple(nodes), fingerprint, is_dry, model_files=inputs["model"])
+
+
+def _resolve(arm: ArmSection) -> dict[str, Any]:
+    """All of an arm that can change a number, with the defaults of its parts written out."""
+    table = arm.model_dump(mode="json", exclude={"label", "levels"})
+    return {
+        **table,
+        "signal": {"sum": table["signal"]} if isinstance(table["signal"], list) else table["signal"],
+        "locality": {one.kind: one.model_dump(mode="json") for one in arm.locality},
+    }
+
+
+def _check_teacher(arm: ArmSection, place: str) -> None:
+    """An arm has a teacher exactly where its cell uses one."""
+    if arm.needs_teacher and arm.teacher is None:
+        raise UsageError(f'{place}: {arm.cell} needs a teacher; add teacher = "<arm>"')
+    if arm.teacher is not None and not arm.needs_teacher:
+        raise UsageError(
+            f"{place}: teacher {arm.teacher!r} is never asked by {arm.cell}; remove it, or use a signal such as "
+            "'continuation' or 'reverse_kl'"
+        )
+
+
+def _check_memory(config: StudyConfig, arm: ArmSection, place: str) -> None:
+    for one in arm.locality:
+        if one.memory and not config.shared.retention:
+            raise UsageError(
+                f"{place}: locality {one.kind!r} remembers the retention tasks, and the study has none; name some in "
+                "shared.retention, or use 'kl_to_base'"
+            )
+
+
+def _check_records(name: str, sources: dict[str, Source], place: str) -> None:
+    """The arms that `name` replays are trained, and are others."""
+    for arm in sources[name].replayed_arms:
+        others = [other for other in sources if other != name]
+        if arm in (name, BASE):
+            reason = "an arm cannot replay itself" if arm == name else "the base model is not trained and has no record"
+            raise UsageError(
+                f"{place}: source 'log' of arm {arm!r}: {reason}; name another arm of the study "
+                f"({', '.join(others) or 'there is none'}), or give the path of an arm of another run",
+                ("arm",),
+            )
+        if arm not in sources:
+            raise unknown("arm to replay", arm, others, place, ("arm",))
+
+
+def _in_order(config: StudyConfig, where: str) -> list[str]:
+    """Arms with their teachers, and the arms whose states they replay, before them."""
+    needs = {name: {*arm.source.replayed_arms} for name, arm in config.arms.items()}
+    for name, arm in config.arms.items():
+        if arm.teacher is not None and arm.teacher != BASE:
+            needs[name].add(arm.teacher)
+    order: list[str] = []
+    while len(order) < len(needs):
+        ready = [name for name in needs if name not in order and needs[name] <= set(order)]
+        if not ready:
+            waiting = ", ".join(name for name in needs if name not in order)
+            raise UsageError(f"{where}: arms {waiting} wait for each other (teachers, replays); break the circle")
+        order.extend(ready)
+    return order
+
+
+def _nodes_of_seed(
+    config: StudyConfig, arms: dict[str, dict[str, Any]], seed: int, inputs: dict[str, Any]
+) -> list[Node]:
+    """The nodes of one seed; `arms` are the resolved ones of `config`, those that others need first."""
+    base_fingerprint = records.digest_json({**inputs, "node": "evaluate", "arm": BASE, "seed": seed})
+    base = Node("evaluate", BASE, seed, (), base_fingerprint)
+    nodes, trained = [base], dict[str, str]()
+    shared = inputs["shared"]
+    target = {
+        key: shared[key] for key in ("target", "reward_metric", "chat", "end_of_text", "device", "dtype", "sampler")
+    }
+    target["protocol"] = shared["protocol"].get(shared["target"])
+    if shared["too_long"] == "skip":  # then all are trained on the documents that fit every arm
+        target["needs_gold"] = any(one.source.needs_gold for one in config.arms.values())
+    for name, arm in arms.items():
+        teacher = arm["teacher"]
+        is_taught = teacher not in (None, BASE)
+        replayed = config.arms[name].source.replayed_arms
+        trained[name] = records.digest_json(
+            {
+                "version": inputs["version"],
+                "model": inputs["model"],
+                "data": inputs["data"],
+                "target": target,
+                "arm": {key: value for key, value in arm.items() if key != "teacher"},
+                # An arm's randomness derives from its name, so that arms of equal configuration are replicates.
+                "name": name,
+                "teacher": trained[teacher] if is_taught else teacher,
+                "seed": seed,
+                **_outside(config.arms[name], {other: trained[other] for other in replayed}, seed, shared),
+            }
+        )
+        needs = tuple(
+            f"train:{other}:{seed}" for other in dict.fromkeys([*([teacher] if is_taught else []), *replayed])
+        )
+        nodes.append(Node("train", name, seed, needs, trained[name]))
+        evaluated = records.digest_json({"train": trained[name], "base": base_fingerprint})
+        nodes.append(Node("evaluate", name, seed, (f"train:{name}:{seed}", base.id), evaluated))
+    return nodes
+
+
+def _digest_records(source: Source, seed: int, shared: dict[str, Any]) -> dict[str, str]:
+    """The hashes of the records of other runs that `source` replays, by path."""
+    return {path: digest_record(path, seed, shared) for path in source.replayed_paths}
+
+
+def _outside(arm: ArmSection, replayed: dict[str, str], seed: int, shared: dict[str, Any]) -> dict[str, Any]:
+    """What an arm's training depends on beside its own table: only where it does, so that others keep their print."""
+    remembers = any(one.memory for one in arm.locality)
+    outside: dict[str, Any] = {
+        "replayed": replayed,
+        "records": _digest_records(arm.source, seed, shared),
+        "pairs": {path: records.digest_file(Path(path)) for path in arm.source.pair_files},
+        "retention": {task: shared["protocol"].get(task) for task in shared["retention"]} if remembers else {},
+    }
+    return {key: value for key, value in outside.items() if value}

@@ -1,0 +1,175 @@
+"""What a user asks for, checked and planned; light enough that a mistyped name is answered in well under a second."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from statewise.assets import SHAPES
+from statewise.config.locations import Place
+from statewise.config.study import MAX_SEEDS, StudyConfig, read_study_and_place
+from statewise.errors import UsageError, unknown
+from statewise.plan.catalog import find_model, find_study, task_folder
+from statewise.plan.dag import Plan, make_plan
+from statewise.plan.model_size import Shape
+from statewise.policy.find import ModelReference, look_up_model
+from statewise.tasks.find import check_task_name, find_code
+
+LARGE_PARAMETERS = 50e6
+GPU_FILE = Path("/dev/nvidia0")  # there is a GPU; asking torch would take seconds
+
+
+@dataclass(frozen=True)
+class StudyRequest:
+    """What a user asks for: a study by name or path, overrides, seeds, and the base model by name or folder.
+
+    `is_quick`: the study's own small size; `limit`: items a task and prompts of drift, at most; `data`: folder of local
+    copies of hub data sets; `is_chat`: prompts in the tokenizer's chat template; `is_dry`: the plan is to be shown, not
+    run, so no weights are downloaded or read for it. `trusts_task_code`: Python that a task file names may run.
+    """
+
+    study: str
+    overrides: tuple[str, ...] = ()
+    num_seeds: int | None = None
+    model: str | None = None
+    data: str | None = None
+    limit: int | None = None
+    is_quick: bool = False
+    is_chat: bool = False
+    is_dry: bool = False
+    trusts_task_code: bool = False
+
+
+def plan_study(request: StudyRequest) -> Plan:
+    """Read and check a study; needs neither torch nor the tasks.
+
+    Raises:
+        UsageError: anything in the study or the overrides that cannot run, or that this machine lacks.
+    """
+    path = find_study(request.study)
+    config, place = read_study_and_place(path, (*request.overrides, *_overrides_of(request)), is_quick=request.is_quick)
+    if request.num_seeds is not None:
+        if request.num_seeds < 1:
+            raise UsageError(f"--seeds {request.num_seeds}: expected a number >= 1")
+        if request.num_seeds > MAX_SEEDS:
+            raise UsageError(f"--seeds {request.num_seeds}: expected at most {MAX_SEEDS}")
+        config = _with_seeds(config, request.num_seeds)
+    if request.limit is not None:
+        config = _with_prompts(config, request.limit)
+    if config.shared.data is not None and not Path(config.shared.data).is_dir():
+        raise UsageError(f"--data {config.shared.data}: no such folder; give one with local copies of the data sets")
+    if request.is_dry:
+        reference = _look_up(config.shared.model)
+        code = _check_tasks(config, reference.folder, place, request.trusts_task_code)
+        plan = make_plan(config, reference.folder, place, is_dry=True)
+        return replace(plan, download_bytes=reference.missing_bytes, task_code=code)
+    model = _find_all(config)
+    code = _check_tasks(config, model, place, request.trusts_task_code)
+    return replace(make_plan(config, model, place), task_code=code)
+
+
+def _overrides_of(request: StudyRequest) -> list[str]:
+    """The options that stand for overrides; a path is written as a TOML string."""
+    shared = {"model": request.model, "data": request.data}
+    overrides = [f"shared.{key}={json.dumps(value)}" for key, value in shared.items() if value is not None]
+    if request.is_chat:
+        overrides.append("shared.chat=true")
+    if request.limit is not None:
+        if request.limit < 2:
+            raise UsageError(f"--limit {request.limit}: expected a number >= 2; one item has no interval")
+        overrides.append(f"shared.evaluation.limit={request.limit}")
+    return overrides
+
+
+def _find_all(config: StudyConfig) -> Path:
+    """The folder of the base model, on a machine that has what the study requires; all that is missing is named."""
+    missing = []
+    if "gpu" in config.study.requires and not _has_gpu():
+        missing.append(
+            "it needs a GPU, and torch sees none (run it on one, try its small size with --quick, or insist with "
+            "--set study.requires=[])"
+        )
+    try:
+        model = find_model(config.shared.model)
+    except UsageError as error:
+        missing.append(str(error))
+    if missing:
+        place = f"study {config.study.name!r} cannot run here: " if config.study.requires else ""
+        raise UsageError(place + "; ".join(missing))
+    return model
+
+
+def _look_up(model: str) -> ModelReference:
+    """The model for a plan: its small files, or the shape that the package carries where the hub is out of reach."""
+    try:
+        return look_up_model(model)
+    except UsageError:
+        shape = SHAPES / model.replace("/", "__")
+        if not shape.is_dir():
+            raise
+        return ModelReference(model, shape, None, ("model.safetensors",), 2 * Shape.of(shape).num_parameters)
+
+
+def _has_gpu() -> bool:
+    import torch  # seconds, so only for a study that asks
+
+    return bool(torch.cuda.is_available())
+
+
+def _check_tasks(config: StudyConfig, model: Path, place: Place, trusts_code: bool) -> tuple[str, ...]:
+    """Refuse a task that is not there, or whose Python is not trusted; returns the Python that is."""
+    shared, code = config.shared, list[str]()
+    for key, task in [("target", shared.target), *(("retention", task) for task in shared.retention)]:
+        with place.naming("shared", key):
+            if "/" in task or task.endswith(".yaml"):
+                raise UsageError(
+                    f"task {task!r}: a study names its tasks, since its records are filed by name; put the YAML and "
+                    "its data into the model folder's tasks/ and give the name (statewise eval takes paths)"
+                )
+            check_task_name(task, task_folder(model))
+            code += find_code(task, task_folder(model), is_trusted=trusts_code)
+    for task in shared.protocol:
+        if task not in (shared.target, *shared.retention):
+            where = f"{place.of(['shared', 'protocol', task])}: [shared.protocol.<task>]"
+            raise unknown("task", task, (shared.target, *shared.retention), where)
+    return tuple(dict.fromkeys(code))
+
+
+def _with_prompts(config: StudyConfig, most: int) -> StudyConfig:
+    """At most `most` prompts of drift."""
+    drift = config.shared.drift
+    fewer = drift.model_copy(update={"num_prompts": min(drift.num_prompts, most)})
+    return config.model_copy(update={"shared": config.shared.model_copy(update={"drift": fewer})})
+
+
+def _with_seeds(config: StudyConfig, count: int) -> StudyConfig:
+    """The first `count` seeds of the study, and further ones counted up from its largest."""
+    seeds = list(config.study.seeds[:count])
+    while len(seeds) < count:
+        seeds.append(max(seeds) + 1)
+    return config.model_copy(update={"study": config.study.model_copy(update={"seeds": seeds})})
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Local processes side by side, and the CPU threads of each."""
+
+    count: int
+    threads: int = 1
+
+
+def choose_workers(plan: Plan, count: int | None = None) -> Workers:
+    """How many processes work side by side, unless `count` says so.
+
+    A small model leaves nothing to share out within an operation, so it gets a process of one thread for each core. A
+    large one gets one process of all cores: several copies would need as many times the memory. So does a GPU.
+    """
+    cores = max(1, len(os.sched_getaffinity(0)))
+    is_large = plan.num_parameters > LARGE_PARAMETERS
+    device = plan.config.shared.device
+    uses_gpu = device == "cuda" or (device == "auto" and GPU_FILE.exists()) or "gpu" in plan.config.study.requires
+    if count is None:
+        count = 1 if is_large or uses_gpu else cores
+    return Workers(count, max(1, cores // count) if is_large else 1)

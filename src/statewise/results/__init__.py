@@ -1,0 +1,1 @@
+"""What was found: effects with intervals, hypotheses, and the summary that the report is made from."""

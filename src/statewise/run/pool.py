@@ -1,0 +1,228 @@
+"""Warm worker processes with a pipe each, so that the death of one concerns its own node and nobody else.
+
+`concurrent.futures` ends the whole pool when one process dies, and does not say whose node it had; so does loky, which
+builds on it. Their processes also share queues and locks, and one that is killed while it holds a lock never gives it
+back. Here nothing is shared: a worker reads nodes from its pipe and writes to it what it has to say, and its stop
+signal is that the pipe has something to read while it works.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import connection, resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from statewise.console.interruption import ASKING
+from statewise.console.printing import clean_streams
+from statewise.console.streams import outlive_readers
+from statewise.plan.dag import Node
+
+MAX_FAILED_STARTS = 3  # in a row; then it is the machine, or the installation
+END_S = 3.0  # between closing its pipe and ending, a process that has torch imported needs tenths of a second
+CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE")
+CAUSES = {"SIGKILL": " (out of memory, or killed)", **dict.fromkeys(CRASHES, " (a crash in native code)")}
+
+Answer = dict[str, Any]
+# Given a node, where to say what happens on the way, and what asks whether to stop: does the node.
+Work = Callable[[Node, Callable[[Any], None], Callable[[], bool]], Answer]
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a worker ended that had a node. `is_early`: while it started, which is not the node's doing."""
+
+    how: str
+    is_early: bool
+
+
+@dataclass(frozen=True)
+class _Started:
+    """What a worker says first; `error`: why it cannot work."""
+
+    error: str = ""
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    node: Node | None = None
+    started: _Started | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        return self.started is not None and not self.started.error
+
+    @property
+    def end(self) -> str:
+        """How its process, which has ended, did so."""
+        if self.started and self.started.error:
+            return f"could not start ({self.started.error})"
+        code, when = self.process.exitcode or 0, "" if self.is_ready else " while it started"
+        if code >= 0:
+            return f"ended{when} with exit code {code}"
+        name = signal.Signals(-code).name
+        return f"was ended{when} by {name}{CAUSES.get(name, '')}"
+
+
+class Pool:
+    """Up to `count` worker processes, each started when a node needs it and kept for the next."""
+
+    def __init__(self, count: int, begin: Callable[[], Work]) -> None:
+        """`begin` is called in every new process: it imports what is slow, and returns what does a node."""
+        self._context = multiprocessing.get_context("spawn")
+        self._count, self._begin = count, begin
+        self._workers: list[_Worker] = []
+        self._num_failed_starts = 0
+        self._is_stopping = False
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End all: one at work is killed, so that it does not write beside the next run.
+
+        An idle one ends by itself, as its pipe does, and takes the semaphores of its libraries along: left behind, they
+        are a warning below the results.
+        """
+        for worker in self._workers:
+            if worker.node is not None:
+                worker.process.kill()
+            worker.pipe.close()
+        deadline = time.monotonic() + END_S
+        for worker in self._workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            worker.process.kill()
+            worker.process.join(END_S)
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The nodes at work."""
+        return [worker.node for worker in self._workers if worker.node is not None]
+
+    @property
+    def num_free(self) -> int:
+        """How many nodes can be submitted now; where workers do not start any more, those that live go on."""
+        is_sound = self._num_failed_starts < MAX_FAILED_STARTS
+        return (self._count if is_sound else len(self._workers)) - len(self.nodes)
+
+    def submit(self, node: Node) -> None:
+        """Hand `node` to an idle worker, or to a new one."""
+        # An idle worker says nothing: if there is something to read, it is that it has ended.
+        idle = (worker for worker in self._workers if worker.node is None and not worker.pipe.poll())
+        worker = next(idle, None) or self._start()
+        worker.node = node
+        with suppress(OSError):  # it has just died, as `wait` finds
+            worker.pipe.send(node)
+
+    def wait(self, timeout_s: float) -> list[tuple[Node, Any]]:
+        """What workers say of their nodes, after `timeout_s` at most: events, and in the end an answer or a death."""
+        handles = [handle for worker in self._workers for handle in (worker.pipe, worker.process.sentinel)]
+        connection.wait(handles, timeout_s)
+        return [said for worker in [*self._workers] for said in self._hear(worker)]
+
+    def stop(self) -> None:
+        """Ask the workers to stop at an update; one that still imports has nothing to keep, and is ended."""
+        for worker in self._workers if not self._is_stopping else []:
+            if worker.is_ready:
+                with suppress(OSError):
+                    worker.pipe.send(None)
+            else:
+                worker.process.kill()
+        self._is_stopping = True
+
+    def _start(self) -> _Worker:
+        resource_tracker.ensure_running()  # or the first start would run it, and it unblocks signals
+        here, there = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(there, self._begin), name="statewise worker")
+        with _asked_later():
+            process.start()
+        there.close()  # so that it is closed when its process ends
+        self._workers.append(_Worker(process, here))
+        return self._workers[-1]
+
+    def _hear(self, worker: _Worker) -> Iterator[tuple[Node, Any]]:
+        is_dead = not worker.process.is_alive()  # asked first, so that its last words are read
+        try:
+            while worker.pipe.poll():
+                yield from self._take(worker, worker.pipe.recv())
+        except (EOFError, OSError):
+            is_dead = True
+        if is_dead:
+            yield from self._bury(worker)
+
+    def _take(self, worker: _Worker, message: Any) -> Iterator[tuple[Node, Any]]:
+        if isinstance(message, _Started):
+            worker.started = message
+            self._num_failed_starts *= not worker.is_ready
+            return
+        assert worker.node is not None
+        yield worker.node, message
+        if isinstance(message, dict):
+            worker.node = None
+
+    def _bury(self, worker: _Worker) -> Iterator[tuple[Node, Death]]:
+        worker.process.join(END_S)
+        worker.process.kill()
+        worker.process.join(END_S)
+        self._workers.remove(worker)
+        # One that worked leaves its memory to the next, which may start now.
+        self._num_failed_starts = 0 if worker.is_ready else self._num_failed_starts + 1
+        if worker.node is not None:
+            yield worker.node, Death(worker.end, is_early=not worker.is_ready)
+        worker.pipe.close()
+
+
+@contextmanager
+def _asked_later() -> Iterator[None]:
+    """Processes started in here do not hear what asks a run to stop: they cannot ignore it before they have begun.
+
+    Blocked rather than ignored, so that one which comes now reaches this process a moment later.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(pipe: Connection, begin: Callable[[], Work]) -> None:
+    """A worker's life: begin once, then a node at a time, until there is none, or the parent is gone."""
+    for number in ASKING:
+        signal.signal(number, signal.SIG_IGN)
+    _end_with_parent()
+    outlive_readers()
+    clean_streams()
+    try:
+        work = begin()
+    except Exception as error:  # noqa: BLE001  (the parent tells it, in one line)
+        pipe.send(_Started(f"{type(error).__name__}: {error}"))
+        return
+    with suppress(EOFError, ConnectionError):
+        pipe.send(_Started())
+        while (node := pipe.recv()) is not None:
+            pipe.send(work(node, pipe.send, pipe.poll))
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as its parent is gone.
+
+    The folder's lock goes with the parent; a worker that went on would write beside those of the next run.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,1 @@
+"""What lies on disk: tables, JSON and the digests of both; nothing is pickled."""
