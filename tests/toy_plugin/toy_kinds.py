@@ -1,0 +1,78 @@
+"""A package of somebody else's: one class or function a kind, one line each in its entry points."""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from statewise.batch import Trajectory, collate
+from statewise.locality.locality import Constraint, Locality
+from statewise.policy.sampler import sample
+from statewise.signals import Signal
+from statewise.states import Source
+
+CALLS = []
+
+
+class Beginning(Source):
+    """The first tokens of gold texts."""
+
+    kind: Literal["beginning"] = "beginning"
+    needs_gold: ClassVar[bool] = True
+
+    num_trajectories: int = 4
+    num_tokens: int = 8
+
+    @property
+    def trajectories_per_update(self):
+        return self.num_trajectories
+
+    def sized(self, num_trajectories):
+        return self.changed(num_trajectories=num_trajectories)
+
+    def sample(self, context, step):
+        return collate(
+            [
+                Trajectory(
+                    one.prompt_ids + one.gold_ids[: self.num_tokens], len(one.prompt_ids), one.index, self.kind, "data"
+                )
+                for one in context.draw_examples(self.num_trajectories, step, 1)
+            ]
+        )
+
+
+class Smoothed(Signal):
+    """Cross-entropy times a share."""
+
+    kind: Literal["smoothed"] = "smoothed"
+
+    share: float = 0.9
+
+    def loss(self, inputs):
+        return -self.share * inputs.required("policy_logprobs")
+
+
+class Counted(Locality):
+    """Counts steps and holds nothing back."""
+
+    kind: Literal["counted"] = "counted"
+
+    def start(self, context):
+        return _Counted()
+
+
+class _Counted(Constraint):
+    def on_step(self, lr):
+        self.numbers["steps"] = self.numbers.get("steps", 0) + 1
+        return {"locality/counted_steps": self.numbers["steps"]}
+
+
+def furthest(comparison, signs):
+    """The largest change of one feature of the mean state."""
+    gaps = comparison.x.vectors.mean(axis=1) - comparison.y.vectors.mean(axis=1)
+    return np.abs(signs @ gaps / len(gaps)).max(axis=1)
+
+
+def by_hand(policy, prompts, keys, sampling):
+    """The own sampler under another name."""
+    CALLS.append(len(prompts))
+    return sample(policy, prompts, keys, sampling)
