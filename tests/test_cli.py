@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 from report_fixture import fake_study
 from study_fixture import STUDY, write_study
 
-from statewise.report.summary_json import summary_to_json
 from statewise.run.executor import Outcome
 from statewise.storage import records
 
@@ -84,7 +84,7 @@ def test_a_damaged_summary_has_no_report_and_no_traceback(call, tmp_path, conten
 
 
 def test_a_report_is_printed_and_written_again(call, tmp_path):
-    records.write_json(tmp_path / "summary.json", summary_to_json(fake_study()))
+    records.write_json(tmp_path / "summary.json", asdict(fake_study()))
     code, out, _ = call("report", tmp_path)
     assert code == 0
     assert "made-up-study" in out

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import unicodedata
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from report_fixture import fake_study
@@ -15,7 +15,6 @@ from study_fixture import STUDY, write_study
 
 from statewise.assets import POCKET_MODEL
 from statewise.console.printing import CleanStream, printable
-from statewise.report.summary_json import summary_to_json
 from statewise.report.terminal import CleanConsole
 from statewise.storage import records
 
@@ -70,7 +69,7 @@ def hostile_summary(folder):
     study = fake_study()
     runs = tuple(replace(run, label=HOSTILE, recipe=HOSTILE) for run in study.runs)
     changed = replace(study, name=HOSTILE, description=HOSTILE, runs=runs, problems=(HOSTILE,))
-    records.write_json(folder / "summary.json", summary_to_json(changed))
+    records.write_json(folder / "summary.json", asdict(changed))
 
 
 NAME = HOSTILE.replace("/", "-").replace("\x00", "")

@@ -10,7 +10,7 @@ from statewise.drift.measure import DriftValue
 from statewise.drift.over_seeds import over_seeds
 from statewise.report import figures, sentences, tables
 from statewise.report.page import render_page, write_report
-from statewise.report.summary_json import summary_from_json, summary_to_json
+from statewise.report.summary_json import summary_from_json
 from statewise.storage.records import DriftEstimate, Estimate, Largest
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -212,7 +212,7 @@ def test_seeds_that_resolve_a_drift_only_together_resolve_it():
 def test_drift_of_an_earlier_version_is_shown_as_it_was_measured():
     summary = fake_study()
     old = {"mmd": {"value": 0.01, "low": 0.008, "high": 0.012, "floor": 0.001, "p_values": [0.002, 0.004]}}
-    stored = summary_to_json(summary)
+    stored = dataclasses.asdict(summary)
     for run in stored["runs"][1:]:
         run["drift"] = old
     text = Page(render_page(summary_from_json(stored))).text

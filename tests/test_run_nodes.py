@@ -30,7 +30,7 @@ def test_a_model_whose_answers_are_no_numbers_is_a_result_and_no_failure(tmp_pat
     def lost(policy, task, protocol):
         raise DivergedError("base: its next-token law is not a number at some state")
 
-    monkeypatch.setattr(nodes, "evaluate", lost)
+    monkeypatch.setattr("statewise.evals.evaluate.evaluate", lost)
     plan = plan_study(StudyRequest("pocket", limit=2, is_quick=True))
     node = next(node for node in plan.nodes if node.id == "evaluate:base:0")
     place = Workplace(plan, Store(tmp_path))

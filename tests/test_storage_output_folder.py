@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import asdict
 
 import pytest
 from report_fixture import fake_study
@@ -11,7 +12,6 @@ from study_fixture import STUDY, small_plan, write_study
 
 from statewise.errors import UsageError
 from statewise.folder.store import Store
-from statewise.report.summary_json import summary_to_json
 from statewise.storage import records
 
 
@@ -110,7 +110,7 @@ def test_a_link_in_an_eval_folder_is_refused_by_name(tmp_path, secret, call, nam
 @pytest.mark.parametrize("name", [".report.html.tmp", "report.html"])
 def test_a_report_is_not_written_through_a_link(tmp_path, secret, call, name):
     folder = tmp_path / "run"
-    records.write_json(folder / "summary.json", summary_to_json(fake_study()))
+    records.write_json(folder / "summary.json", asdict(fake_study()))
     (folder / name).symlink_to(secret)
     code, _, _ = call("report", folder)
     assert code == 0

@@ -1,8 +1,8 @@
 """A batch of training states, whose table of fields says how rows are padded, joined, taken, recorded and read.
 
 The table is `States` itself: a field's `Column` has its name in a row and its type in a record. A new field is one line
-there, and one in `Trajectory` where a source gives it; padding, records (`records.STATE_SCHEMA`) and replay follow.
-What the hashes cover is not theirs to follow: see `state_records.chain_hash`.
+there, one in `Trajectory` where a source gives it, and one in `SignalInputs`, by the same name, where losses look at
+it. What the hashes cover is listed apart (`state_records`), since a change of it makes old records unlike new ones.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from statewise import cli_models
+from statewise.cli_models import ChatOption, JsonOption, RunArgument, TrustOption, print_json
 from statewise.console.entry import FAILED, PARTIAL, answer
 from statewise.errors import UsageError, unknown
 
@@ -39,6 +40,7 @@ StudyArgument = Annotated[str, typer.Argument(help="A built-in study (see: state
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="ARM.KEY=VALUE", help="Override a key; may be repeated.")
 ]
+SeedsOption = Annotated[int | None, typer.Option(help="Number of seeds; default: as the study says.")]
 ModelOption = Annotated[
     str | None, typer.Option(help="Base model: pocket, a folder, or a Hugging Face name org/name[@revision].")
 ]
@@ -46,14 +48,13 @@ QuickOption = Annotated[bool, typer.Option("--quick", help="The study's own smal
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Processes side by side; default: one a core, one for a large model.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 @app.command()
 def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has options)
     study: StudyArgument,
     overrides: SetOption = None,
-    seeds: Annotated[int | None, typer.Option(help="Number of seeds; default: as the study says.")] = None,
+    seeds: SeedsOption = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<study>.")] = None,
     world: Annotated[
         Path | None, typer.Option(help="Folder of `statewise pretrain`: another world's model and tasks.")
@@ -64,8 +65,8 @@ def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has 
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Items a task and prompts of drift, at most.")] = None,
     quick: QuickOption = False,
-    chat: Annotated[bool, typer.Option("--chat", help="Prompts in the tokenizer's chat template.")] = False,
-    trust_task_code: cli_models.TrustOption = False,
+    chat: ChatOption = False,
+    trust_task_code: TrustOption = False,
     workers: WorkersOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: JsonOption = False,
@@ -112,7 +113,7 @@ def _run(request: StudyRequest, out: Path | None, workers: int | None, as_json: 
             render_terminal(summary, CleanConsole())
             typer.echo(f"Report: {page}")
     if as_json:
-        _print_json({"folder": str(folder), "failed": outcome.failed, "interrupted": outcome.interrupted})
+        print_json({"folder": str(folder), "failed": outcome.failed, "interrupted": outcome.interrupted})
     if outcome.interrupted:
         typer.echo(f"Interrupted. What is done is kept in {folder}; run the same command to continue.", err=True)
     if outcome.interrupted or (outcome.failed and outcome.done):
@@ -137,7 +138,7 @@ def _print_plan(request: StudyRequest, workers: int | None, as_json: bool, *, ha
     estimate = estimate_plan(plan, num_workers)
     if as_json:
         nodes = [{"id": n.id, "needs": list(n.needs), "seconds": estimate.seconds[n.id]} for n in plan.nodes]
-        _print_json(
+        print_json(
             {
                 "nodes": nodes,
                 "arms": {k: asdict(v) for k, v in estimate.arms.items()},
@@ -160,10 +161,10 @@ def _print_plan(request: StudyRequest, workers: int | None, as_json: bool, *, ha
 def plan(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has options)
     study: StudyArgument,
     overrides: SetOption = None,
-    seeds: Annotated[int | None, typer.Option(help="Number of seeds; default: as the study says.")] = None,
+    seeds: SeedsOption = None,
     model: ModelOption = None,
     quick: QuickOption = False,
-    trust_task_code: cli_models.TrustOption = False,
+    trust_task_code: TrustOption = False,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -178,10 +179,9 @@ def plan(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    folder: RunArgument,
 ) -> None:
     """Print the table of a run folder again, and write its report.html anew."""
-    from statewise.errors import DamagedError
     from statewise.report.page import write_report
     from statewise.report.summary_json import summary_from_json
     from statewise.report.terminal import CleanConsole, render_terminal
@@ -191,10 +191,7 @@ def report(
     path = folder / "summary.json"
     if not path.is_file():
         raise UsageError(f"{folder}: no summary.json; give the folder of a `statewise run`, e.g. runs/pocket")
-    try:
-        stored, is_sealed = integrity.read_either(path)
-    except DamagedError as error:
-        raise UsageError(f"{error}; run the study again to write it anew") from None
+    stored, is_sealed = integrity.read_either(path, "run the study again to write it anew")
     summary = summary_from_json(stored)
     if not is_sealed:
         typer.echo(f"note: {path}: {NOT_VERIFIED}", err=True)
@@ -204,7 +201,7 @@ def report(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    folder: RunArgument,
     as_json: JsonOption = False,
 ) -> None:
     """Compare every file of a run folder with what was recorded of it. Exit code 1: not all match."""
@@ -214,7 +211,7 @@ def verify(
 
     found = verify_run(folder)
     if as_json:
-        _print_json({"folder": str(folder), "is_sound": found.is_sound, **asdict(found)})
+        print_json({"folder": str(folder), "is_sound": found.is_sound, **asdict(found)})
     else:
         typer.echo("\n".join(told(found)))
     if not found.is_sound:
@@ -234,7 +231,7 @@ def list_(
         return
     rows = _rows_of(what)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     width = max((len(name) for name in rows), default=0)
     for name, text in rows.items():
@@ -269,7 +266,7 @@ def _print_cells(as_json: bool) -> None:
 
     cells = matrix()
     if as_json:
-        _print_json(cells)
+        print_json(cells)
         return
     width = max(len(cell["source"]) for cell in cells)
     signal = ""
@@ -318,6 +315,7 @@ def pretrain(
 
     from statewise.pocket.pretrain import SIZES
     from statewise.pocket.pretrain import pretrain as build
+    from statewise.storage.output_folder import check_empty
 
     def tell(line: str) -> None:
         typer.echo(line, err=True)
@@ -325,8 +323,7 @@ def pretrain(
     if size not in SIZES:
         raise unknown("size", size, SIZES)
     if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(f"{out}: exists and is not an empty folder; choose another with --out")
+        check_empty(out)
         out.mkdir(parents=True, exist_ok=True)  # before half an hour's work, not after it
         build(replace(SIZES[size], world_seed=world_seed or 0, num_threads=threads or 1), out, tell)
     from statewise.pocket.check import ITEMS, check_base
@@ -345,10 +342,6 @@ def pretrain(
 
 
 app.registered_commands += cli_models.app.registered_commands
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
 
 
 def main() -> None:

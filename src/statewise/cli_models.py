@@ -13,10 +13,17 @@ from statewise.errors import UsageError
 
 app = typer.Typer()
 
+RunArgument = Annotated[Path, typer.Argument(help="A run folder.")]
+ChatOption = Annotated[bool, typer.Option("--chat", help="Prompts in the tokenizer's chat template.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 TrustOption = Annotated[
     bool, typer.Option("--trust-task-code", help="Run the Python that a task file names; it is named first.")
 ]
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
 def tell_code(task_code: tuple[str, ...]) -> None:
@@ -27,7 +34,7 @@ def tell_code(task_code: tuple[str, ...]) -> None:
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: RunArgument,
     arm: Annotated[str, typer.Argument(help="An arm of its study, or base.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist or be empty.")],
     seed: Annotated[int | None, typer.Option(help="Seed of the arm; default: the study's first.")] = None,
@@ -67,7 +74,7 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     num_fewshot: Annotated[
         int | None, typer.Option(min=0, help="Worked examples in a prompt; default: as each task says.")
     ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Prompts in the tokenizer's chat template.")] = False,
+    chat: ChatOption = False,
     trust_task_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -104,7 +111,7 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
         stored = run_evaluation(plan, lambda task: typer.echo(f"{task}: evaluating", err=True))
     rows = scores_of(plan.out, names, stored)
     if as_json:
-        _print_json({"folder": str(plan.out), "model": stored["model"], "scores": rows})
+        print_json({"folder": str(plan.out), "model": stored["model"], "scores": rows})
         return
     print_scores(rows, CleanConsole())
     typer.echo(f"Items: {plan.out / 'evals'}")
@@ -127,12 +134,8 @@ def compare(
 
     comparison = compare_sides(*sides)
     if as_json:
-        _print_json(comparison_to_json(comparison))
+        print_json(comparison_to_json(comparison))
     else:
         print_comparison(comparison, CleanConsole())
     if comparison.refused:
         raise typer.Exit(PARTIAL)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, allow_nan=False))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from statewise.errors import DamagedError
-from statewise.folder.store import FILES, FOLDERS, LEFT, RESULT_NAMES, Store, faults_of_node
+from statewise.folder.store import FILES, FOLDERS, LEFT, RESULT_NAMES, Store
 from statewise.loop.recorder import damaged_records
 from statewise.plan.dag import Node, Plan
 from statewise.storage import integrity
@@ -33,7 +33,7 @@ def set_damage_aside(plan: Plan, store: Store) -> Iterator[tuple[Node, str]]:
             yield node, text
     for name in DERIVED:
         if is_there(store.folder / name) and not _is_plain(store.folder / name):
-            yield plan.nodes[0], f"{store.folder / name} is no plain file; {store.set_aside(name)}"
+            yield plan.nodes[0], f"{store.folder / name} is no plain file; {store.set_aside(store.folder / name)}"
 
 
 def _is_plain(path: Path) -> bool:
@@ -45,14 +45,10 @@ def _wrong_kinds(store: Store, node: Node, folder: Path) -> Iterator[str]:
     inside = (*FOLDERS[node.action], *([CHECKPOINTS] if node.action == "train" else []))
     for path in (folder.parent.parent, folder.parent, folder, *(folder / name for name in inside)):
         if is_there(path) and (path.is_symlink() or not path.is_dir()):
-            yield f"{path} is no folder; {store.set_aside(_name(store, path))}, {node.id} is done again"
+            yield f"{path} is no folder; {store.set_aside(path)}, {node.id} is done again"
     for name in (RESULT_NAMES[node.action], *FILES[node.action]):
         if is_there(folder / name) and not _is_plain(folder / name):
-            yield f"{folder / name} is no plain file; {store.set_aside(_name(store, folder / name))}"
-
-
-def _name(store: Store, path: Path) -> str:
-    return str(path.relative_to(store.folder))
+            yield f"{folder / name} is no plain file; {store.set_aside(folder / name)}"
 
 
 def _of_result(store: Store, node: Node) -> Iterator[str]:
@@ -66,11 +62,9 @@ def _of_result(store: Store, node: Node) -> Iterator[str]:
         return
     if stored.get("fingerprint") != node.fingerprint:
         return
-    faults = faults_of_node(folder, node.action, stored)
-    lost = {name: what for name, what in faults.items() if name in stored["files"]}
-    for name, what in faults.items():
-        if name not in lost:
-            yield f"{folder / name} {what}; {store.set_aside(_name(store, folder / name))}"
+    lost = integrity.faults_of(folder, stored["files"])
+    for name, what in integrity.strays_of(folder, stored["files"], LEFT[node.action]).items():
+        yield f"{folder / name} {what}; {store.set_aside(folder / name)}"
     if lost:
         name, what = next(iter(lost.items()))
         yield f"{folder / name} {what}; {_redo(store, node)}"
@@ -84,7 +78,7 @@ def _redo(store: Store, node: Node) -> str:
     names = [RESULT_NAMES[node.action], *LEFT[node.action]]
     there = [folder / name for name in names if is_there(folder / name)]
     for path in there:
-        store.set_aside(_name(store, path))
+        store.set_aside(path)
     return f"the result of {node.id} is moved to damaged/, and the node is done again"
 
 
@@ -97,7 +91,7 @@ def _of_beginning(plan: Plan, store: Store, node: Node) -> Iterator[str]:
         strays = [name for name in integrity.files_below(folder, FOLDERS["evaluate"]) if name not in known]
         damaged |= dict.fromkeys(strays, "was not recorded")
     for name, what in damaged.items():
-        yield f"{folder / name} {what}; {store.set_aside(_name(store, folder / name))}"
+        yield f"{folder / name} {what}; {store.set_aside(folder / name)}"
 
 
 def damage_of_beginning(folder: Path, action: str) -> dict[str, str]:

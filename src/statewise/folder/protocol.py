@@ -1,4 +1,4 @@
-"""What has to be equal for two evaluations to be compared: how a task was asked, and which items it has."""
+"""A policy evaluated on a task for later comparisons: its scores, and what has to be equal for two to be compared."""
 
 from __future__ import annotations
 
@@ -6,14 +6,35 @@ import hashlib
 import json
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from statewise.storage import records
 from statewise.tasks.items import FIRST, SAMPLE
 
 if TYPE_CHECKING:  # they import lm-eval or torch, which takes seconds
     from statewise.evals.evaluate import EvalProtocol
     from statewise.policy.load import Policy
     from statewise.tasks.task import Task
+
+PACKAGES = ("statewise", "torch", "transformers", "lm-eval")
+
+
+def evaluate_into(path: Path, policy: Policy, task: Task, protocol: EvalProtocol) -> dict[str, Any]:
+    """Evaluate `policy` on `task` and write its scores to the table `path`; returns what is recorded of them."""
+    from statewise.evals.evaluate import evaluate
+
+    rows = evaluate(policy, task, protocol)
+    sha256 = records.write_table(path, rows, records.ITEM_SCHEMA)
+    return {
+        "protocol": describe_protocol(task, protocol),
+        "num_items": len({row["item"] for row in rows}),
+        "items_sha256": digest_items(task, protocol.limit, protocol.items),
+        "device": describe_device(policy),
+        "versions": {name: version(name) for name in PACKAGES},
+        "sha256": sha256,
+    }
 
 
 def describe_protocol(task: Task, protocol: EvalProtocol) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from statewise.config.study import StudyConfig, read_study
-from statewise.errors import DamagedError, UsageError, unknown
+from statewise.errors import UsageError, unknown
 from statewise.folder.item_scores import Scores, read_scores
 from statewise.folder.store import ADVICE, PLAN, RESULT_NAMES, STUDY, Store, faults_of_node
 from statewise.plan.dag import BASE
@@ -58,10 +58,7 @@ class RunFolder:
         path = self.arm_folder(arm, seed) / RESULT_NAMES[action]
         if not is_there(path):
             return {}
-        try:
-            stored, is_sealed = integrity.read_either(path)
-        except DamagedError as error:
-            raise DamagedError(f"{error}; {ADVICE}") from None
+        stored, is_sealed = integrity.read_either(path, ADVICE)
         if is_sealed:
             integrity.refuse(path.parent, faults_of_node(path.parent, action, stored), ADVICE)
         return {key: value for key, value in stored.items() if is_sealed or key != "files"}
@@ -85,11 +82,8 @@ def open_run(folder: Path) -> RunFolder:
     """
     if not (folder / PLAN).is_file() or not (folder / STUDY).is_file():
         raise UsageError(f"{folder}: not a run folder (no {PLAN}); give the folder of a `statewise run`")
-    try:
-        plan, _ = integrity.read_either(folder / PLAN)
-        integrity.refuse(folder, integrity.faults_of(folder, plan.get("files", {})), ADVICE)
-    except DamagedError as error:
-        raise DamagedError(str(error) if ADVICE in str(error) else f"{error}; {ADVICE}") from None
+    plan, _ = integrity.read_either(folder / PLAN, ADVICE)
+    integrity.refuse(folder, integrity.faults_of(folder, plan.get("files", {})), ADVICE)
     model = Path(str(plan.get("model", "")))
     return RunFolder(folder, read_study(folder / STUDY), model, plan.get("model_files", {}))
 

@@ -80,10 +80,7 @@ class Store:
         path = self.result_path(node)
         if not is_there(path):
             return None
-        try:
-            stored = integrity.read_sealed(path)
-        except DamagedError as error:
-            raise DamagedError(f"{error}; {ADVICE}") from None
+        stored = integrity.read_sealed(path, ADVICE)
         if stored.get("fingerprint") != node.fingerprint or self._is_outdated(stored):
             return None
         integrity.refuse(path.parent, faults_of_node(path.parent, node.action, stored), ADVICE)
@@ -157,9 +154,8 @@ class Store:
         self._check_seeds(plan.config.study.seeds)
         faults = {} if is_sealed else {PLAN: "is not what was recorded"}
         faults |= integrity.faults_of(self.folder, stored.get("files", {}))
-        return [
-            f"{self.folder / name} {what}; {self.set_aside(name)}, it is written anew" for name, what in faults.items()
-        ]
+        wrong = [(self.folder / name, what) for name, what in faults.items()]
+        return [f"{file} {what}; {self.set_aside(file)}, it is written anew" for file, what in wrong]
 
     def _holds_results_of(self, plan: Plan) -> bool:
         """Whether something was recorded for `plan`, and nothing in the place of one of its nodes for another one."""
@@ -171,13 +167,13 @@ class Store:
                     found.append(stored.get("fingerprint") == node.fingerprint)
         return bool(found) and all(found)
 
-    def set_aside(self, name: str) -> str:
-        """Move what lies at `name` to the same place below `damaged/`, beside what lies there; returns what was done.
+    def set_aside(self, path: Path) -> str:
+        """Move what lies at `path` to the same place below `damaged/`, beside what lies there; returns what was done.
 
         Raises:
             UsageError: `damaged` is no folder.
         """
-        path, target = self.folder / name, self.folder / DAMAGED / name
+        target = self.folder / DAMAGED / path.relative_to(self.folder)
         if not is_there(path):
             return "nothing is left of it"
         number = 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from statewise.errors import DamagedError, UsageError
 from statewise.folder.damage import CHECKPOINTS, DERIVED, damage_of_beginning
-from statewise.folder.store import DAMAGED, LEFT, PLAN, RESULT_NAMES, faults_of_node
+from statewise.folder.store import DAMAGED, LEFT, PLAN, RESULT_NAMES
 from statewise.plan.dag import BASE
 from statewise.plan.replay import hashes_of_record
 from statewise.storage import integrity
@@ -51,7 +52,10 @@ def verify_run(folder: Path) -> Verification:
     known = set(OF_RUN)
     for name in (PLAN, "summary.json"):
         if name == PLAN or integrity.is_there(folder / name):
-            known |= {*_verify_sealed(found, folder, name).get("files", {})}
+            stored, is_sealed = _read(found, folder, name)
+            known |= {*stored.get("files", {})}
+            if is_sealed:
+                _verify_files(found, folder, stored["files"])
     for place in sorted(path for path in (folder / "arms").glob("*/*") if path.is_dir()):
         for action in RESULT_NAMES:
             _verify_node(found, folder, place, action)
@@ -79,22 +83,6 @@ def told(found: Verification) -> list[str]:
     return [*lines, f"{count}, {num_others} do not" if num_others else f"all {count}"]
 
 
-def _verify_sealed(found: Verification, folder: Path, name: str) -> dict[str, Any]:
-    """Check a JSON file and the files of its table; returns it, {} if it is damaged."""
-    try:
-        stored, is_sealed = integrity.read_either(folder / name)
-    except DamagedError as error:
-        found.damaged[name] = str(error).removeprefix(f"{folder / name} ")
-        return {}
-    if not is_sealed:
-        found.older.append(name)
-        return stored
-    faults = integrity.faults_of(folder, stored["files"])
-    found.damaged |= faults
-    found.num_files += 1 + len(stored["files"]) - len(faults)
-    return stored
-
-
 def _verify_node(found: Verification, folder: Path, place: Path, action: str) -> None:
     """Check what a node left in the folder `place` of its arm and seed."""
     inside, id_ = str(place.relative_to(folder)), f"{action}:{place.parent.name}:{place.name}"
@@ -105,28 +93,32 @@ def _verify_node(found: Verification, folder: Path, place: Path, action: str) ->
             beginning = damage_of_beginning(place, action)
             found.damaged |= {f"{inside}/{name}": what for name, what in beginning.items()}
         return
-    stored = _verify_result(found, place, result)
-    if "files" not in stored:
+    stored, is_sealed = _read(found, folder, result)
+    if not is_sealed or "files" not in stored:
         return
-    faults = faults_of_node(place, action, stored)
-    found.strays += [f"{inside}/{name}" for name in faults if name not in stored["files"]]
-    lost = {f"{inside}/{name}": what for name, what in faults.items() if name in stored["files"]}
-    found.damaged |= lost
-    found.num_files += 1 + len(stored["files"]) - len(lost)
-    if "state_hash" in stored and not lost:
+    found.strays += [f"{inside}/{name}" for name in integrity.strays_of(place, stored["files"], LEFT[action])]
+    is_whole = _verify_files(found, place, stored["files"], f"{inside}/")
+    if "state_hash" in stored and is_whole:
         hashes = hashes_of_record(place, stored["files"])
         if hashes != (stored["state_hash"], stored["reward_hash"]):
             found.damaged[f"{inside}/states"] = "has another running hash than was trained on"
 
 
-def _verify_result(found: Verification, place: Path, result: str) -> dict[str, Any]:
-    path = place / Path(result).name
+def _read(found: Verification, folder: Path, name: str) -> tuple[dict[str, Any], bool]:
+    """The object in a JSON file, {} if it is damaged, and whether it carries a digest."""
     try:
-        stored, is_sealed = integrity.read_either(path)
+        stored, is_sealed = integrity.read_either(folder / name)
     except DamagedError as error:
-        found.damaged[result] = str(error).removeprefix(f"{path} ")
-        return {}
-    if is_sealed:
-        return stored
-    found.older.append(result)
-    return {}
+        found.damaged[name] = str(error).removeprefix(f"{folder / name} ")
+        return {}, False
+    if not is_sealed:
+        found.older.append(name)
+    return stored, is_sealed
+
+
+def _verify_files(found: Verification, folder: Path, files: Mapping[str, str], inside: str = "") -> bool:
+    """Check the files that were recorded of `folder`, which is `inside` the run; returns whether all match."""
+    faults = integrity.faults_of(folder, files)
+    found.damaged |= {f"{inside}{name}": what for name, what in faults.items()}
+    found.num_files += 1 + len(files) - len(faults)
+    return not faults

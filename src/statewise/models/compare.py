@@ -131,14 +131,13 @@ def _refusal(a: Side, b: Side, task: str) -> str:
 
 
 def _compare_task(found: _Found, a: Side, b: Side, seeds: tuple[list[int], list[int]], task: str) -> None:
-    for column in a.scores[seeds[0][0]]:
-        if column.task != task or column not in b.scores[seeds[1][0]]:
-            continue
+    first, other = a.scores[seeds[0][0]], b.scores[seeds[1][0]]
+    for column in (column for column in first if column.task == task and column in other):
         ours, theirs = ([side.scores[s][column] for s in own] for side, own in zip((a, b), seeds, strict=True))
         for side, models in ((a, ours), (b, theirs)):
             if count := sum(one.num_unscored for one in models):
-                told = f"{side.label}, {task} {column.decoding}: {count} unscored answers count as not correct"
-                found.notes.append(told)
+                asked = f"{side.label}, {task} {column.decoding}"
+                found.notes.append(f"{asked}: {count} unscored answers count as not correct")
         matrices = lay_out(ours), lay_out(theirs)
         found.scores.append(_compare_column(column, *matrices))
         found.primary.setdefault(task, matrices)

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from statewise.config.study import EvaluationSection
 from statewise.errors import DamagedError, UsageError
 from statewise.folder.item_scores import Scores, lay_out, read_scores
+from statewise.folder.protocol import evaluate_into
 from statewise.folder.run_folder import read_object
 from statewise.folder.store import Store
 from statewise.models.model_folder import Origin, check_adapter, find_base, find_tasks, read_origin, stored_weights
-from statewise.plan.catalog import find_model
 from statewise.plan.digest import digest_data, digest_model_files, join_weights
+from statewise.policy.find import resolve_model
 from statewise.storage import integrity, records
 from statewise.storage.integrity import is_there
 from statewise.tasks.find import find_code
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 HEADER = "eval.json"
 # Raised when the meaning of a stored score changes: folders of another version are then refused.
 EVALUATION_VERSION = 1
-PACKAGES = ("statewise", "torch", "transformers", "lm-eval")
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def plan_evaluation(request: EvaluationRequest) -> EvaluationPlan:
     Raises:
         UsageError: no such model or task, or an output folder of another model or other settings.
     """
-    model = find_model(request.model)
+    model = resolve_model(request.model)
     if stored_weights(model) == "adapter":
         check_adapter(model)
     origin = read_origin(model)
@@ -197,13 +196,13 @@ def set_damage_aside(plan: EvaluationPlan) -> list[str]:
         try:
             integrity.read_either(plan.out / HEADER)
         except DamagedError as error:
-            told.append(f"{error}; {store.set_aside(HEADER)}")
+            told.append(f"{error}; {store.set_aside(plan.out / HEADER)}")
             is_read = False
     unknown = [] if is_read else integrity.files_below(plan.out, ["evals"])
     faults = dict.fromkeys(unknown, "is not known of any more")
     for name, record in plan.stored["tasks"].items():
         faults |= _faults(plan.out, name, record)
-    return told + [f"{plan.out / name} {what}; {store.set_aside(name)}" for name, what in faults.items()]
+    return told + [f"{plan.out / name} {what}; {store.set_aside(plan.out / name)}" for name, what in faults.items()]
 
 
 def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict[str, Any]:
@@ -223,8 +222,7 @@ def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict
         return plan.stored
     from transformers.utils import logging as transformers_logging
 
-    from statewise.evals.evaluate import EvalProtocol, evaluate
-    from statewise.folder.protocol import describe_device, describe_protocol, digest_items
+    from statewise.evals.evaluate import EvalProtocol
     from statewise.tasks.load import load_task
     from statewise.tasks.task import TaskOptions
 
@@ -241,17 +239,9 @@ def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict
             asked, task_folder=plan.task_folders[asked], data=request.data, options=options, trusted=plan.task_code
         )
         _check_is_new(plan, asked, task.name)
-        rows = evaluate(policy, task, protocol)
-        sha256 = records.write_table(plan.out / "evals" / f"{task.name}.parquet", rows, records.ITEM_SCHEMA)
+        recorded = evaluate_into(plan.out / "evals" / f"{task.name}.parquet", policy, task, protocol)
         stored["asked"][asked] = task.name
-        stored["tasks"][task.name] = {
-            "protocol": describe_protocol(task, protocol),
-            "num_items": len({row["item"] for row in rows}),
-            "items_sha256": digest_items(task, request.limit, request.items),
-            "device": describe_device(policy),
-            "versions": {name: version(name) for name in PACKAGES},
-            "sha256": sha256,
-        }
+        stored["tasks"][task.name] = recorded
         integrity.write_sealed(plan.out / HEADER, stored)
     return stored
 
@@ -267,8 +257,6 @@ def _check_is_new(plan: EvaluationPlan, asked: str, name: str) -> None:
 
 def _load(plan: EvaluationPlan) -> Policy:
     """The model, in its base model's precision, as in a run; an adapter lies on the base weights, unmerged."""
-    from dataclasses import replace
-
     from statewise.policy.device import choose_device, choose_dtype
     from statewise.policy.load import load_policy
     from statewise.policy.lora import load_adapter

@@ -18,12 +18,13 @@ from statewise.errors import DamagedError, UsageError
 from statewise.folder.run_folder import RunFolder, is_older, open_run, read_object
 from statewise.folder.store import RESULT_NAMES
 from statewise.models.model_folder import split_revision, stored_weights
-from statewise.plan.catalog import find_model
 from statewise.plan.dag import BASE
 from statewise.plan.digest import FACTS, digest_model, digest_weights, model_files
+from statewise.policy.find import resolve_model
 from statewise.storage import records
 from statewise.storage.integrity import NOT_VERIFIED
 from statewise.storage.model_records import ModelFacts
+from statewise.storage.output_folder import check_empty
 from statewise.storage.records import ADAPTER_CONFIG
 
 CARD, STUDY = "README.md", "study.toml"
@@ -60,8 +61,7 @@ def export_model(request: ExportRequest, out: Path, render: Callable[[ModelFacts
     """
     if not out.name:
         raise UsageError(f"--out {out}: give the name of a new folder")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out}: exists and is not an empty folder; choose another with --out")
+    check_empty(out)
     run = open_run(request.run)
     run.check_arm(request.arm)
     seed = run.config.study.seeds[0] if request.seed is None else request.seed
@@ -128,7 +128,7 @@ def _find_weights(run: RunFolder, arm: str, seed: int) -> Path:
 
 def _base_folder(run: RunFolder) -> Path:
     """The base model's folder, if it still holds the files that the run was planned with."""
-    folder = run.model if run.model.is_dir() else find_model(run.config.shared.model)
+    folder = run.model if run.model.is_dir() else resolve_model(run.config.shared.model)
     now = digest_model(folder)
     changed = [name for name, digest in run.model_files.items() if now.get(name) != digest]
     if changed:

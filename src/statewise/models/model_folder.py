@@ -12,10 +12,9 @@ from typing import Any, Literal
 from statewise.assets import POCKET_MODEL
 from statewise.errors import DamagedError, UsageError
 from statewise.folder.run_folder import RunFolder, open_run, read_object
-from statewise.plan.catalog import find_model
 from statewise.plan.dag import BASE
 from statewise.plan.digest import FACTS, digest_weights
-from statewise.policy.find import HUB_NAME
+from statewise.policy.find import HUB_NAME, resolve_model
 from statewise.storage.records import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from statewise.tasks.find import check_task_name, find_task_file, list_tasks
 
@@ -158,7 +157,7 @@ def find_base(folder: Path, origin: Origin) -> Path:
         return origin.base
     if not origin.base_name:
         raise UsageError(f"{folder / ADAPTER_CONFIG}: no base_model_name_or_path; write the base model's folder there")
-    return find_model(origin.base_name)
+    return resolve_model(origin.base_name)
 
 
 def find_tasks(name: str, folder: Path, origin: Origin) -> Path | None:

@@ -1,4 +1,4 @@
-"""Names that a user may type: built-in studies, models, tasks."""
+"""Names that a user may type: built-in studies and tasks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from statewise.assets import POCKET_MODEL, STUDIES
 from statewise.errors import UsageError, unknown
-from statewise.policy.find import resolve_model
 from statewise.tasks.find import list_tasks
 
 
@@ -36,15 +35,6 @@ def find_study(name: str) -> Path:
             raise UsageError(f"{name}: no such study file; give a path to a .toml file or one of {', '.join(studies)}")
         return path
     raise unknown("study", name, studies)
-
-
-def find_model(name: str) -> Path:
-    """The folder of a model: the embedded one for `pocket`, a local folder, or a hub model, downloaded if need be.
-
-    Raises:
-        UsageError: no such model, or one that cannot be used or reached.
-    """
-    return resolve_model(name)
 
 
 def task_folder(model: Path) -> Path:

@@ -11,10 +11,10 @@ from statewise.assets import SHAPES
 from statewise.config.locations import Place
 from statewise.config.study import MAX_SEEDS, StudyConfig, read_study_and_place
 from statewise.errors import UsageError, unknown
-from statewise.plan.catalog import find_model, find_study, task_folder
+from statewise.plan.catalog import find_study, task_folder
 from statewise.plan.dag import Plan, make_plan
 from statewise.plan.model_size import Shape
-from statewise.policy.find import ModelReference, look_up_model
+from statewise.policy.find import ModelReference, look_up_model, resolve_model
 from statewise.tasks.find import check_task_name, find_code
 
 LARGE_PARAMETERS = 50e6
@@ -92,7 +92,7 @@ def _find_all(config: StudyConfig) -> Path:
             "--set study.requires=[])"
         )
     try:
-        model = find_model(config.shared.model)
+        model = resolve_model(config.shared.model)
     except UsageError as error:
         missing.append(str(error))
     if missing:

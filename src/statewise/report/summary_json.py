@@ -1,7 +1,7 @@
-"""A `StudySummary` as JSON and back.
+"""A `StudySummary` back from JSON, into which `dataclasses.asdict` turns it.
 
-The way out is `dataclasses.asdict`; the way back follows the type hints of the records and checks every value against
-them, since `summary.json` may have been edited or written by another version.
+The way back follows the type hints of the records and checks every value against them, since `summary.json` may have
+been edited or written by another version.
 """
 
 from __future__ import annotations
@@ -14,11 +14,6 @@ from typing import Any
 from statewise.errors import UsageError, unknown
 from statewise.storage.integrity import SEAL
 from statewise.storage.records import StudySummary
-
-
-def summary_to_json(summary: StudySummary) -> dict[str, Any]:
-    """Nested dicts and lists; tuples become lists when written."""
-    return dataclasses.asdict(summary)
 
 
 def summary_from_json(value: dict[str, Any]) -> StudySummary:

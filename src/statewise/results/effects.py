@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from statewise.results.intervals import is_constant
 from statewise.storage.records import LEVEL, Effect, EffectTable
 
 Array = npt.NDArray[np.float64]
@@ -23,8 +24,6 @@ Cell = tuple[Mapping[str, str], Mapping[int, float]]
 
 # No level or axis of a grid can be called so.
 SEEDS, HIGHER_ORDER = "between seeds", "higher-order interactions"
-# A spread below this share of the largest value is rounding.
-ROUNDING = 1e-12
 ONE_SEED = "η² = SS / SS total; one seed, so no interval, and what is left over is no noise"
 
 
@@ -58,7 +57,7 @@ def estimate_effects(response: str, cells: Sequence[Cell]) -> EffectTable | None
     effects: tuple[Effect, ...] = ()
     if len(design.factors) < 2 or not num_seeds:
         notes = ["no two factors with two levels each have all their cells", *notes]
-    elif _is_constant(design.values):
+    elif is_constant(design.values):
         notes = ["all cells have the same value", *notes]
     else:
         effects = _estimate(design)
@@ -145,7 +144,7 @@ def jackknife_intervals(values: Array, factors: Sequence[str]) -> dict[str, tupl
         return {}
     # Without a seed all cells may be equal, which leaves nothing to share out.
     parts = [np.delete(values, seed, axis=-1) for seed in range(num_seeds)]
-    if any(_is_constant(part) for part in parts):
+    if any(is_constant(part) for part in parts):
         return {}
     whole, without = explain_variance(values, factors), [explain_variance(part, factors) for part in parts]
     quantile = float(stats.t.ppf((1 + LEVEL) / 2, num_seeds - 1))
@@ -159,10 +158,6 @@ def jackknife_intervals(values: Array, factors: Sequence[str]) -> dict[str, tupl
 
 def _share(value: float) -> float:
     return min(1.0, max(0.0, value))
-
-
-def _is_constant(values: Array) -> bool:
-    return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
 
 
 def _degrees(design: Design) -> dict[str, int]:

@@ -35,6 +35,11 @@ LEAST_P = 1e-12
 ENDS = np.array([0.0, 0.0, 1.0, 1.0])
 
 
+def is_constant(values: Matrix) -> bool:
+    """Whether values are equal but for rounding."""
+    return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
+
+
 @dataclass(frozen=True)
 class Part:
     """What one task adds to a number: `values`, [items, seeds], coefficient included, and the range of each of them."""
@@ -42,10 +47,6 @@ class Part:
     values: Matrix
     low: float = -1.0
     high: float = 1.0
-
-    @property
-    def is_constant(self) -> bool:
-        return bool(np.ptp(self.values) <= ROUNDING * np.abs(self.values).max())
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def weigh_sum(parts: Sequence[Part]) -> Evidence:
     """
     value = float(sum(part.values.mean() for part in parts))
     num_items, num_seeds = min(part.values.shape[0] for part in parts), parts[0].values.shape[1]
-    still = [part for part in parts if part.is_constant]
+    still = [part for part in parts if is_constant(part.values)]
     if any(not math.isfinite(part.high - part.low) for part in still):
         return Evidence(value, num_items, num_seeds, UNKNOWN_RANGE, None)
     ends = sum(part.low for part in parts), sum(part.high for part in parts)
@@ -138,7 +139,7 @@ def estimate_score(scores: Matrix) -> Estimate:
     part = Part(scores, *_range(scores))
     value, (num_items, num_seeds) = float(scores.mean()), scores.shape
     is_bounded = math.isfinite(part.high)
-    if part.is_constant:
+    if is_constant(part.values):
         interval = (lambda level: _bound([part], level)) if is_bounded else None
         return Evidence(value, num_items, num_seeds, NO_SPREAD if interval else UNKNOWN_RANGE, interval).estimate()
     spread = _spread([part], [ENDS if is_bounded else np.array([])])
@@ -249,7 +250,7 @@ def _unseen(part: Part) -> Matrix:
 
     Where no item differs, two as large as can be: at 95 % they reach 3.9 / n, `_bound` 3.7 / n.
     """
-    if part.is_constant:
+    if is_constant(part.values):
         return max(-part.low, part.high) * np.array([-1.0, -1.0, 1.0, 1.0])
     return float(np.abs(part.values).max()) * np.array([-1.0, 1.0])
 

@@ -118,19 +118,17 @@ def _measure(config: StudyConfig, store: Store, evaluated: Results) -> Measured:
 def _count_answers(config: StudyConfig, scores: Scores) -> dict[str, int]:
     """What became of the answers to the target's items that a model generated in evaluation, greedy and sampled."""
     shared = config.shared
-    answers = [
+    own = [
         (not is_finished, score > 0)
-        for column, own in scores.items()
+        for column, one in scores.items()
         if (column.task, column.metric, column.member) == (shared.target, shared.reward_metric, "")
-        for score, is_finished in zip(own.values.tolist(), own.finished, strict=True)
+        for is_finished, score in zip(one.finished, one.values.tolist(), strict=True)
         if is_finished is not None
     ]
     return {
-        "num_answers": len(answers),
-        "num_unfinished": sum(is_cut for is_cut, _ in answers),
-        "num_rewarded": sum(is_right for _, is_right in answers),
-        "num_rewarded_unfinished": sum(is_cut and is_right for is_cut, is_right in answers),
-    }
+        "num_answers": len(own), "num_unfinished": sum(is_cut for is_cut, _ in own),
+        "num_rewarded": sum(is_right for _, is_right in own), "num_rewarded_unfinished": sum(map(all, own)),
+    }  # fmt: skip
 
 
 def _choose_columns(config: StudyConfig, seen: list[Column]) -> tuple[Column, ...]:

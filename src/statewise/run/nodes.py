@@ -17,8 +17,8 @@ from statewise.drift.features import FeatureConfig
 from statewise.drift.measure import DriftConfig, measure_drift
 from statewise.drift.rollout_records import rollouts_to_rows, rows_to_rollouts
 from statewise.errors import DamagedError, DivergedError, InterruptedTrainingError
-from statewise.evals.evaluate import EvalProtocol, evaluate
-from statewise.folder.protocol import describe_device, describe_protocol, digest_items
+from statewise.evals.evaluate import EvalProtocol
+from statewise.folder.protocol import describe_device, evaluate_into
 from statewise.folder.store import ADVICE, LEFT, RESULT_NAMES, Store
 from statewise.loop.build import Material, Recipe, Setup, build
 from statewise.loop.documents import DocumentRule, Documents, add_pairs, encode_documents
@@ -259,10 +259,8 @@ def _evaluate(place: Workplace, node: Node, observer: Observer) -> dict[str, Any
     for done, name in enumerate([shared.target, *shared.retention]):
         if observer.should_stop():
             raise InterruptedTrainingError(f"stopped before task {name}")
-        rows = evaluate(policy, place.task(name), protocol)
-        records.write_table(folder / "evals" / f"{name}.parquet", rows, records.ITEM_SCHEMA)
-        protocols[name] = describe_protocol(place.task(name), protocol)
-        items[name] = digest_items(place.task(name), protocol.limit, protocol.items)
+        recorded = evaluate_into(folder / "evals" / f"{name}.parquet", policy, place.task(name), protocol)
+        protocols[name], items[name] = recorded["protocol"], recorded["items_sha256"]
         observer.progress(done + 1)
     _measure(place, node, policy)
     observer.progress(len(shared.retention) + 2)

@@ -26,19 +26,19 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     records.write_json(path, {**value, SEAL: records.digest_json(value)})
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
-    """The object that `write_sealed` wrote, without its digest.
+def read_sealed(path: Path, advice: str = "") -> dict[str, Any]:
+    """The object that `write_sealed` wrote, without its digest; `advice` says what to do where that is not there.
 
     Raises:
         DamagedError: there is no such file, it is no JSON object, or not the one that was written.
     """
-    value, is_sealed = read_either(path)
+    value, is_sealed = read_either(path, advice)
     if not is_sealed:
-        raise DamagedError(f"{path} carries no digest (edited, or written by an older version)")
+        raise _damaged(path, "carries no digest (edited, or written by an older version)", advice)
     return value
 
 
-def read_either(path: Path) -> tuple[dict[str, Any], bool]:
+def read_either(path: Path, advice: str = "") -> tuple[dict[str, Any], bool]:
     """The JSON object in a file, and whether it carries a digest, which is then the right one; older files have none.
 
     Raises:
@@ -48,13 +48,17 @@ def read_either(path: Path) -> tuple[dict[str, Any], bool]:
         value = records.read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         what = "cannot be read" if isinstance(error, OSError) else "is damaged, not JSON"
-        raise DamagedError(f"{path} {what} ({getattr(error, 'strerror', error)})") from None
+        raise _damaged(path, f"{what} ({getattr(error, 'strerror', error)})", advice) from None
     if not isinstance(value, dict):
-        raise DamagedError(f"{path} is damaged, expected a JSON object, got {type(value).__name__}")
+        raise _damaged(path, f"is damaged, expected a JSON object, got {type(value).__name__}", advice)
     seal = value.pop(SEAL, None)
     if seal is not None and seal != records.digest_json(value):
-        raise DamagedError(f"{path} is not what was written (SHA-256 differs)")
+        raise _damaged(path, "is not what was written (SHA-256 differs)", advice)
     return value, seal is not None
+
+
+def _damaged(path: Path, what: str, advice: str) -> DamagedError:
+    return DamagedError(f"{path} {what}" + (f"; {advice}" if advice else ""))
 
 
 def digest_known(path: Path) -> str:

@@ -36,6 +36,12 @@ def check_entries(folder: Path) -> None:
                 raise UsageError(f"{path}: is neither a file nor a folder; remove it, or choose another folder")
 
 
+def check_empty(folder: Path) -> None:
+    """Refuse a place for a new folder that holds something, with a `UsageError`."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder}: exists and is not an empty folder; choose another with --out")
+
+
 def open_lock(folder: Path) -> BinaryIO:
     """The file to lock in `folder`: made where there is none, else left as it is, and never through a link."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
