@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import statewise
+from statewise.locality import ADAPTERS, LOCALITIES
 from statewise.signals import SIGNALS
 from statewise.states import SOURCES
 
@@ -32,6 +33,14 @@ LEVELS = {
 }  # fmt: skip
 # The files that are one room: commands about single models, and what is shown while a run goes on.
 SAME_ROOM = {("cli", "cli_models"), ("cli", "progress")}
+# Lines of each room as they are meant to be; one that outgrows its figure by half is two rooms, or holds something that
+# a library does already. Change a figure on purpose only.
+ROOM_LINES = {
+    "config": 900, "states": 1100, "signals": 1000, "locality": 700, "policy": 2100, "loop": 1600, "tasks": 1250,
+    "evals": 450, "drift": 700, "plan": 1350, "folder": 700, "run": 800, "results": 950, "models": 1000, "report": 1650,
+    "pocket": 1050, "storage": 850, "console": 250,
+}  # fmt: skip
+ROOMS_OF_KINDS = ("states", "signals", "locality")
 # Level 0 is the vocabulary: its files may use each other (`types` raises an error of `errors`).
 VOCABULARY = 0
 
@@ -102,6 +111,45 @@ def test_imports_go_down_only(path):
         is_vocabulary = LEVELS[room] == LEVELS[other] == VOCABULARY
         is_allowed = other == room or LEVELS[other] < LEVELS[room] or is_vocabulary or (room, other) in SAME_ROOM
         assert is_allowed, f"{room} (level {LEVELS[room]}) imports {module} (level {LEVELS[other]})"
+
+
+@pytest.mark.parametrize("room", ROOM_LINES)
+def test_a_room_does_not_outgrow_its_figure(room):
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in FILES if room_of(path) == room)
+    assert 0 < lines <= 1.5 * ROOM_LINES[room]
+
+
+def test_every_folder_has_a_figure():
+    assert {room_of(path) for path in FILES if path.parent != PACKAGE} - {"assets"} == set(ROOM_LINES)
+
+
+def names_of_kinds(path: Path) -> Iterator[str]:
+    """Where a file asks whether something is a kind, by its class or by its name."""
+    kinds = [*SOURCES.values(), *SIGNALS.values(), *LOCALITIES.values(), *ADAPTERS.values()]
+    classes = {kind.__name__ for kind in kinds}
+    named = {str(kind.model_fields["kind"].default) for kind in kinds}
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Name) and node.id in classes:
+            yield f"{node.lineno}: {node.id}"
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            is_kind = any(isinstance(side, ast.Attribute) and side.attr == "kind" for side in sides)
+            compared = [side.value for side in sides if isinstance(side, ast.Constant)]
+            if is_kind and any(value in named for value in compared):
+                yield f"{node.lineno}: {ast.unparse(node)}"
+
+
+def test_no_room_but_its_own_knows_a_kind_by_name():
+    found = {
+        str(path.relative_to(PACKAGE)): names for path in FILES
+        if room_of(path) not in ROOMS_OF_KINDS and (names := [*names_of_kinds(path)])
+    }  # fmt: skip
+    # The adapter of an arm whose study names none.
+    assert {path: [name.partition(": ")[2] for name in names] for path, names in found.items()} == {
+        "config/study.py": ["Full"]
+    }
+    own = [name for path in FILES if room_of(path) in ROOMS_OF_KINDS for name in names_of_kinds(path)]
+    assert len(own) > 20  # it does see them where they are
 
 
 @pytest.mark.parametrize("room", ["report", "drift"])
