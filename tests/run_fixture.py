@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from statewise.config.study import read_study, to_toml
+from statewise.config.read import read_study, to_toml
 from statewise.folder.store import LEFT
 from statewise.plan.digest import digest_weights
 from statewise.storage import integrity, records

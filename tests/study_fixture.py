@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from statewise.config.study import read_study_and_place
+from statewise.config.read import read_study_and_place
 from statewise.plan.dag import Node, Plan, make_plan
 
 STUDY = """\

@@ -8,7 +8,7 @@ import pytest
 from study_fixture import small_plan, write_study
 
 from statewise.config.overrides import split_key
-from statewise.config.study import read_study, to_toml
+from statewise.config.read import read_study, to_toml
 from statewise.errors import UsageError
 from statewise.signals import ReverseKL
 from statewise.states.rollout import ModelRollout

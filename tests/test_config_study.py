@@ -12,8 +12,8 @@ from pydantic import Field
 from study_fixture import PHENOMENON, STUDY, write_study
 
 from statewise.assets import STUDIES
+from statewise.config.read import read_study, to_toml
 from statewise.config.refusals import read_kind
-from statewise.config.study import read_study, to_toml
 from statewise.errors import UsageError
 from statewise.kind import Kind, Kinds
 from statewise.states.dataset import Dataset

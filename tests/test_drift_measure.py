@@ -45,6 +45,15 @@ def test_value_and_floor_share_the_bandwidth_of_all_three_samples():
     assert result.floor == pytest.approx(mmd_squared(x, again, bandwidth), abs=1e-12)
 
 
+def test_the_floor_is_between_twins_where_the_base_has_no_second_sample():
+    x, again, y, twin = (extract_features(sample(seed), FeatureConfig()).vectors for seed in range(4))
+    bandwidth = median_bandwidth([x, again, y, twin])
+    config = DriftConfig(distances=("mmd",))
+    result = measure_drift(sample(0), sample(1), sample(2), config, key=1, twin=sample(3))["mmd"]
+    assert result.value == pytest.approx(mmd_squared(x, y, bandwidth), abs=1e-12)
+    assert result.floor == pytest.approx(mmd_squared(twin, again, bandwidth), abs=1e-12)
+
+
 def test_counts_are_those_of_one_sample():
     config = DriftConfig(features=FeatureConfig(states_per_rollout=3), distances=("centroid",), num_permutations=1)
     result = measure_drift(sample(0), sample(1), sample(2), config, key=1)["centroid"]

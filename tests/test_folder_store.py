@@ -9,7 +9,7 @@ import pytest
 from forked import CONTEXT, start_server
 from study_fixture import node_named, small_plan
 
-from statewise.config.study import read_study
+from statewise.config.read import read_study
 from statewise.errors import UsageError
 from statewise.folder.store import Store
 from statewise.storage import records

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from study_fixture import STUDY, fake_model, node_named, small_plan, write_study
 
-from statewise.config.study import read_study
+from statewise.config.read import read_study
 from statewise.errors import UsageError
 from statewise.plan.dag import make_plan
 from statewise.plan.request import StudyRequest, plan_study

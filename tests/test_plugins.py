@@ -7,14 +7,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-import statewise
+import statewise as sw
 from statewise.errors import UsageError
 from statewise.kind import Kinds
-from statewise.signals import Imitate, Signal
+from statewise.signals import SIGNALS, Imitate, Signal
 
+ARMS = {
+    "own": {
+        "source": {"kind": "dataset"}, "signal": {"kind": "registered"}, "update": {"num_updates": 1, "lr": 1e-3},
+    }
+}  # fmt: skip
 PLUGIN = Path(__file__).parent / "toy_plugin"
 STUDY = """\
 [study]
@@ -37,7 +43,7 @@ signal = [{ kind = "smoothed" }, { kind = "imitate", weight = 0.5 }]
 
 def statewise_with_plugin(*arguments):
     """The command line in a process of its own, which finds the other package."""
-    path = os.pathsep.join([str(PLUGIN), str(Path(statewise.__file__).parents[1])])
+    path = os.pathsep.join([str(PLUGIN), str(Path(sw.__file__).parents[1])])
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "statewise", *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
@@ -72,6 +78,19 @@ def test_kinds_of_another_package_are_planned_trained_and_reported(tmp_path):
     assert "smoothed on beginning states" in page
     typo = statewise_with_plugin("run", tmp_path / "own.toml", "--dry-run", "--set", "own.source.num_token=3")
     assert "unknown key in [arms.own.source]: 'num_token'. Did you mean 'num_tokens'?" in typo.stderr
+
+
+def test_a_class_is_registered_in_python():
+    class Registered(Signal):
+        kind: Literal["registered"] = "registered"
+
+    with pytest.raises(UsageError, match="unknown signal 'registered'"):
+        sw.Study(arms=ARMS)
+    sw.register_signal(Registered)
+    try:
+        assert sw.Study(arms=ARMS).config.arms["own"].signal[0].signal == Registered()
+    finally:
+        del SIGNALS._held["registered"]
 
 
 def test_a_name_is_given_once():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -203,3 +205,27 @@ def test_what_asks_every_process_of_a_run_to_stop_ends_no_worker(run, number):
 
     outcome, events = run(on_event=on_event, num_workers=1)
     assert (sorted(outcome.done), warnings(events)) == (sorted(ALL), [])
+
+
+# A worker that imported it would start a worker of its own.
+UNGUARDED = """
+import sys
+from functools import partial
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import toy_nodes
+from statewise.plan.dag import Node
+from statewise.run.pool import Pool
+print("a script")
+with Pool(1, partial(toy_nodes.begin, Path(), {{}}, [])) as pool:
+    pool.submit(Node("train", "a", 0, (), ""))
+    while not any(isinstance(said, dict) and print(said["status"]) is None for _, said in pool.wait(1)): pass
+"""
+
+
+def test_a_script_without_a_guard_is_not_run_by_its_workers(tmp_path):
+    (tmp_path / "script.py").write_text(UNGUARDED.format(tests=str(Path(__file__).parent)))
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "a script\ntrained\n"

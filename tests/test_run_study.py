@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from forked import CONTEXT, start_server
 
-from statewise.config.study import read_study
+from statewise.config.read import read_study
 from statewise.folder.store import Store
 from statewise.plan.request import StudyRequest, plan_study
 from statewise.report.summary_json import summary_from_json

@@ -10,7 +10,7 @@ import pytest
 from study_fixture import STUDY, write_study
 
 from statewise.assets import POCKET_MODEL
-from statewise.config.study import read_study
+from statewise.config.read import read_study
 from statewise.errors import UsageError
 from statewise.storage.parsing import parse_json, parse_toml
 

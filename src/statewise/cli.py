@@ -88,30 +88,19 @@ def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has 
 
 
 def _run(request: StudyRequest, out: Path | None, workers: int | None, as_json: bool) -> int:
-    from statewise.plan.request import choose_workers, plan_study
+    from statewise.plan.request import plan_study, run_folder_of
 
     plan = plan_study(request)  # before the slow imports: a mistyped word is answered at once
     cli_models.tell_code(plan.task_code)
 
-    from statewise.plan.estimate import estimate_plan
-    from statewise.progress import ProgressDisplay
-    from statewise.report.terminal import CleanConsole
-    from statewise.run.run import run_study
+    from statewise.progress import run_to_report
+    from statewise.report.terminal import CleanConsole, render_terminal
 
-    folder = out or Path("runs") / (plan.config.study.name + ("-quick" if request.is_quick else ""))
-    num_workers = choose_workers(plan, workers).count
-    with ProgressDisplay(CleanConsole(stderr=True), plan, estimate_plan(plan, num_workers)) as display:
-        outcome, summary = run_study(plan, folder, display.show, num_workers)
-
-    if summary is not None:
-        # Only now: matplotlib would hold up the error of a task that cannot be used.
-        from statewise.report.page import write_report
-        from statewise.report.terminal import render_terminal
-
-        page = write_report(summary, folder)
-        if not as_json:
-            render_terminal(summary, CleanConsole())
-            typer.echo(f"Report: {page}")
+    folder = out or run_folder_of(request, plan.config)
+    outcome, summary = run_to_report(plan, folder, workers, CleanConsole(stderr=True))
+    if summary is not None and not as_json:
+        render_terminal(summary, CleanConsole())
+        typer.echo(f"Report: {folder / 'report.html'}")
     if as_json:
         print_json({"folder": str(folder), "failed": outcome.failed, "interrupted": outcome.interrupted})
     if outcome.interrupted:
@@ -183,18 +172,12 @@ def report(
 ) -> None:
     """Print the table of a run folder again, and write its report.html anew."""
     from statewise.report.page import write_report
-    from statewise.report.summary_json import summary_from_json
+    from statewise.report.summary_json import read_summary
     from statewise.report.terminal import CleanConsole, render_terminal
-    from statewise.storage import integrity
-    from statewise.storage.integrity import NOT_VERIFIED
 
-    path = folder / "summary.json"
-    if not path.is_file():
-        raise UsageError(f"{folder}: no summary.json; give the folder of a `statewise run`, e.g. runs/pocket")
-    stored, is_sealed = integrity.read_either(path, "run the study again to write it anew")
-    summary = summary_from_json(stored)
-    if not is_sealed:
-        typer.echo(f"note: {path}: {NOT_VERIFIED}", err=True)
+    summary, note = read_summary(folder)
+    if note:
+        typer.echo(f"note: {note}", err=True)
     render_terminal(summary, CleanConsole())
     typer.echo(f"Report: {write_report(summary, folder)}")
 

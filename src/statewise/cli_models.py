@@ -79,13 +79,7 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     as_json: JsonOption = False,
 ) -> None:
     """Score any model on any task, item by item. The same command resumes; done tasks are kept."""
-    from statewise.models.evaluation import (
-        EvaluationRequest,
-        plan_evaluation,
-        run_evaluation,
-        scores_of,
-        set_damage_aside,
-    )
+    from statewise.models.evaluation import EvaluationRequest, evaluate_tasks, plan_evaluation
 
     names = tuple(dict.fromkeys(name for part in tasks.split(",") if (name := part.strip())))
     if not names:
@@ -99,19 +93,12 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     )  # fmt: skip
     tell_code(plan.task_code)
 
-    from statewise.folder.store import Store
     from statewise.report.comparison import print_scores
     from statewise.report.terminal import CleanConsole
 
-    for task in (task for task in names if task not in plan.waiting):
-        typer.echo(f"{task}: kept from before", err=True)
-    with Store(plan.out).lock():
-        for text in set_damage_aside(plan):
-            typer.echo(f"warning: {text}", err=True)
-        stored = run_evaluation(plan, lambda task: typer.echo(f"{task}: evaluating", err=True))
-    rows = scores_of(plan.out, names, stored)
+    rows = evaluate_tasks(plan, lambda text: typer.echo(text, err=True))
     if as_json:
-        print_json({"folder": str(plan.out), "model": stored["model"], "scores": rows})
+        print_json({"folder": str(plan.out), "model": plan.stored["model"], "scores": rows})
         return
     print_scores(rows, CleanConsole())
     typer.echo(f"Items: {plan.out / 'evals'}")

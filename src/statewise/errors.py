@@ -47,6 +47,14 @@ class OutOfMemoryError(StatewiseError):
     """Even the smallest part of an update does not fit the memory of the device."""
 
 
+class FailedRunError(StatewiseError):
+    """Nodes of a run failed; what the others left is in its folder. `failed`: node → reason."""
+
+    def __init__(self, message: str, failed: dict[str, str]) -> None:
+        super().__init__(message)
+        self.failed = failed
+
+
 class InterruptedTrainingError(StatewiseError):
     """Training stopped at a checkpoint because the user asked for it; the same command continues it."""
 

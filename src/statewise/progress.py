@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -11,13 +12,35 @@ from rich.table import Table
 from rich.text import Text
 
 from statewise.plan.dag import BASE, Node, Plan
-from statewise.plan.estimate import PlanEstimate
+from statewise.plan.estimate import PlanEstimate, estimate_plan
 from statewise.plan.memory import CARDS, SPARE, estimate_card_seconds, estimate_memory
+from statewise.plan.request import choose_workers
 from statewise.report.numbers import duration
-from statewise.run.executor import NodeEvent
+from statewise.run.executor import NodeEvent, Outcome
+from statewise.storage.records import StudySummary
 
 PLAIN_INTERVAL_S = 15.0
 PLAN_WEIGHT_S = 30.0  # the plan's pace counts as much as this many seconds of work
+
+
+def run_to_report(
+    plan: Plan, folder: Path, workers: int | None, console: Console | None
+) -> tuple[Outcome, StudySummary | None]:
+    """`run_study`, shown on `console` where there is one, and the page of what it summarised."""
+    from statewise.run.run import run_study
+
+    num_workers = choose_workers(plan, workers).count
+    if console is None:
+        outcome, summary = run_study(plan, folder, lambda event: None, num_workers)
+    else:
+        with ProgressDisplay(console, plan, estimate_plan(plan, num_workers)) as display:
+            outcome, summary = run_study(plan, folder, display.show, num_workers)
+    if summary is not None:
+        # Only now: matplotlib would hold up the error of a task that cannot be used.
+        from statewise.report.page import write_report
+
+        write_report(summary, folder)
+    return outcome, summary
 
 
 class ProgressDisplay:

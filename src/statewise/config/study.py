@@ -1,43 +1,31 @@
-"""Study files: strict schema, overrides, errors that name file and line, and the resolved study.
+"""The schema of a study, resolved: every arm carries its defaults.
 
-A study file is TOML (YAML reads `1e-4` as a string and keeps duplicate keys silently). `[shared]` holds what all arms
-have in common, `[arms.<name>]` what makes each arm, `[grid]` what makes many at once (`grid`); `study.factors` lists
-the keys in which arms may differ. What a source or signal accepts is known by its own class (`kind`).
+`[shared]` holds what all arms have in common, `[arms.<name>]` what makes each arm, `[grid]` what makes many at once
+(`grid`); `study.factors` lists the keys in which arms may differ. What a source or signal accepts is known by its own
+class (`kind`).
 """
 
 from __future__ import annotations
 
-import re
-import tomllib
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tomli_w
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
     FieldSerializationInfo,
-    ValidationError,
     field_serializer,
     field_validator,
 )
 
-from statewise.config.grid import NAME_PATTERN, check_levels, expand_grid
-from statewise.config.locations import Place
-from statewise.config.overrides import ROOTS, apply_override
-from statewise.config.refusals import first_of, keys_of, refusal
-from statewise.errors import UsageError, unknown
+from statewise.config.grid import NAME_PATTERN
+from statewise.errors import unknown
 from statewise.kind import Strict
 from statewise.locality import Adapter, Full, Locality
 from statewise.policy.samplers import SAMPLERS
 from statewise.signals import WeightedSignal
 from statewise.states import Source
-from statewise.storage.parsing import check_depth, parse_toml
 
-Table = dict[str, Any]
-RESERVED = ("base", *ROOTS)
 MAX_SEEDS = 1000
 # Of AdamW: averages over the past, which forget.
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -267,130 +255,3 @@ class StudyConfig(Strict):
     arms: Annotated[dict[str, ArmSection], Field(min_length=1)]
     phenomena: list[PhenomenonSection] = []
     reference: ReferenceSection | None = None
-
-
-def read_study(path: Path, overrides: Iterable[str] = (), *, is_quick: bool = False) -> StudyConfig:
-    """Read, override and check a study file, as `read_study_and_place` does."""
-    return read_study_and_place(path, overrides, is_quick=is_quick)[0]
-
-
-def read_study_and_place(
-    path: Path, overrides: Iterable[str] = (), *, is_quick: bool = False
-) -> tuple[StudyConfig, Place]:
-    """Read, override and check a study file; also says where each of its keys stands.
-
-    Args:
-        path: the file.
-        overrides: `arm.key=value`, `shared.key=value`, … (`overrides`), values in TOML syntax or bare text.
-        is_quick: apply the study's own `quick` overrides first.
-
-    Raises:
-        UsageError: no such file, not TOML, an unknown key or arm, or a value out of range; with file, line and the
-            nearest right word.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
-        raw = parse_toml(text)
-    except OSError as error:
-        raise UsageError(
-            f"{path}: cannot read the study file ({error.strerror}); give a path or a built-in name"
-        ) from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not UTF-8 text; a study file is TOML") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}: not valid TOML: {error}") from None
-    quick = _quick_of(raw, path) if is_quick else []
-    by_quick = f"{Place(path, text).of(['study', 'quick'])}: study.quick"
-    called = [(override, by_quick) for override in quick] + [(override, "--set") for override in overrides]
-    applied = [(apply_override(raw, one), f"{by} {one.partition('=')[0].strip()}") for one, by in called]
-    try:
-        check_depth(raw)  # overrides have keys of as many parts as they like
-    except ValueError as error:
-        raise UsageError(f"{path}: an override is {error}") from None
-    place = Place(path, text, raw, tuple(applied))
-    config = _validate(_with_defaults(expand_grid(raw, place.of), place), place)
-    _check_names(config, place)
-    return config, place
-
-
-def to_toml(config: StudyConfig) -> str:
-    """The resolved study as TOML, with the defaults of every part; reading it again gives the same study."""
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
-
-
-def _quick_of(raw: Table, path: Path) -> list[str]:
-    study = raw.get("study", {})
-    quick = study.get("quick") if isinstance(study, dict) else None
-    if not isinstance(quick, list) or not quick:
-        raise UsageError(f"{path}: has no quick size; give study.quick a list of overrides, or use --set and --limit")
-    return [str(override) for override in quick]
-
-
-def _with_defaults(raw: Table, place: Place) -> Table:
-    """Copy `[shared.adapter]`, `[shared.update]`, … into every arm, and leave `[shared]` what only the study has."""
-    shared = raw.get("shared", {})
-    arms = raw.get("arms", {})
-    if (
-        not isinstance(shared, dict)
-        or not isinstance(arms, dict)
-        or not all(isinstance(a, dict) for a in arms.values())
-    ):
-        raise UsageError(f"{place.path}: 'shared', 'arms' and every arm must be tables")
-    defaults = {key: value for key, value in shared.items() if key in ArmSection.model_fields}
-    common = {key: value for key, value in shared.items() if key not in defaults}
-    return {**raw, "shared": common, "arms": {name: _merge(defaults, arm) for name, arm in arms.items()}}
-
-
-def _merge(defaults: Table, arm: Table) -> Table:
-    merged = dict(defaults)
-    for key, value in arm.items():
-        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        # A source or signal of another kind starts afresh: the defaults' fields belong to the other class.
-        same_kind = both_tables and value.get("kind", merged[key].get("kind")) == merged[key].get("kind")
-        merged[key] = _merge(merged[key], value) if both_tables and same_kind else value
-    return merged
-
-
-def _validate(raw: Table, place: Place) -> StudyConfig:
-    try:
-        return StudyConfig.model_validate(raw)
-    except ValidationError as error:
-        errors = error.errors()
-    first = first_of(errors, raw)
-    keys = keys_of(first, raw)
-    where, key, got = place.of(keys), str(keys[-1]), first["input"]
-    if first["type"] == "extra_forbidden" and len(keys) == 1:
-        what = "section:" if isinstance(got, (dict, list)) else "key before [study]:"
-        raise unknown(what, key, [*StudyConfig.model_fields, "grid"], where)
-    if first["type"] == "extra_forbidden" and keys[:-1] == ["shared"]:
-        raise unknown("key in [shared]:", key, [*SharedSection.model_fields, *ArmSection.model_fields], where)
-    if first["type"] == "missing" and len(keys) == 1:
-        raise UsageError(f"{where}: needs a section [{key}]")
-    if keys == ["arms"] and not got:
-        raise UsageError(f"{where}: has no arms; add [arms.<name>] with a source and a signal, or a [grid]")
-    raise refusal(errors, StudyConfig, raw, place.of)
-
-
-def _check_names(config: StudyConfig, place: Place) -> None:
-    """Seeds are different, arms have safe names; teachers and the arms of phenomena exist."""
-    seeds = config.study.seeds
-    if twice := [seed for index, seed in enumerate(seeds) if seed in seeds[:index]]:
-        raise UsageError(f"{place.of(['study', 'seeds'])}: seeds: {twice[0]} occurs twice; a seed is run once")
-    for name, arm in config.arms.items():
-        if not re.fullmatch(NAME_PATTERN, name) or name in RESERVED:
-            raise UsageError(
-                f"{place.of(['arms', name])}: arm name {name!r} must match {NAME_PATTERN} and not be "
-                f"{', '.join(RESERVED[:-1])} or {RESERVED[-1]}, which name something else in --set and in claims"
-            )
-        if (
-            arm.teacher is not None
-            and (arm.teacher not in config.arms or arm.teacher == name)
-            and arm.teacher != "base"
-        ):
-            known = [other for other in config.arms if other != name]
-            raise unknown("teacher", arm.teacher, [*known, "base"], place.of(["arms", name, "teacher"]))
-    check_levels({name: arm.levels for name, arm in config.arms.items() if arm.levels}, place.of)
-    for index, phenomenon in enumerate(config.phenomena):
-        for key, arm_name in [*(("arms", arm) for arm in phenomenon.arms), ("than", phenomenon.than)]:
-            if arm_name not in config.arms and arm_name != "base":
-                raise unknown("arm", arm_name, [*config.arms, "base"], place.of(["phenomena", index, key]))

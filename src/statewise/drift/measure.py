@@ -70,11 +70,16 @@ class DriftValue:
 
 
 def measure_drift(
-    base: Sequence[Rollout], base_again: Sequence[Rollout], other: Sequence[Rollout], config: DriftConfig, key: int
+    base: Sequence[Rollout],
+    base_again: Sequence[Rollout],
+    other: Sequence[Rollout],
+    config: DriftConfig,
+    key: int,
+    twin: Sequence[Rollout] | None = None,
 ) -> dict[str, DriftValue]:
     """Distances of `other` from `base`, with the distance of `base_again` from `base` as the floor.
 
-    The bandwidth is the median heuristic on all three samples together, so that value and floor are on one scale; since
+    The bandwidth is the median heuristic on all samples together, so that value and floor are on one scale; since
     swaps between `base` and `other` leave that pool as it is, the p-value stays exact.
 
     Args:
@@ -83,6 +88,8 @@ def measure_drift(
         other: the same prompts in the same order, drawn by the policy in question.
         config: distances and their settings.
         key: seed of permutations and projections; the same key gives the same numbers.
+        twin: where `base` is a policy without a second sample, another one's first, of which `base_again` is the
+            second: the floor is then between these two.
 
     Returns:
         One value a name of `config.distances`, in that order; without those that ask for more rollouts a prompt.
@@ -90,15 +97,17 @@ def measure_drift(
     Raises:
         UsageError: fewer than 2 rollouts, unequal numbers of rollouts, or prompts that differ.
     """
-    _check_pairing(base, base_again, "base_again")
-    _check_pairing(base, other, "other")
-    samples = [extract_features(sample, config.features) for sample in (base, base_again, other)]
+    given = {"base": base, "base_again": base_again, "other": other} | ({} if twin is None else {"twin": twin})
+    for name, sample in given.items():
+        _check_pairing(base, sample, name)
+    samples = [extract_features(sample, config.features) for sample in given.values()]
     bandwidth = median_bandwidth([sample.vectors for sample in samples])
     projections = draw_projections(config.features.num_buckets, config.num_projections, key)
     numbers: dict[tuple[int, ...], int] = {}
     prompts = np.array([numbers.setdefault(rollout.prompt_ids, len(numbers)) for rollout in base])
+    of_base, of_again, of_other, of_twin = (*samples, samples[0])[:4]
     against_self, against_other = (
-        Comparison(samples[0], sample, bandwidth, projections, prompts) for sample in samples[1:]
+        Comparison(*pair, bandwidth, projections, prompts) for pair in ((of_twin, of_again), (of_base, of_other))
     )
     signs = draw_signs(config.num_permutations, len(base), key)
     values = {}

@@ -10,6 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from statewise.config.study import DriftSection
+from statewise.drift.features import FeatureConfig
+from statewise.drift.measure import DriftConfig
+from statewise.seeding import derive_key
 from statewise.storage import records
 from statewise.tasks.items import FIRST, SAMPLE
 
@@ -73,3 +77,14 @@ def differing_parts(ours: str, theirs: str) -> tuple[str, str]:
     """The parts of two protocols that the other one does not have, e.g. ("n = 600", "n = 200")."""
     a, b = (re.split("[;,] ", protocol) for protocol in (ours, theirs))
     return ", ".join(part for part in a if part not in b), ", ".join(part for part in b if part not in a)
+
+
+def drift_config(section: DriftSection) -> DriftConfig:
+    """What a study measures of drift."""
+    features = FeatureConfig(states_per_rollout=section.states_per_rollout)
+    return DriftConfig(features, num_permutations=section.num_permutations)
+
+
+def permutation_key(arm: str, seed: int) -> int:
+    """The key of the permutations and projections by which an arm is compared."""
+    return derive_key("statewise", seed, arm, "permutations")

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from statewise.config.study import StudyConfig, read_study
+from statewise.config.read import read_study
+from statewise.config.study import StudyConfig
 from statewise.errors import UsageError, unknown
 from statewise.folder.item_scores import Scores, read_scores
 from statewise.folder.store import ADVICE, PLAN, RESULT_NAMES, STUDY, Store, faults_of_node

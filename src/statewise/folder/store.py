@@ -17,7 +17,8 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from statewise.config.study import StudyConfig, read_study, to_toml
+from statewise.config.read import read_study, to_toml
+from statewise.config.study import StudyConfig
 from statewise.errors import DamagedError, UsageError
 from statewise.plan.contract import flatten
 from statewise.plan.dag import Node, Plan

@@ -72,7 +72,8 @@ def compare(a: Side, b: Side) -> Comparison:
         a=a.label,
         b=b.label,
         scores=tuple(
-            _with_forgetting(score) if is_base and score.task in retention else score for score in found.scores
+            replace(score, forgetting=score.difference.negated) if is_base and score.task in retention else score
+            for score in found.scores
         ),
         protocols={task: next(iter(a.protocols[task])) for task in found.primary},
         refused=found.refused,
@@ -165,13 +166,6 @@ def mcnemar_exact(num_only_a: int, num_only_b: int) -> float:
     """
     total = num_only_a + num_only_b
     return float(stats.binomtest(num_only_a, total).pvalue) if total else 1.0
-
-
-def _with_forgetting(score: ScoreComparison) -> ScoreComparison:
-    """F = base − post: the difference with its sign turned."""
-    d = score.difference
-    low, high = (None if end is None else 0.0 - end for end in (d.high, d.low))
-    return replace(score, forgetting=replace(d, value=0.0 - d.value, low=low, high=high))
 
 
 def _mean_forgetting(found: _Found, tasks: tuple[str, ...]) -> Estimate:

@@ -272,6 +272,20 @@ def _load(plan: EvaluationPlan) -> Policy:
     return replace(policy, adapter="evaluated")
 
 
+def evaluate_tasks(plan: EvaluationPlan, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Evaluate what is not done in the plan's folder, set what is damaged aside first; returns `scores_of` all tasks.
+
+    `tell` hears in one line of each task and of what was damaged.
+    """
+    for task in (task for task in plan.request.tasks if task not in plan.waiting):
+        tell(f"{task}: kept from before")
+    with Store(plan.out).lock():
+        for text in set_damage_aside(plan):
+            tell(f"warning: {text}")
+        stored = run_evaluation(plan, lambda task: tell(f"{task}: evaluating"))
+    return scores_of(plan.out, plan.request.tasks, stored)
+
+
 def scores_of(out: Path, tasks: tuple[str, ...], stored: dict[str, Any]) -> list[dict[str, Any]]:
     """The evaluated scores as rows: task, decoding, metric, an estimate with its interval, unscored answers, protocol.
 

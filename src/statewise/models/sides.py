@@ -10,7 +10,7 @@ from pathlib import Path
 
 from statewise.errors import UsageError
 from statewise.folder.item_scores import Scores
-from statewise.folder.run_folder import is_older, open_run, read_object
+from statewise.folder.run_folder import RunFolder, is_older, open_run, read_object
 from statewise.models.evaluation import HEADER, checked_scores
 from statewise.models.model_folder import Origin, origin_of_arm
 from statewise.plan.dag import BASE
@@ -56,17 +56,35 @@ def read_side(text: str) -> Side:
     folder = Path(text)
     if (folder / HEADER).is_file():
         return _read_evaluation(folder)
-    parts = text.split(":")
-    for count in (1, 2):
-        run = Path(":".join(parts[:-count]))
-        if len(parts) > count and run.is_dir():
-            return _read_arm(run, parts[-count], parts[-1] if count == 2 else None, text)
+    if arm := find_arm(text):
+        return _read_arm(*arm, text)
     if (folder / "plan.json").is_file():
         raise UsageError(
             f"{text}: a run folder; say which arm, {text}:ARM, ARM one of {', '.join(open_run(folder).arms)}"
         )
     what = f"no {HEADER} there" if folder.is_dir() else "no such folder"
     raise UsageError(f"{text}: {what}; give a folder of `statewise eval`, or RUN:ARM or RUN:ARM:SEED")
+
+
+def find_arm(text: str) -> tuple[RunFolder, str, list[int]] | None:
+    """The run, the arm and its seeds that `RUN:ARM` or `RUN:ARM:SEED` names; None where RUN is no folder.
+
+    Raises:
+        UsageError: no run folder, or one without that arm or seed.
+    """
+    parts = text.split(":")
+    for count in (1, 2):
+        folder = Path(":".join(parts[:-count]))
+        if len(parts) > count and folder.is_dir():
+            run, arm, seed = open_run(folder), parts[-count], parts[-1]
+            run.check_arm(arm)
+            if count == 1:
+                return run, arm, list(run.config.study.seeds)
+            if not seed.isdigit():
+                raise UsageError(f"{text}: seed {seed!r} is not a number; write RUN:ARM or RUN:ARM:SEED")
+            run.check_seed(int(seed))
+            return run, arm, [int(seed)]
+    return None
 
 
 def _read_evaluation(folder: Path) -> Side:
@@ -93,15 +111,7 @@ def _read_evaluation(folder: Path) -> Side:
     )
 
 
-def _read_arm(folder: Path, arm: str, seed_text: str | None, label: str) -> Side:
-    run = open_run(folder)
-    run.check_arm(arm)
-    seeds = list(run.config.study.seeds)
-    if seed_text is not None:
-        if not seed_text.isdigit():
-            raise UsageError(f"{label}: seed {seed_text!r} is not a number; write RUN:ARM or RUN:ARM:SEED")
-        run.check_seed(int(seed_text))
-        seeds = [int(seed_text)]
+def _read_arm(run: RunFolder, arm: str, seeds: list[int], label: str) -> Side:
     done = {seed: run.record(arm, seed, "evaluate") for seed in seeds}
     evaluated = {seed: record for seed, record in done.items() if record.get("status") == "evaluated"}
     if not evaluated:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from statewise.assets import SHAPES
 from statewise.config.locations import Place
-from statewise.config.study import MAX_SEEDS, StudyConfig, read_study_and_place
+from statewise.config.read import read_study_and_place, resolve_tables
+from statewise.config.study import MAX_SEEDS, StudyConfig
 from statewise.errors import UsageError, unknown
 from statewise.plan.catalog import find_study, task_folder
 from statewise.plan.dag import Plan, make_plan
@@ -23,14 +26,14 @@ GPU_FILE = Path("/dev/nvidia0")  # there is a GPU; asking torch would take secon
 
 @dataclass(frozen=True)
 class StudyRequest:
-    """What a user asks for: a study by name or path, overrides, seeds, and the base model by name or folder.
+    """What a user asks for: a study by name, path or tables, overrides, seeds, and the base model by name or folder.
 
     `is_quick`: the study's own small size; `limit`: items a task and prompts of drift, at most; `data`: folder of local
     copies of hub data sets; `is_chat`: prompts in the tokenizer's chat template; `is_dry`: the plan is to be shown, not
     run, so no weights are downloaded or read for it. `trusts_task_code`: Python that a task file names may run.
     """
 
-    study: str
+    study: str | Mapping[str, Any]
     overrides: tuple[str, ...] = ()
     num_seeds: int | None = None
     model: str | None = None
@@ -48,8 +51,7 @@ def plan_study(request: StudyRequest) -> Plan:
     Raises:
         UsageError: anything in the study or the overrides that cannot run, or that this machine lacks.
     """
-    path = find_study(request.study)
-    config, place = read_study_and_place(path, (*request.overrides, *_overrides_of(request)), is_quick=request.is_quick)
+    config, place = _read(request)
     if request.num_seeds is not None:
         if request.num_seeds < 1:
             raise UsageError(f"--seeds {request.num_seeds}: expected a number >= 1")
@@ -68,6 +70,18 @@ def plan_study(request: StudyRequest) -> Plan:
     model = _find_all(config)
     code = _check_tasks(config, model, place, request.trusts_task_code)
     return replace(make_plan(config, model, place), task_code=code)
+
+
+def _read(request: StudyRequest) -> tuple[StudyConfig, Place]:
+    overrides = (*request.overrides, *_overrides_of(request))
+    if isinstance(request.study, str):
+        return read_study_and_place(find_study(request.study), overrides, is_quick=request.is_quick)
+    return resolve_tables(request.study, "sw.Study", overrides, is_quick=request.is_quick)
+
+
+def run_folder_of(request: StudyRequest, config: StudyConfig) -> Path:
+    """Where a run goes that names no folder."""
+    return Path("runs") / (config.study.name + ("-quick" if request.is_quick else ""))
 
 
 def _overrides_of(request: StudyRequest) -> list[str]:

@@ -9,11 +9,26 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from pathlib import Path
 from typing import Any
 
 from statewise.errors import UsageError, unknown
-from statewise.storage.integrity import SEAL
+from statewise.storage import integrity
+from statewise.storage.integrity import NOT_VERIFIED, SEAL
 from statewise.storage.records import StudySummary
+
+
+def read_summary(folder: Path) -> tuple[StudySummary, str]:
+    """The summary of a run folder, and what there is to say of the file: "" where its digest was compared.
+
+    Raises:
+        UsageError: there is none, or it is damaged.
+    """
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise UsageError(f"{folder}: no summary.json; give the folder of a `statewise run`, e.g. runs/pocket")
+    stored, is_sealed = integrity.read_either(path, "run the study again to write it anew")
+    return summary_from_json(stored), "" if is_sealed else f"{path}: {NOT_VERIFIED}"
 
 
 def summary_from_json(value: dict[str, Any]) -> StudySummary:

@@ -13,12 +13,11 @@ from typing import Any
 
 import tomli_w
 
-from statewise.drift.features import FeatureConfig
-from statewise.drift.measure import DriftConfig, measure_drift
+from statewise.drift.measure import measure_drift
 from statewise.drift.rollout_records import rollouts_to_rows, rows_to_rollouts
 from statewise.errors import DamagedError, DivergedError, InterruptedTrainingError
 from statewise.evals.evaluate import EvalProtocol
-from statewise.folder.protocol import describe_device, evaluate_into
+from statewise.folder.protocol import describe_device, drift_config, evaluate_into, permutation_key
 from statewise.folder.store import ADVICE, LEFT, RESULT_NAMES, Store
 from statewise.loop.build import Material, Recipe, Setup, build
 from statewise.loop.documents import DocumentRule, Documents, add_pairs, encode_documents
@@ -287,10 +286,8 @@ def _measure(place: Workplace, node: Node, policy: Policy) -> None:
         rows_to_rollouts(records.read_table(base / "rollouts.parquet")),
         rows_to_rollouts(records.read_table(base / "rollouts_again.parquet")),
         rollouts,
-        DriftConfig(
-            FeatureConfig(states_per_rollout=section.states_per_rollout), num_permutations=section.num_permutations
-        ),
-        place.key(node, "permutations"),
+        drift_config(section),
+        permutation_key(node.arm, node.seed),
     )
     records.write_json(folder / "drift.json", {name: asdict(value) for name, value in measured.items()})
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import Any
 
 from statewise.console.interruption import ASKING
@@ -144,7 +146,7 @@ class Pool:
         resource_tracker.ensure_running()  # or the first start would run it, and it unblocks signals
         here, there = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(there, self._begin), name="statewise worker")
-        with _asked_later():
+        with _asked_later(), _without_main():
             process.start()
         there.close()  # so that it is closed when its process ends
         self._workers.append(_Worker(process, here))
@@ -193,6 +195,17 @@ def _asked_later() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes started in here do not run the caller's script once more: they need nothing of it, and it no guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _serve(pipe: Connection, begin: Callable[[], Work]) -> None:

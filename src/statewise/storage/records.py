@@ -19,7 +19,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,12 @@ class Estimate:
     method: str
     level: float = LEVEL
     p_adjusted: float | None = None
+
+    @property
+    def negated(self) -> Estimate:
+        """The same of the number with its sign turned: of a difference from base, the forgetting F = base − post."""
+        low, high = (None if end is None else 0.0 - end for end in (self.high, self.low))
+        return replace(self, value=0.0 - self.value, low=low, high=high)
 
 
 @dataclass(frozen=True)
