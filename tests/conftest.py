@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +15,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from statewise import cli
 from statewise.policy.load import Policy
+from statewise.run.pool import ASKING
+
+pytest.register_assert_rewrite("pocket_fixture", "report_fixture")
 
 END_OF_TEXT = "<|endoftext|>"
 PADDED_VOCAB = 264  # 256 bytes and the end of text, padded as real models do
@@ -61,6 +65,17 @@ def toy_policy() -> Policy:
         model = Qwen3ForCausalLM(config)
     model.config._attn_implementation = "sdpa"
     return Policy(model.eval(), byte_tokenizer(), "toy", 256)
+
+
+@pytest.fixture
+def heard_signals():
+    """Whoever runs the tests in the background, or in parallel, may ignore Ctrl-C, and so would they."""
+    before = {number: signal.getsignal(number) for number in ASKING}
+    for number in ASKING:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -7,7 +7,11 @@ signals that ask a run to stop, no process that is forked from it would ever hea
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import sys
 from multiprocessing import forkserver
+from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = [
@@ -21,3 +25,26 @@ def start_server() -> None:
     """Start the server, if it does not run yet."""
     CONTEXT.set_forkserver_preload(PRELOADED)
     forkserver.ensure_running()
+
+
+def command(arguments, log, has_workers=True):
+    """`statewise <arguments>` with its output in the file `log`: the target of a process."""
+    stream = log.open("w")
+    os.dup2(stream.fileno(), 1)
+    os.dup2(stream.fileno(), 2)
+    # A test run that was itself started in the background inherits SIGINT as ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    get_context = multiprocessing.get_context
+    multiprocessing.get_context = lambda kind: get_context("fork") if has_workers else None
+    sys.argv = ["statewise", *map(str, arguments)]
+    from statewise import cli
+
+    cli.main()
+
+
+def is_alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"  # a zombie waits for init, and writes nothing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import html.parser
 
 from statewise.storage.records import (
     DriftEstimate,
@@ -16,6 +17,7 @@ from statewise.storage.records import (
     StudySummary,
 )
 
+VOID = {"meta", "link", "br", "hr", "img", "input"}
 ITEMS = "cluster bootstrap over items, 10,000 resamples; seeds resampled within"
 PAIRED = "paired bootstrap over items and seeds, 10,000 resamples"
 COLUMNS = {"pocket_math": "Pocket Math", "pocket_myths": "Pocket Myths", "pocket_facts": "Pocket Facts"}
@@ -225,3 +227,34 @@ def replace_run(summary: StudySummary, arm: str, run: RunSummary) -> StudySummar
 
 def run_named(summary: StudySummary, arm: str) -> RunSummary:
     return next(run for run in summary.runs if run.arm == arm)
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags, attributes and text, and checks that tags are closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.open, self.words = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, key, value or "") for key, value in attributes]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, key, value or "") for key, value in attributes]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())

@@ -35,6 +35,35 @@ signal = { kind = "reward" }
 update = { lr = 1e-4 }
 """
 
+GRID = """\
+[study]
+name = "small"
+factors = ["source", "signal", "teacher", "update.lr"]
+
+[shared.update]
+num_updates = 4
+lr = 3e-4
+
+[arms.sft]
+source = { kind = "dataset", num_trajectories = 8 }
+signal = { kind = "imitate" }
+
+[grid]
+label = "{signal} on {source}, lr {lr}"
+
+[grid.axes.source]
+data = { source = { kind = "dataset", num_trajectories = 4 } }
+own = { source = { kind = "rollout", num_prompts = 8 } }
+
+[grid.axes.signal]
+imitate = { signal = { kind = "imitate" } }
+reverse-kl = { signal = { kind = "reverse_kl" }, teacher = "sft" }
+
+[grid.axes.lr]
+"1e-4" = { update = { lr = 1e-4 } }
+"1e-3" = { update = { lr = 1e-3 } }
+"""
+
 PHENOMENON = """
 [[phenomena]]
 name = "p"
@@ -74,3 +103,7 @@ def small_plan(folder: Path, *overrides: str, text: str = STUDY) -> Plan:
 
 def node_named(plan: Plan, id_: str) -> Node:
     return next(node for node in plan.nodes if node.id == id_)
+
+
+def line_of(text: str, part: str) -> int:
+    return next(number for number, line in enumerate(text.splitlines(), start=1) if part in line)

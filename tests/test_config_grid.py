@@ -5,42 +5,13 @@ from __future__ import annotations
 import re
 
 import pytest
-from study_fixture import small_plan, write_study
+from study_fixture import GRID, line_of, small_plan, write_study
 
 from statewise.config.overrides import split_key
 from statewise.config.read import read_study, to_toml
 from statewise.errors import UsageError
 from statewise.signals import ReverseKL
 from statewise.states.rollout import ModelRollout
-
-GRID = """\
-[study]
-name = "small"
-factors = ["source", "signal", "teacher", "update.lr"]
-
-[shared.update]
-num_updates = 4
-lr = 3e-4
-
-[arms.sft]
-source = { kind = "dataset", num_trajectories = 8 }
-signal = { kind = "imitate" }
-
-[grid]
-label = "{signal} on {source}, lr {lr}"
-
-[grid.axes.source]
-data = { source = { kind = "dataset", num_trajectories = 4 } }
-own = { source = { kind = "rollout", num_prompts = 8 } }
-
-[grid.axes.signal]
-imitate = { signal = { kind = "imitate" } }
-reverse-kl = { signal = { kind = "reverse_kl" }, teacher = "sft" }
-
-[grid.axes.lr]
-"1e-4" = { update = { lr = 1e-4 } }
-"1e-3" = { update = { lr = 1e-3 } }
-"""
 
 
 def read(folder, text=GRID, *overrides):
@@ -56,10 +27,6 @@ def refusal(folder, text, *overrides):
 def changed(old, new):
     assert old in GRID
     return GRID.replace(old, new, 1)
-
-
-def line_of(text, part):
-    return next(number for number, line in enumerate(text.splitlines(), start=1) if part in line)
 
 
 def with_skip(*patterns):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from study_fixture import PHENOMENON, STUDY, small_plan
-from test_config_grid import GRID, line_of
+from study_fixture import GRID, PHENOMENON, STUDY, line_of, small_plan
 
 from statewise.config.locations import Place
 from statewise.errors import UsageError

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
-from study_fixture import PHENOMENON, STUDY, write_study
+from study_fixture import PHENOMENON, STUDY, line_of, write_study
 
 from statewise.assets import STUDIES
 from statewise.config.read import read_study, to_toml
@@ -19,10 +19,6 @@ from statewise.kind import Kind, Kinds
 from statewise.states.dataset import Dataset
 from statewise.states.ramp import Ramp
 from statewise.states.rollout import ModelRollout
-
-
-def line_of(text: str, part: str) -> int:
-    return next(number for number, line in enumerate(text.splitlines(), start=1) if part in line)
 
 
 def refusal(folder, text, *overrides):

@@ -6,15 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from killed import KilledError, kill_at
 
-from statewise.loop import tensors
 from statewise.loop.checkpoint import KEPT_CHECKPOINTS, Memory, Progress, load_last, save
 
 FILES = ["weights.safetensors", "optimizer.safetensors", "progress.json"]
-
-
-class KilledError(BaseException):
-    """Stands for `kill -9`: nothing in the code may catch it."""
 
 
 def fresh():
@@ -155,24 +151,6 @@ def test_half_written_folders_are_not_checkpoints(tmp_path):
     load_last(tmp_path, trainable, optimizer)
     save(tmp_path, progress_at(4), trainable, optimizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000002", "000004"]
-
-
-def kill_at(patch, count):
-    """Every operation that changes the disk counts; number `count` is not done, and the process is gone."""
-    left = [count]
-
-    def counted(operation):
-        def run(*args, **kwargs):
-            if left[0] == 0:
-                raise KilledError
-            left[0] -= 1
-            return operation(*args, **kwargs)
-
-        return run
-
-    for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "replace"), (Path, "mkdir"), (shutil, "rmtree"),
-                        (tensors, "save_file")):  # fmt: skip
-        patch.setattr(owner, name, counted(getattr(owner, name)))
 
 
 def test_a_kill_between_any_two_writes_leaves_a_sound_checkpoint(tmp_path, monkeypatch):

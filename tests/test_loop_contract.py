@@ -10,7 +10,17 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from test_loop_build import losses_of, make_setup, make_source, supervised_states, supervised_terms, terms_of, weighted
+from toy_arm import (
+    losses_of,
+    make_setup,
+    make_source,
+    stop_before,
+    supervised_states,
+    supervised_terms,
+    terms_of,
+    weighted,
+    written,
+)
 
 from statewise.errors import InterruptedTrainingError
 from statewise.locality import LOCALITIES
@@ -101,26 +111,6 @@ def arm(policy, source, signal, adapter="full", **options):
         policy, SOURCE_VARIANTS[source], SIGNAL_VARIANTS[signal], adapter=ADAPTER_VARIANTS[adapter], recorded=records,
         **options,
     )  # fmt: skip
-
-
-def stop_before(update):
-    """An observer that asks to stop before `update` (counted from 0)."""
-    done = [0]
-
-    def progress(count):
-        done[0] = count
-
-    return Observer(progress=progress, should_stop=lambda: done[0] == update)
-
-
-def written(folder, setup):
-    """Every byte of a run that must repeat: all its files but wall-clock times, and the weights in memory."""
-    files = {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "timing.jsonl"
-    }
-    return files | {name: parameter.detach().numpy().tobytes() for name, parameter in setup.trainable.items()}
 
 
 def assert_resumes(make, tmp_path):

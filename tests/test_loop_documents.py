@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_loop_build import ToyTask
+from toy_arm import ToyTask
 
 from statewise.config.refusals import read_kind
 from statewise.errors import UsageError

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_loop_build import losses_of, make_setup, make_source, supervised_states
+from toy_arm import losses_of, make_setup, make_source, supervised_states
 
 from statewise.locality.adapter import Full, Lora
 from statewise.loop.train import Observer, train

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_loop_build import make_setup, make_source, supervised_terms
+from toy_arm import make_setup, make_source, supervised_terms
 
 from statewise.errors import DivergedError
 from statewise.locality import LOCALITIES

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_loop_build import make_setup, make_source
-from test_loop_checkpoint import KilledError, kill_at
-from test_loop_contract import stop_before, written
+from killed import KilledError, kill_at
+from toy_arm import make_setup, make_source, stop_before, written
 
 from statewise.errors import DivergedError, InterruptedTrainingError
 from statewise.locality.adapter import Lora

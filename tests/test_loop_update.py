@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_loop_build import gold_states, make_setup, make_source, supervised_states, supervised_terms, terms_of
+from toy_arm import gold_states, make_setup, make_source, supervised_states, supervised_terms, terms_of
 
 from statewise.errors import DivergedError, OutOfMemoryError
 from statewise.locality.adapter import Lora

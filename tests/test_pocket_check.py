@@ -9,7 +9,7 @@ import re
 import shutil
 
 import pytest
-from test_pocket_pretrain import CONFIG, check_digests
+from pocket_fixture import CONFIG, check_digests
 from typer.testing import CliRunner
 
 from statewise.cli import app

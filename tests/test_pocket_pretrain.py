@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
 
 import pytest
 import torch
+from pocket_fixture import CONFIG, check_digests, digests
 from tokenizers import Tokenizer
 
 from statewise.assets import POCKET_MODEL
@@ -18,8 +18,6 @@ from statewise.pocket.world import BROAD, World
 from statewise.policy.load import load_policy
 from statewise.tasks.load import load_task
 
-CONFIG = dataclasses.replace(SIZES["smoke"], world_seed=7, num_threads=1)
-
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
@@ -27,18 +25,6 @@ def built(tmp_path_factory):
     folder, lines = tmp_path_factory.mktemp("pretrain") / "model", []
     pretrain(CONFIG, folder, lines.append)
     return folder, lines
-
-
-def digests(folder):
-    return dict(line.split("  ")[::-1] for line in (folder / "SHA256SUMS").read_text().splitlines())
-
-
-def check_digests(folder):
-    stored = digests(folder)
-    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert stored.keys() == files - {"SHA256SUMS"}
-    for name, digest in stored.items():
-        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
 
 
 def test_the_files_match_their_digests(built):

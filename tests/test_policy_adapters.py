@@ -7,7 +7,7 @@ import json
 import peft
 import pytest
 import torch
-from test_policy_families import GPT, LLAMA, build_model
+from families_fixture import GPT, LLAMA, build_model
 from transformers import AutoModelForCausalLM
 
 from statewise.errors import UsageError

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import PADDED_VOCAB, byte_tokenizer
 from lm_eval.models.huggingface import HFLM
-from test_loop_build import ToyTask, losses_of, make_source, weighted
 from tokenizers import processors
+from toy_arm import ToyTask, losses_of, make_source, weighted
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from statewise.batch import Trajectory, collate

@@ -7,12 +7,11 @@ digits) and asked across its window or its switch of rope, before and after it w
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
+from families_fixture import GPT, LLAMA, build_model
+from transformers import AutoModelForCausalLM
 
 from statewise.batch import Trajectory, collate
 from statewise.errors import UsageError
@@ -21,13 +20,7 @@ from statewise.policy.load import Policy, load_policy, save_weights
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.score import action_logprobs, batch_tensors, state_hidden
 
-ENDS = {"eos_token_id": 256, "bos_token_id": 256, "pad_token_id": None}
-LLAMA = {
-    "vocab_size": 257, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 96, "tie_word_embeddings": False, **ENDS,
-}  # fmt: skip
 WIDE = {**LLAMA, "head_dim": 8}
-GPT = {"vocab_size": 257, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96, **ENDS}
 OPT = {**LLAMA, "ffn_dim": 64, "word_embed_proj_dim": 32, "pad_token_id": 1}
 WINDOW = {"sliding_window": 6}
 GEMMA = {**WIDE, **WINDOW, "query_pre_attn_scalar": 8}
@@ -87,18 +80,6 @@ UNPACKED = {"opt", "falcon with alibi"}
 PROMPTS = [tuple(range(30, 30 + length)) for length in (3, 8, 18)]
 KEYS = list(range(len(PROMPTS)))
 NEW = 8
-
-
-def build_model(folder: Path, kind: str, options: dict[str, object]) -> Path:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options))
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
-    model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def generated(reference, prompt, num_tokens) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_loop_build import make_setup, make_source, supervised_terms
+from toy_arm import make_setup, make_source, supervised_terms
 
 from statewise.batch import Trajectory, collate
 from statewise.locality.adapter import Lora

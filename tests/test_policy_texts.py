@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from test_loop_build import ToyTask, make_setup, make_source
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from toy_arm import ToyTask, make_setup, make_source
 from transformers import PreTrainedTokenizerFast
 
 from statewise.errors import UsageError

@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from test_policy_families import LLAMA, build_model
+from families_fixture import LLAMA, build_model
 
 from statewise.errors import UsageError
 from statewise.policy.find import count_parameters

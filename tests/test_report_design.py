@@ -8,9 +8,8 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from report_fixture import RATES, SIGNALS, SOURCES, diverged, fake_design, fake_study, replace_run, run_named
+from report_fixture import RATES, SIGNALS, SOURCES, Page, diverged, fake_design, fake_study, replace_run, run_named
 from rich.console import Console
-from test_report_page import Page
 
 from statewise.report import design, figures, sentences, tables
 from statewise.report.page import render_page

@@ -1,10 +1,9 @@
 import dataclasses
-import html.parser
 import re
 from xml.etree import ElementTree
 
 import pytest
-from report_fixture import diverged, fake_study, replace_run, run_named, trained
+from report_fixture import Page, diverged, fake_study, replace_run, run_named, trained
 
 from statewise.drift.measure import DriftValue
 from statewise.drift.over_seeds import over_seeds
@@ -12,39 +11,6 @@ from statewise.report import figures, sentences, tables
 from statewise.report.page import render_page, write_report
 from statewise.report.summary_json import summary_from_json
 from statewise.storage.records import DriftEstimate, Estimate, Largest
-
-VOID = {"meta", "link", "br", "hr", "img", "input"}
-
-
-class Page(html.parser.HTMLParser):
-    """Collects tags, attributes and text, and checks that tags are closed in order."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.attributes, self.open, self.words = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += [(tag, key, value or "") for key, value in attributes]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += [(tag, key, value or "") for key, value in attributes]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
 
 
 def test_the_page_is_well_formed_and_its_ids_are_unique():

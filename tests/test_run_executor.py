@@ -11,7 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from forked import is_alive
 from study_fixture import small_plan
+from toy_nodes import ALL, DONE, kinds
 
 from statewise.errors import InterruptedTrainingError, UsageError
 from statewise.folder.store import Store
@@ -20,7 +22,7 @@ from statewise.run import executor, nodes
 from statewise.run.executor import NodeEvent, Outcome, execute
 from statewise.run.pool import ASKING, Death
 
-DONE = {"status": "trained", "node_s": 0.0}
+pytestmark = pytest.mark.usefixtures("heard_signals")
 
 
 class FakePool:
@@ -89,21 +91,6 @@ def run(tmp_path, monkeypatch):
         return outcome, events, pool
 
     return run_with
-
-
-ALL = [
-    "evaluate:base:0",
-    "train:sft:0",
-    "evaluate:sft:0",
-    "train:opd:0",
-    "evaluate:opd:0",
-    "train:rl:0",
-    "evaluate:rl:0",
-]
-
-
-def kinds(events, kind):
-    return [event.node.id for event in events if event.kind == kind]
 
 
 def test_every_node_is_run_once_after_what_it_needs(run):
@@ -177,17 +164,6 @@ def test_diverged_and_skipped_arms_count_as_done(run):
     skipped = {"status": "skipped", "reason": "its teacher sft diverged", "node_s": 0.0}
     outcome, _, _ = run({"train:sft:0": {**DONE, "status": "diverged"}, "train:opd:0": skipped})
     assert sorted(outcome.done) == sorted(ALL)
-
-
-@pytest.fixture(autouse=True)
-def heard_signals():
-    """Whoever runs the tests in the background, or in parallel, may ignore Ctrl-C, and so would they."""
-    before = {number: signal.getsignal(number) for number in ASKING}
-    for number in ASKING:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def sending(number=signal.SIGINT, times=1, answered_at=10**9):
@@ -394,14 +370,6 @@ def test_a_worker_ends_with_its_parent_so_that_nobody_writes_beside_the_next_run
     while is_alive(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_alive(pid)
-
-
-def is_alive(pid):
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"  # a zombie waits for init, and writes nothing
 
 
 def members_of(group):

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 import toy_nodes
-from forked import CONTEXT, start_server
+from forked import CONTEXT, is_alive, start_server
 from study_fixture import small_plan
-from test_run_executor import ALL, heard_signals, is_alive, kinds  # noqa: F401  (a fixture)
+from toy_nodes import ALL, kinds
 
 from statewise.folder.store import Store
 from statewise.plan.request import Workers
 from statewise.run import executor, pool
 from statewise.run.executor import Outcome, execute
 
+pytestmark = pytest.mark.usefixtures("heard_signals")
 SIGKILL = "its worker process was ended by SIGKILL (out of memory, or killed)"
 
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from forked import CONTEXT, start_server
+from forked import CONTEXT, command, start_server
 
 from statewise.config.read import read_study
 from statewise.folder.store import Store
@@ -74,21 +72,6 @@ measure = "forgetting"
 comparison = "more"
 arms = ["sft"]
 """
-
-
-def command(arguments, log, has_workers=True):
-    """`statewise <arguments>` with its output in the file `log`: the target of a process."""
-    stream = log.open("w")
-    os.dup2(stream.fileno(), 1)
-    os.dup2(stream.fileno(), 2)
-    # A test run that was itself started in the background inherits SIGINT as ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    get_context = multiprocessing.get_context
-    multiprocessing.get_context = lambda kind: get_context("fork") if has_workers else None
-    sys.argv = ["statewise", *map(str, arguments)]
-    from statewise import cli
-
-    cli.main()
 
 
 class Runs:

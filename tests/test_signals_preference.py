@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_loop_build import make_setup, make_source, supervised_terms
-from test_signals_trl import trl_function
+from toy_arm import make_setup, make_source, supervised_terms
+from trl_source import trl_function
 
 from statewise.batch import Trajectory, collate
 from statewise.loop.reduce import state_weights

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from functools import cache
 from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers.loss.loss_utils import ForCausalLMLoss
+from trl_source import run, tree, trl_function
 
 from statewise.batch import Trajectory, collate
 from statewise.locality.kl_to_base import KLToBase
@@ -26,25 +24,8 @@ from statewise.signals import JSD, ForwardKL, Imitate, ReverseKL
 from statewise.signals.reward import Reward
 from statewise.types import SignalInputs
 
-TRL = Path(find_spec("trl").origin).parent
 CLIP = 0.2
 PROMPT_LENGTH = 2
-
-
-@cache
-def tree(path):
-    return ast.parse((TRL / path).read_text(encoding="utf-8"))
-
-
-def run(nodes, **names):
-    exec(compile(ast.Module(nodes, []), "trl", "exec"), names)
-    return names
-
-
-def trl_function(path, name, **names):
-    node = next(n for n in ast.walk(tree(path)) if isinstance(n, ast.FunctionDef) and n.name == name)
-    node.decorator_list = []
-    return run([node], torch=torch, F=F, **names)[name]
 
 
 def trl_advantages(rewards, group_size, scale_rewards):

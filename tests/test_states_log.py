@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from test_loop_build import ToyTask, make_setup, make_source
+from toy_arm import ToyTask, make_setup, make_source
 
 from statewise.errors import UsageError
 from statewise.loop.train import Observer, train

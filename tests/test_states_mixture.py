@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_loop_build import make_setup, make_source
+from toy_arm import make_setup, make_source
 
 from statewise.config.refusals import read_kind
 from statewise.errors import UsageError

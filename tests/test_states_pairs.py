@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_loop_build import make_setup, make_source, supervised_states
+from toy_arm import make_setup, make_source, supervised_states
 
 from statewise.batch import state_rows, states_of_rows
 from statewise.errors import UsageError

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from test_loop_build import make_setup, make_source, supervised_terms
+from toy_arm import make_setup, make_source, supervised_terms
 
 from statewise.loop.update import Updater
 from statewise.policy.load import copy_policy

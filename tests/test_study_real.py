@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from forked import CONTEXT, start_server
-from test_run_study import command
+from forked import CONTEXT, command, start_server
 
 from statewise.report.summary_json import summary_from_json
 from statewise.storage import records

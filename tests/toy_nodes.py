@@ -12,6 +12,15 @@ from pathlib import Path
 from statewise.run.executor import NodeEvent
 
 DONE = {"status": "trained", "node_s": 0.0}
+ALL = [
+    "evaluate:base:0",
+    "train:sft:0",
+    "evaluate:sft:0",
+    "train:opd:0",
+    "evaluate:opd:0",
+    "train:rl:0",
+    "evaluate:rl:0",
+]
 
 
 def begin(folder: Path, script: dict[str, list[str]], starts: list[str]):
@@ -54,3 +63,7 @@ def act(deeds: list[str], index: int, should_stop=lambda: False) -> None:
         deadline = time.monotonic() + float(argument)
         while time.monotonic() < deadline and not should_stop():
             time.sleep(0.01)
+
+
+def kinds(events, kind):
+    return [event.node.id for event in events if event.kind == kind]
