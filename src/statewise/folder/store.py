@@ -249,6 +249,9 @@ def _told_differences(path: Path, config: StudyConfig) -> str:
     except UsageError:
         return f"see {path}"
     differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    # Of another kind, all other settings are others too.
+    changed = [key.removesuffix("kind") for key in differing if key.endswith(".kind")]
+    differing = [key for key in differing if key.endswith(".kind") or not key.startswith(tuple(changed))]
     if not differing:
         return "its settings are the same, so the files of the model or the data differ, or the version of statewise"
     told = [f"{key} is {_told(before, key)} there, {_told(now, key)} here" for key in differing[:NUM_TOLD]]
