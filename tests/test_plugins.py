@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from forked import CONTEXT, command, start_server
 
 import statewise as sw
+from statewise.drift import DISTANCES
 from statewise.errors import UsageError
 from statewise.kind import Kinds
+from statewise.locality import LOCALITIES
+from statewise.policy.samplers import SAMPLERS
 from statewise.signals import SIGNALS, Imitate, Signal
+from statewise.states import SOURCES
 
 ARMS = {
     "own": {
@@ -58,14 +63,25 @@ def test_kinds_of_another_package_are_listed():
     assert "furthest" in statewise_with_plugin("list", "distances").stdout
 
 
-# About 20 s: a whole study in processes of its own, since an entry point is found when a process starts.
+def command_with_plugin(arguments, log):
+    """As `forked.command`, where the server that it is forked from did not know of the other package."""
+    sys.path.insert(0, str(PLUGIN))
+    for registry in (SOURCES, SIGNALS, LOCALITIES, DISTANCES, SAMPLERS):
+        registry._has_others = False
+    command(arguments, log)
+
+
 def test_kinds_of_another_package_are_planned_trained_and_reported(tmp_path):
     (tmp_path / "own.toml").write_text(STUDY)
     plan = statewise_with_plugin("run", tmp_path / "own.toml", "--dry-run")
     assert plan.returncode == 0, plan.stderr
     assert "beginning" in plan.stdout
-    done = statewise_with_plugin("run", tmp_path / "own.toml", "--out", tmp_path / "run", "--workers", "1")
-    assert done.returncode == 0, done.stderr + done.stdout
+    arguments = ["run", tmp_path / "own.toml", "--out", tmp_path / "run", "--workers", 1]
+    start_server()
+    process = CONTEXT.Process(target=command_with_plugin, args=(arguments, tmp_path / "log.txt"))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0, (tmp_path / "log.txt").read_text()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     own = next(run for run in summary["runs"] if run["arm"] == "own")
     assert own["recipe"].startswith("smoothed on beginning states · 2 updates of 4 · lr 0.001")

@@ -40,7 +40,7 @@ class DriftConfig:
     """
 
     features: FeatureConfig = field(default_factory=FeatureConfig)
-    distances: tuple[str, ...] = tuple(DISTANCES)
+    distances: tuple[str, ...] = field(default_factory=lambda: tuple(DISTANCES))
     num_permutations: int = 500
     num_projections: int = 50
 
