@@ -32,6 +32,13 @@ LEVELS = {
     "tasks": 1, "assets": 1, "console": 1,
     "storage": 0, "types": 0, "batch": 0, "kind": 0, "registry": 0, "errors": 0, "seeding": 0,
 }  # fmt: skip
+TESTS = sorted(Path(__file__).parent.glob("*.py"))
+# Calls that a test may leave all its asserting to; those that are functions of the tests assert something themselves.
+CHECKERS = {
+    "pytest.raises", "pytest.fail",
+    "torch.testing.assert_close", "np.testing.assert_allclose", "np.testing.assert_array_equal",
+    "assert_equal_updates", "assert_restored", "assert_resumes", "check_digests",
+}  # fmt: skip
 # The files that are one room: commands about single models, and what is shown while a run goes on.
 SAME_ROOM = {("cli", "cli_models"), ("cli", "progress")}
 # Lines of each room as they are meant to be; one that outgrows its figure by half is two rooms, or holds something that
@@ -241,3 +248,35 @@ def test_every_module_and_public_function_says_what_it_is():
         tree = tree_of(path)
         if path.name != "__init__.py" or len(tree.body) > 0:
             assert ast.get_docstring(tree), f"{path} has no docstring"
+
+
+def test_what_tests_share_stands_in_modules_that_hold_no_tests():
+    for path in TESTS:
+        shared = [module for module in imported_modules(path) if module.rpartition(".")[2].startswith("test_")]
+        assert not shared, f"{path.name} imports {shared}"
+
+
+def called(node: ast.AST) -> str:
+    """The name of what is called; empty where `node` is no call."""
+    return ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+
+
+def test_the_message_of_every_expected_error_is_looked_at():
+    """By `match`, or by the name that `as` gives it."""
+    for path in TESTS:
+        tree = tree_of(path)
+        read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+        kept = [node for node in ast.walk(tree) if isinstance(node, ast.withitem)]
+        kept = [node.context_expr for node in kept if node.optional_vars and ast.unparse(node.optional_vars) in read]
+        for node in ast.walk(tree):
+            if called(node) in ("pytest.raises", "pytest.warns") and node not in kept:
+                assert any(word.arg == "match" for word in node.keywords), f"{path.name}:{node.lineno}"
+
+
+def test_every_test_and_every_checker_asserts_something():
+    for path in TESTS:
+        for function in functions_of(path):
+            if function.name.startswith("test_") or function.name in CHECKERS:
+                nodes = list(ast.walk(function))
+                is_checked = any(isinstance(node, ast.Assert) or called(node) in CHECKERS for node in nodes)
+                assert is_checked, f"{path.name}: {function.name}"

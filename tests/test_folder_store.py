@@ -140,6 +140,7 @@ def test_a_kill_before_the_first_record_does_not_lock_the_folder_out(plan, store
     with store.lock():
         (store.folder / ".plan.json.tmp").write_text("{")
     store.open_for(plan)
+    assert records.read_json(store.folder / "plan.json")["fingerprint"] == plan.fingerprint
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "null", "\x00"])

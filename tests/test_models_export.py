@@ -262,9 +262,9 @@ def test_weights_that_are_not_those_of_the_record_are_refused(made, tmp_path):
 
 def test_an_export_that_fails_leaves_no_folder(made, tmp_path):
     def fail(_):
-        raise RuntimeError
+        raise RuntimeError("no card")
 
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="no card"):
         export_model(ExportRequest(made, "sft"), tmp_path / "out", fail)
     assert list(tmp_path.iterdir()) == []
 

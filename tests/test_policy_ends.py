@@ -128,7 +128,9 @@ def test_the_same_teacher_is_allowed_once_the_student_stops_there_too(base_folde
 
 
 def test_a_base_teacher_of_an_instruct_student_is_allowed(base_folder, instruct_folder):
-    check_same_tokenizer(load_policy(instruct_folder, "learner"), load_policy(base_folder, "teacher"))
+    student, teacher = load_policy(instruct_folder, "learner"), load_policy(base_folder, "teacher")
+    assert set(teacher.end_token_ids) < set(student.end_token_ids)
+    check_same_tokenizer(student, teacher)
 
 
 def begin_policy(toy_policy) -> Policy:

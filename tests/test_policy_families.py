@@ -226,4 +226,5 @@ def test_a_model_that_does_not_keep_packed_texts_apart_is_refused_for_packing(tm
 
 @pytest.mark.parametrize("family", ["llama", "mistral with a window", "gemma3", "falcon with alibi", "deepseek"])
 def test_bfloat16_passes_the_check(tmp_path, family):
-    load_policy(build_model(tmp_path / "model", *LOADED[family]), "policy", dtype=torch.bfloat16)
+    policy = load_policy(build_model(tmp_path / "model", *LOADED[family]), "policy", dtype=torch.bfloat16)
+    assert policy.model.dtype == torch.bfloat16

@@ -86,8 +86,8 @@ def test_only_the_adapter_that_is_trained_has_gradients(base, teacher_folder):
 def test_a_failure_inside_leaves_the_model_resting_as_before(base, teacher_folder):
     trained(base.model, "learner", 2)
     before = hidden(base)
-    with pytest.raises(RuntimeError), active(dataclasses.replace(base, adapter=NO_ADAPTER)):
-        raise RuntimeError
+    with pytest.raises(RuntimeError, match="inside"), active(dataclasses.replace(base, adapter=NO_ADAPTER)):
+        raise RuntimeError("inside")
     assert torch.equal(hidden(base), before)
 
 

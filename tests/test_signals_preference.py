@@ -1,3 +1,4 @@
+import ast
 import math
 from dataclasses import replace
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from toy_arm import make_setup, make_source, supervised_terms
-from trl_source import trl_function
+from trl_source import tree, trl_function
 
 from statewise.batch import Trajectory, collate
 from statewise.loop.reduce import state_weights
@@ -96,10 +97,6 @@ def trl_preference_loss(loss_type, beta, better, worse, completion_mask):
 
     `completion_mask`: all better answers, then all worse ones, as TRL lays them.
     """
-    import ast
-
-    from test_signals_trl import tree
-
     function = next(
         node for node in ast.walk(tree("trainer/dpo_trainer.py"))
         if isinstance(node, ast.FunctionDef) and node.name == "_compute_loss"

@@ -12,7 +12,7 @@ from pathlib import Path
 from statewise.run.executor import NodeEvent
 
 DONE = {"status": "trained", "node_s": 0.0}
-ALL = [
+ALL = [  # of `study_fixture.STUDY` with one seed
     "evaluate:base:0",
     "train:sft:0",
     "evaluate:sft:0",
