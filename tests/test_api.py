@@ -65,7 +65,9 @@ def test_the_page_says_what_happens(page):
 @pytest.mark.parametrize("module", [api, results], ids=["api", "results"])
 def test_the_examples_of_the_docstrings_give_what_they_say(page, module):
     found = [one for one in doctest.DocTestFinder().find(module) if one.examples]
-    public = [getattr(sw, name) for name in sw.__all__ if not name.endswith(("Error", "__", "drift"))]
+    # A registered kind would stay for the tests after these; `test_plugins` registers one, and takes it back.
+    without = ("Error", "__", "drift", "register_locality", "register_signal", "register_source")
+    public = [getattr(sw, name) for name in sw.__all__ if not name.endswith(without)]
     assert {one.__name__ for one in public if one.__module__ == module.__name__} <= {
         one.name.split(".")[2] for one in found
     }
@@ -168,7 +170,7 @@ def test_nodes_that_fail_are_an_error_that_names_them(monkeypatch):
         (lambda: sw.Study.load("pocket", overrides="rl.update.lr=1"), r"expected a list, such as \['rl.update.lr=1'\]"),
         (lambda: sw.Study.load("pocket", overrides=["lr.update.lr=1"]), "unknown arm 'lr'. Did you mean 'rl'?"),
         (lambda: sw.Study(arm={}), "Study: unknown keyword 'arm'. Did you mean 'arms'?"),
-        (lambda: sw.Study(study="pocket", arms={}), "study: Input should be a valid dictionary"),
+        (lambda: sw.Study(study="pocket", arms={}), "study: Input should be a table with name, description, seeds"),
         (lambda: sw.Study(arms={"a": {"sorce": {}}}), r"sw.Study: unknown key in \[arms.a\]: 'sorce'. .*'source'"),
         (lambda: sw.Study.load("pocket").run("x", worker=1), "Study.run: unknown keyword 'worker'. .*'workers'"),
         (lambda: sw.Study.load("pocket").run("x", workers=0), "workers=0: expected a number >= 1"),

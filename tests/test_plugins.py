@@ -124,6 +124,7 @@ def test_what_cannot_be_loaded_is_named_when_it_is_asked_for():
     kinds = Kinds("signal", "statewise.none")
     kinds.put_later("broken", "statewise.nowhere:Broken")
     assert [*kinds] == ["broken"]
+    assert "broken" in kinds
     with pytest.raises(UsageError, match=r"signal 'broken': statewise\.nowhere:Broken cannot be loaded: No module"):
         kinds["broken"]
     kinds.put_later("other", "statewise.errors:UsageError")

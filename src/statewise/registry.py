@@ -63,6 +63,9 @@ class Registry(Mapping[str, Thing], Generic[Thing]):
         thing = self._held[name] = self._check(name, loaded)
         return thing
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._all()  # without loading it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._all())
 
