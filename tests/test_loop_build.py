@@ -50,7 +50,7 @@ def test_the_engine_counts_the_tokens_that_each_writer_wrote(toy_policy):
 def test_each_writer_writes_with_its_own_weights(toy_policy):
     setup = make_setup(toy_policy, make_source(), SIGNALS["imitate"]())
     texts = {
-        writer: setup.engine.roll_out(RolloutRequest(writer, [(1, 2, 3)], [9], 1.0, 1.0, 20))[0].token_ids
+        writer: setup.engine.roll_out(RolloutRequest(writer, [(1, 2, 3)], [9], 1.0, 1.0, 4))[0].token_ids
         for writer in ("learner", "teacher", "base")
     }
     assert len(set(texts.values())) == 3

@@ -6,18 +6,22 @@ import json
 import os
 import subprocess
 import sys
+from abc import abstractmethod
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 from forked import CONTEXT, command, start_server
+from study_fixture import small_plan
 
 import statewise as sw
 from statewise.drift import DISTANCES
 from statewise.errors import UsageError
-from statewise.kind import Kinds
+from statewise.kind import Kind, Kinds
 from statewise.locality import LOCALITIES
 from statewise.policy.samplers import SAMPLERS
+from statewise.registry import Registry
 from statewise.signals import SIGNALS, Imitate, Signal
 from statewise.states import SOURCES
 
@@ -96,28 +100,89 @@ def test_kinds_of_another_package_are_planned_trained_and_reported(tmp_path):
     assert "unknown key in [arms.own.source]: 'num_token'. Did you mean 'num_tokens'?" in typo.stderr
 
 
-def test_a_class_is_registered_in_python():
-    class Registered(Signal):
-        kind: Literal["registered"] = "registered"
+class Registered(Signal):
+    kind: Literal["registered"] = "registered"
 
+    def loss(self, inputs):
+        return -inputs.required("policy_logprobs")
+
+
+def test_a_class_is_registered_in_python():
     with pytest.raises(UsageError, match="unknown signal 'registered'"):
         sw.Study(arms=ARMS)
+    with pytest.raises(UsageError, match="Registered is no registered signal; register the class first"):
+        sw.Study(arms={"own": {**ARMS["own"], "signal": Registered()}})
     sw.register_signal(Registered)
     try:
-        assert sw.Study(arms=ARMS).config.arms["own"].signal[0].signal == Registered()
+        for signal in ({"kind": "registered"}, Registered()):
+            study = sw.Study(arms={"own": {**ARMS["own"], "signal": signal}})
+            assert study.config.arms["own"].signal[0].signal == Registered()
     finally:
         del SIGNALS._held["registered"]
 
 
-def test_a_name_is_given_once():
-    kinds = Kinds("signal", "statewise.none")
-    kinds.add(Imitate)
+class Room(Kind):
+    registry: ClassVar[Kinds] = Kinds("thing", "statewise.none")
 
-    class Again(Signal):
-        kind: str = "imitate"
+    @abstractmethod
+    def answer(self): ...
 
-    with pytest.raises(UsageError, match="signal 'imitate' is there already; choose another name"):
-        kinds.add(Again)
+
+class One(Room):
+    kind: Literal["one"] = "one"
+
+    def answer(self):
+        return 1
+
+
+class Again(One):
+    pass
+
+
+class Silent(Room):
+    kind: Literal["silent"] = "silent"
+
+
+class Nameless(Room):
+    def answer(self):
+        return 2
+
+
+class Path_(Room):
+    kind: Literal["../one"] = "../one"
+
+    def answer(self):
+        return 3
+
+
+@pytest.mark.parametrize(
+    ("thing", "told"),
+    [
+        (Again, r"thing 'one' of test_plugins:Again is there already, of test_plugins:One; choose another name"),
+        (Silent, "thing 'Silent': does not say answer; the base class tells what each is"),
+        (Nameless, r"thing 'Nameless': needs a field kind: Literal\['its_name'\] = 'its_name'"),
+        (Path_, r"thing '../one': a name has letters, digits, '_' and '-', and begins with a letter"),
+        (Imitate, "thing 'Imitate': is no class of a thing; derive it from the base class of that name"),
+        (dict, "thing 'dict': is no class of a thing"),
+    ],
+)
+def test_what_cannot_be_registered_is_refused_by_name(thing, told):
+    Room.registry.put("one", One)
+    with pytest.raises(UsageError, match=told):
+        Room.registry.add(thing)
+    assert [*Room.registry] == ["one"]
+    Room.registry.add(One)  # again, as by an entry point
+
+
+def test_names_that_packages_give_twice_are_refused_whenever_they_are_asked_for(monkeypatch):
+    kinds = Kinds("thing", "statewise.none")
+    entries = [EntryPoint("two", "a:Two", "statewise.none"), EntryPoint("two", "b:Two", "statewise.none")]
+    monkeypatch.setattr("statewise.registry.entry_points", lambda group: entries)
+    for _ in range(2):
+        with pytest.raises(UsageError, match="thing 'two' of b:Two is there already, of a:Two"):
+            len(kinds)
+    entries[1] = entries[0]
+    assert [*kinds] == ["two"]
 
 
 def test_what_cannot_be_loaded_is_named_when_it_is_asked_for():
@@ -128,5 +193,39 @@ def test_what_cannot_be_loaded_is_named_when_it_is_asked_for():
     with pytest.raises(UsageError, match=r"signal 'broken': statewise\.nowhere:Broken cannot be loaded: No module"):
         kinds["broken"]
     kinds.put_later("other", "statewise.errors:UsageError")
-    with pytest.raises(UsageError, match=r"signal .*UsageError.*: needs a field kind: Literal\['other'\] = 'other'"):
+    with pytest.raises(UsageError, match="signal 'UsageError': is no class of a signal"):
         kinds["other"]
+
+
+def test_only_code_of_other_packages_is_digested(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "others_code").mkdir()
+    for name, text in (("__init__", ""), ("signals", "class A: pass"), ("helpers", "x = 1")):
+        (tmp_path / "others_code" / f"{name}.py").write_text(text)
+    things = Registry("signal", "statewise.none")
+    things.put_later("theirs", "others_code.signals:A")
+    things.put_later("ours", "statewise.policy.sampler:sample")
+    before = things.code_digest("theirs")
+    assert before == things.code_digest("theirs")
+    (tmp_path / "others_code" / "helpers.py").write_text("x = 2")
+    assert things.code_digest("theirs") != before
+    assert things.code_digest("ours") is None
+    things.put_later("script", "__main__:A")
+    with pytest.raises(UsageError, match="signal 'script' is defined in '__main__', which workers cannot import"):
+        things.code_digest("script")
+
+
+def test_the_code_of_a_kind_of_another_package_is_in_the_fingerprint_of_the_arms_that_have_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(SIGNALS._held, "registered", Registered)
+    set_signal = "sft.signal={ kind = 'registered' }"
+
+    def prints():
+        return {node.id: node.fingerprint for node in small_plan(tmp_path, set_signal).nodes}
+
+    plain = {node.id: node.fingerprint for node in small_plan(tmp_path).nodes}
+    before = prints()
+    monkeypatch.setattr("statewise.registry._digest_package", lambda package, what: f"other code of {package}")
+    after = prints()
+    changed = {node for node in after if after[node] != before[node]}
+    assert changed == {node for node in after if before[node] != plain[node]}  # those that stand on the arm
+    assert {"train:sft:0", "evaluate:sft:0"} <= changed < {*after}

@@ -35,16 +35,22 @@ class Kinds(Registry[type[KindType]], Generic[KindType]):
         """Take in classes.
 
         Raises:
-            UsageError: one has no such default, or that of another class.
+            UsageError: one is of another room, has no such default or that of another class, or leaves out what it
+                must say.
         """
         for one in kinds:
-            name = str(one.model_fields["kind"].default)
-            self.put(name, self._check(name, one))
+            is_kind = isinstance(one, type) and issubclass(one, Kind)
+            name = one.model_fields["kind"].default if is_kind else None
+            self.put(str(name), self._check(name if isinstance(name, str) else "its_name", one))
 
     def _check(self, name: str, thing: Any) -> type[KindType]:
-        field = thing.model_fields.get("kind") if isinstance(thing, type) and issubclass(thing, Kind) else None
-        if field is None or field.default != name:
-            raise UsageError(f"{self.what} {thing!r}: needs a field kind: Literal[{name!r}] = {name!r}")
+        told = f"{self.what} {getattr(thing, '__qualname__', thing)!r}"
+        if not (isinstance(thing, type) and issubclass(thing, Kind) and getattr(thing, "registry", None) is self):
+            raise UsageError(f"{told}: is no class of a {self.what}; derive it from the base class of that name")
+        if thing.model_fields["kind"].default != name:
+            raise UsageError(f"{told}: needs a field kind: Literal[{name!r}] = {name!r}")
+        if missing := sorted(getattr(thing, "__abstractmethods__", ())):
+            raise UsageError(f"{told}: does not say {', '.join(missing)}; the base class tells what each is")
         return cast(type[KindType], thing)
 
     def build(self, value: Any) -> KindType:
@@ -53,8 +59,11 @@ class Kinds(Registry[type[KindType]], Generic[KindType]):
         Raises:
             ValidationError, PydanticCustomError: no table, no or unknown kind, or a setting that its class refuses.
         """
-        if isinstance(value, Kind) and type(value) in self.values():
-            return value  # type: ignore[return-value]
+        if isinstance(value, Kind):
+            if type(value) is not self.get(value.kind):
+                told = f"{type(value).__qualname__} is no registered {self.what}; register the class first"
+                raise PydanticCustomError("kind", "{told}", {"told": told})
+            return value
         if not isinstance(value, dict):
             raise PydanticCustomError("table", "must be a table")
         name = value.get("kind")
@@ -70,6 +79,11 @@ class Kind(Strict):
 
     kind: str
     registry: ClassVar[Kinds[Any]]
+
+    @classmethod
+    def example(cls) -> Self | None:
+        """One with its defaults, for the table of methods; None here where a setting has none."""
+        return None if any(one.is_required() for one in cls.model_fields.values()) else cls.model_validate({})
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -133,7 +133,7 @@ class ProgressDisplay:
 def _units_of(plan: Plan, node: Node) -> int:
     """How many steps of progress a node reports."""
     if node.action == "train":
-        return plan.config.arms[node.arm].update.num_updates
+        return plan.arms[node.arm].update.num_updates
     return len(plan.config.shared.retention) + 2
 
 
@@ -146,12 +146,12 @@ def plan_table(plan: Plan, estimate: PlanEstimate, num_workers: int) -> Group:
     for heading in ("updates", "lr", "states", "tokens", "written", "on CPU"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_row(BASE, "not trained", *["–"] * 6)
-    for name, arm in plan.config.arms.items():
+    for name, arm in plan.arms.items():
         cost = estimate.arms[name]
         counts = (_thousands(count) for count in (cost.num_states, cost.num_tokens, cost.num_generated))
         table.add_row(
             f"{name}\n  needs {arm.teacher}" if arm.teacher else name,
-            f"{arm.source.summary}\n× {arm.signals}",
+            f"{arm.source.summary}\n× {arm.signal_summary}",
             str(cost.num_updates),
             f"{arm.update.lr:g}",
             *counts,

@@ -5,13 +5,18 @@ A thing is loaded when it is asked for, so that names are known without an impor
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from statewise.errors import UsageError
 
 Thing = TypeVar("Thing")
+NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")  # names of files are made of it
 
 
 class Registry(Mapping[str, Thing], Generic[Thing]):
@@ -26,14 +31,33 @@ class Registry(Mapping[str, Thing], Generic[Thing]):
         """Add one under a name that is free.
 
         Raises:
-            UsageError: the name is taken.
+            UsageError: the name is taken, or is none that files can be named after.
         """
-        if self._held.setdefault(name, thing) is not thing:
-            raise UsageError(f"{self.what} {name!r} is there already; choose another name")
+        self._held = self._with(self._held, name, thing)
 
     def put_later(self, name: str, value: str) -> None:
-        """Add one that is imported when it is asked for; `value` is written `module:name`."""
-        self._held[name] = EntryPoint(name, value, self.group)
+        """Add one that is imported when it is asked for; `value` is written `module:name`. Raises as `put`."""
+        self._held = self._with(self._held, name, EntryPoint(name, value, self.group))
+
+    def code_digest(self, name: str) -> str | None:
+        """SHA-256 of the Python files of the package that one of another package comes from; None of a built-in one.
+
+        Raises:
+            UsageError: it comes from no module that a worker could import.
+        """
+        package = _place(self._all()[name]).split(".")[0].split(":")[0]
+        return None if package == __name__.split(".")[0] else _digest_package(package, f"{self.what} {name!r}")
+
+    def _with(self, held: Mapping[str, Thing | EntryPoint], name: str, thing: Thing | EntryPoint) -> dict[str, Any]:
+        """`held` and one more; one that is there may come again, as by an entry point after Python code."""
+        if not NAME.fullmatch(name):
+            raise UsageError(f"{self.what} {name!r}: a name has letters, digits, '_' and '-', and begins with a letter")
+        if name in held and _place(held[name]) != _place(thing):
+            raise UsageError(
+                f"{self.what} {name!r} of {_place(thing)} is there already, of {_place(held[name])}; choose another "
+                "name, or remove one of the packages"
+            )
+        return {**held, name: held.get(name, thing)}
 
     def _check(self, name: str, thing: Any) -> Thing:
         """`thing` if it is one that may stand under `name`.
@@ -45,11 +69,10 @@ class Registry(Mapping[str, Thing], Generic[Thing]):
 
     def _all(self) -> dict[str, Thing | EntryPoint]:
         if not self._has_others:
-            self._has_others = True
+            held: dict[str, Thing | EntryPoint] = self._held
             for entry in entry_points(group=self.group):
-                if entry.name in self._held:
-                    raise UsageError(f"{self.what} {entry.name!r} of {entry.value} is there already")
-                self._held[entry.name] = entry
+                held = self._with(held, entry.name, entry)
+            self._held, self._has_others = held, True
         return self._held
 
     def __getitem__(self, name: str) -> Thing:
@@ -71,3 +94,26 @@ class Registry(Mapping[str, Thing], Generic[Thing]):
 
     def __len__(self) -> int:
         return len(self._all())
+
+
+def _place(thing: Any) -> str:
+    """Where a thing is defined, as an entry point is written: `module:name`."""
+    return thing.value if isinstance(thing, EntryPoint) else f"{thing.__module__}:{thing.__qualname__}"
+
+
+def _digest_package(package: str, what: str) -> str:
+    """SHA-256 of all Python files of an importable package, or of its one file, by their paths."""
+    try:
+        spec = find_spec(package)
+    except ValueError:  # of a script, which has none
+        spec = None
+    if spec is None or (spec.origin is None and not spec.submodule_search_locations) or package == "__main__":
+        raise UsageError(
+            f"{what} is defined in {package!r}, which workers cannot import; put it into a module of its own"
+        )
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    files = [(path.relative_to(folder), path) for folder in folders for path in folder.rglob("*.py")]
+    digest = hashlib.sha256()
+    for name, path in sorted(files) or [(Path(package), Path(str(spec.origin)))]:
+        digest.update(f"{name.as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()

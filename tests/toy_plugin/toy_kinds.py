@@ -5,9 +5,11 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from statewise.batch import Trajectory, collate
+from statewise.kind import Law
 from statewise.locality.locality import Constraint, Locality
 from statewise.signals import Signal
 from statewise.states import Source
+from statewise.states.source import Visit
 
 
 class Beginning(Source):
@@ -19,12 +21,17 @@ class Beginning(Source):
     num_trajectories: int = 4
     num_tokens: int = 8
 
+    laws: ClassVar[tuple[Law, ...]] = (Law(),)
+
     @property
     def trajectories_per_update(self):
         return self.num_trajectories
 
     def sized(self, num_trajectories):
         return self.changed(num_trajectories=num_trajectories)
+
+    def expect(self, lengths, replayed):
+        return Visit(self.num_trajectories, min(lengths.gold, self.num_tokens), {})
 
     def sample(self, context, step):
         return collate(
@@ -52,6 +59,9 @@ class Counted(Locality):
     """Counts steps and holds nothing back."""
 
     kind: Literal["counted"] = "counted"
+
+    def copies(self, num_memories):
+        return 0
 
     def start(self, context):
         return _Counted()

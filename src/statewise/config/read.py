@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tomli_w
 from pydantic import ValidationError
 
@@ -21,6 +22,7 @@ from statewise.config.overrides import ROOTS, apply_override
 from statewise.config.refusals import first_of, keys_of, refusal
 from statewise.config.study import ArmSection, SharedSection, StudyConfig
 from statewise.errors import UsageError, unknown
+from statewise.kind import Kind, Strict
 from statewise.storage.parsing import check_depth, parse_toml
 
 Table = dict[str, Any]
@@ -63,8 +65,32 @@ def read_study_and_place(
 def resolve_tables(
     tables: Mapping[str, Any], called: str, overrides: Iterable[str] = (), *, is_quick: bool = False
 ) -> tuple[StudyConfig, Place]:
-    """As `read_study_and_place`, of the tables of a study file given in Python; `called`: their name in errors."""
-    return _resolve(json.loads(json.dumps(tables, default=str)), Path(called), "", overrides, is_quick)
+    """As `read_study_and_place`, of the tables of a study file given in Python; `called`: their name in errors.
+
+    Paths, sources and other kinds, and NumPy's numbers may stand in the place of text, tables and numbers.
+    """
+    try:
+        raw = json.loads(json.dumps(tables, default=_plain))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{called}: {error}") from None
+    return _resolve(raw, Path(called), "", overrides, is_quick)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know, as a study file has it.
+
+    Raises:
+        TypeError, ValueError: it cannot stand there.
+    """
+    if isinstance(value, Kind):
+        value.registry.build(value)  # refuses one that is not registered
+    if isinstance(value, Strict):
+        return value.model_dump(mode="json", exclude_none=True)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r}: a study has no value of type {type(value).__name__}")
 
 
 def _resolve(raw: Table, path: Path, text: str, overrides: Iterable[str], is_quick: bool) -> tuple[StudyConfig, Place]:

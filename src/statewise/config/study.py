@@ -212,7 +212,7 @@ class ArmSection(Strict):
         )
 
     @property
-    def signals(self) -> str:
+    def signal_summary(self) -> str:
         """In a few words: "reward + 0.1 reverse_kl"."""
         return " + ".join(one.summary for one in self.signal)
 

@@ -1,6 +1,6 @@
 """Scores item by item, as every evaluation stores them in `evals/<task>.parquet`: read and laid side by side here.
 
-Light, so that a mistyped folder, arm or seed is answered at once; the arithmetic is in `statistics`.
+Light, so that a mistyped folder, arm or seed is answered at once; the arithmetic is in `results.intervals`.
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ from statewise.storage.output_folder import LOCK, check_entries, open_lock
 PLAN, STUDY, DAMAGED = "plan.json", "study.toml", "damaged"
 RESULT_NAMES = {"train": "train.json", "evaluate": "done.json"}
 # What a node leaves beside its result.
-FOLDERS = {"train": ("states", "supervised", "model", "adapter"), "evaluate": ("evals",)}
+FOLDERS = {"train": ("states", "supervised", "locality", "model", "adapter"), "evaluate": ("evals",)}
 FILES = {
-    "train": ("started.json", "config.toml", "metrics.jsonl", "timing.jsonl", "fisher.safetensors"),
+    "train": ("started.json", "config.toml", "metrics.jsonl", "timing.jsonl"),
     "evaluate": ("rollouts.parquet", "rollouts_again.parquet", "drift.json"),
 }
 LEFT = {action: (*FILES[action], *FOLDERS[action]) for action in RESULT_NAMES}

@@ -6,6 +6,7 @@ What is trained is float32 whatever the model computes in: bfloat16 has 8 bits, 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
@@ -46,17 +47,17 @@ class Adapter(Kind):
         """In a few words."""
         return self.kind
 
+    @abstractmethod
     def num_trained(self, sizes: Sizes) -> int:
         """Weights that are trained, for estimates."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attach(self, model: PreTrainedModel, seed: int) -> dict[str, Parameter]:
         """Make `model` ready for training and return its trainable parameters by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def save(self, policy: Policy, folder: Path, base: str) -> Path:
         """Write what was trained below `folder`, as `model` or `adapter`; returns the file of the weights."""
-        raise NotImplementedError
 
 
 class Full(Adapter):

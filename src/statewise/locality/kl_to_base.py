@@ -33,6 +33,9 @@ class KLToBase(Locality):
     target: Annotated[float, Field(gt=0)] | None = None
     horizon: Annotated[int, Field(ge=1)] = 10
 
+    def copies(self, num_memories: int) -> int:
+        return 0
+
     @property
     def needs(self) -> frozenset[str]:
         """The inputs of `loss`, by their names in `SignalInputs`."""

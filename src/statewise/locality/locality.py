@@ -6,6 +6,7 @@ outcome, when an interrupted run is resumed, and the `Constraint` then gets back
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -103,13 +104,13 @@ class Locality(Kind):
         """What is remembered of the retention tasks; None for nothing."""
         return None
 
+    @abstractmethod
     def copies(self, num_memories: int) -> int:
         """How often the trained weights are held beside themselves; for estimates of memory."""
-        return 0
 
+    @abstractmethod
     def start(self, context: LocalityContext) -> Constraint:
         """The locality at work on an arm."""
-        raise NotImplementedError
 
 
 class Remembering(Locality):

@@ -60,34 +60,48 @@ class Material:
 
 @dataclass
 class Engine:
-    """The policies of an arm by writer's name, the learner's past, and what all of them have used so far."""
+    """The policies of an arm by writer's name, the learner's past, and what all of them have used so far.
+
+    `longest_rollout`, `longest_written`: new tokens that the source and the signals said they ask for at most.
+    """
 
     policies: dict[str, Policy]
     history: WeightHistory
+    longest_rollout: int
+    longest_written: int
     account: Account = field(default_factory=Account)
     sampler: Sampler = sample
 
     def roll_out(self, request: RolloutRequest) -> list[Rollout]:
         """Answer a source."""
+        _check_length("source", request.max_new_tokens, self.longest_rollout, "longest_rollout")
         sampling = Sampling(request.temperature, request.top_p, request.max_new_tokens)
         with self.history.as_after(request.update):
             return self._write(request.writer, request.prompts, request.keys, sampling)
 
     def write_on(self, request: WriteRequest) -> list[Rollout]:
         """Answer a signal: the teacher writes."""
+        _check_length("signal", request.max_new_tokens, self.longest_written, "longest_written")
         sampling = Sampling(request.temperature, 1.0, request.max_new_tokens)
         return self._write("teacher", request.prompts, request.keys, sampling)
 
     def act(self, request: ActRequest) -> IntArray:
         """Answer a signal: one action at every state."""
-        policy = self.policies[request.actor]
+        policy = self._policy(request.actor)
         self.account.score(policy.model, int(request.states.lengths.sum()))
         return draw_actions(policy, request.states, request.temperature, request.key)
+
+    def _policy(self, name: str) -> Policy:
+        if name not in self.policies:
+            raise UsageError(
+                f"source or signal asks the {name}, which the arm does not have; let its 'needs_{name}' be true"
+            )
+        return self.policies[name]
 
     def _write(
         self, writer: str, prompts: Sequence[tuple[int, ...]], keys: Sequence[int], sampling: Sampling
     ) -> list[Rollout]:
-        policy = self.policies[writer]
+        policy = self._policy(writer)
         rollouts = self.sampler(policy, prompts, keys, sampling)
         written = sum(len(rollout.token_ids) for rollout in rollouts)
         self.account.write(writer, policy.model, sum(map(len, prompts)), written)
@@ -155,10 +169,19 @@ def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], material: 
     if recipe.update.activation_checkpointing:
         learner.model.activation_checkpointing_enable({"use_reentrant": False})
     history = WeightHistory(trainable, recipe.source.max_lag)
-    engine = Engine({"learner": learner, **others}, history, sampler=recipe.sampler)
+    engine = Engine(
+        {"learner": learner, **others}, history, recipe.source.longest_rollout,
+        max(one.longest_written for one in signals), sampler=recipe.sampler,
+    )  # fmt: skip
     context = SourceContext(
         documents.examples, engine.roll_out, derive_key(recipe.key, "source"), recipe.update.num_updates,
         recorded=material.recorded, pairs=documents.pairs,
     )  # fmt: skip
     limit = TokenLimit(recipe.update.max_tokens)
     return Setup(recipe, learner, engine, context, material, trainable, limit, documents)
+
+
+def _check_length(what: str, asked: int, most: int, name: str) -> None:
+    """Memory and cost are planned by what the kinds say."""
+    if asked > most:
+        raise UsageError(f"a {what} asks for {asked} new tokens and says {most} at most; let its {name!r} say so")

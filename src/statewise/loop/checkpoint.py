@@ -1,9 +1,9 @@
 """Checkpoints of an arm: weights, moments, and whatever else the next update depends on, in open formats.
 
 That is: the hash of the states so far, the account, the learner's past weights, what localities remember, and replay
-buffers. A checkpoint is written to a temporary folder, synced and renamed; its
-files carry SHA-256, so that half a checkpoint or a flipped bit is noticed and the one before it is used instead. There
-is no generator state: see `seeding`.
+buffers. A checkpoint is written to a temporary folder, synced and renamed; its files carry SHA-256, so that half a
+checkpoint or a flipped bit is noticed and the one before it is used instead. There is no generator state: see
+`seeding`.
 """
 
 from __future__ import annotations

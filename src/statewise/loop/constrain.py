@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from statewise.loop.tensors import write_tensors
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.score import action_logprobs, batch_tensors, micro_batches, state_hidden
 from statewise.seeding import derive_key
+from statewise.storage import records
 from statewise.tasks.task import Task
 
 
@@ -35,7 +36,7 @@ class Constraints:
             partial(_memories, setup),
             partial(memory_gradient, setup),
             partial(_sample_gradients, setup),
-            lambda name, tensors: write_tensors(folder / name, tensors) if folder else None,
+            partial(_keep, folder),
         )
         self.held: dict[str, Constraint] = {one.kind: one.start(context) for one in setup.recipe.localities}
 
@@ -70,6 +71,12 @@ class Constraints:
         """Make the weights those that are saved and evaluated."""
         for one in self.held.values():
             one.at_end()
+
+
+def _keep(folder: Path | None, name: str, tensors: Mapping[str, Tensor]) -> None:
+    if folder:
+        records.make_folder(folder / "locality")
+        write_tensors(folder / "locality" / name, tensors)
 
 
 def _joined(metrics: Sequence[Metrics]) -> Metrics:

@@ -14,6 +14,7 @@ from statewise.errors import DivergedError, InterruptedTrainingError
 from statewise.loop import checkpoint
 from statewise.loop.build import Setup
 from statewise.loop.constrain import Constraints
+from statewise.loop.promises import check_supervised, check_visited
 from statewise.loop.recorder import Recorder
 from statewise.loop.score import Term, group_terms
 from statewise.loop.update import Updater, UpdateResult
@@ -87,8 +88,10 @@ def _update(setup: Setup, recorder: Recorder, updater: Updater, step: int) -> Up
     setup.engine.history.remember(step)
     try:
         visited = setup.recipe.source.sample(setup.context, step)  # where
+        check_visited(setup, visited)
         sampled = time.perf_counter()
         terms = supervise(setup, visited, step)  # what
+        check_supervised(setup, [term.states for term in terms])
         supervised = time.perf_counter()
         result = updater.apply(terms, step, share)  # how far
     except DivergedError:
@@ -167,7 +170,10 @@ def _resume(setup: Setup, recorder: Recorder, updater: Updater, observer: Observ
     for kind, one in updater.constraints.held.items():
         one.numbers = dict(progress.localities[kind])
         for name, value in memory.tensors.get(LOCALITY + kind, {}).items():
-            one.tensors[name].copy_(value)
+            if name in one.tensors:
+                one.tensors[name].copy_(value)  # others may hold the same tensor
+            else:
+                one.tensors[name] = value.to(setup.learner.device)
     observer.progress(progress.step)
     return progress.step
 

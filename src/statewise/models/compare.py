@@ -159,7 +159,7 @@ def _compare_column(column: Column, a: Matrix, b: Matrix) -> ScoreComparison:
 def mcnemar_exact(num_only_a: int, num_only_b: int) -> float:
     """Exact McNemar test: two-sided binomial p that only-A and only-B are equally likely; 1 if there are none.
 
-    The interval of the difference leaves out 0 exactly where this is below .05 (`statistics.weigh_sum`).
+    The interval of the difference leaves out 0 exactly where this is below .05 (`results.intervals.weigh_sum`).
 
     Source:
         McNemar (1947), exact form: Binomial(num_only_a + num_only_b, 1/2).

@@ -37,7 +37,8 @@ def _refuse_laws(source: Source) -> Refusal | None:
 def resolve(source: Source, sources: Mapping[str, Source], seen: frozenset[str] = frozenset()) -> Source:
     """`source` with every log replaced by the source of the arm it replays, however indirectly.
 
-    What a log yields has the groups and laws of that source. `sources`: by `Log.record`; `seen`: not followed again.
+    What a log yields has the groups and laws of that source. `sources`: by the arm or path that is replayed; `seen`:
+    not followed again.
     """
 
     def follow(leaf: Source) -> Source:
@@ -63,14 +64,16 @@ def matrix() -> list[dict[str, str]]:
     """Every cell in order: `source`, `signal`, `name`, and `refused` ("" where it trains, else why and what works).
 
     Sources that can give several answers to a prompt give two, as signals that compare answers need; all other fields
-    are as they are by default.
+    are as they are by default. A kind with a setting that has no default is there if it gives an example of itself.
     """
     columns = [source for kind in SOURCES.values() for source in kind.examples()]
     cells = []
     for kind, signal in SIGNALS.items():
+        if (example := signal.example()) is None:
+            continue
         for row, names in (signal.cells or {kind: {}}).items():
             for source in columns:
-                found = refusal(source, [WeightedSignal(signal=signal.model_validate({}))])
+                found = refusal(source, [WeightedSignal(signal=example)])
                 note = f"{found.reason}; nearest that works: {found.nearest}" if found else ""
                 name = names.get(source.column, f"{row} on {source.column} states")
                 cells.append({"source": source.column, "signal": row, "name": name, "refused": note})

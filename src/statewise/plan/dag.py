@@ -6,18 +6,23 @@ model's `evaluate`, whose rollouts are what drift is measured against. The arm `
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from statewise.config.locations import Place
 from statewise.config.study import ArmSection, StudyConfig
+from statewise.drift import DISTANCES
 from statewise.errors import UsageError, unknown
+from statewise.kind import Kind
 from statewise.plan.cells import check_cell, resolve
 from statewise.plan.contract import check_factors, check_measures
 from statewise.plan.digest import digest_data, digest_model
 from statewise.plan.replay import digest_record, recorded_sources
 from statewise.policy.find import count_parameters
+from statewise.policy.samplers import SAMPLERS
+from statewise.registry import Registry
 from statewise.states import Source
 from statewise.states.pairs import read_pairs
 from statewise.storage import records
@@ -118,6 +123,8 @@ def make_plan(config: StudyConfig, model: Path, where: str | Place, *, is_dry: b
         "data": digest_data(Path(config.shared.data)) if config.shared.data else {},
         "shared": config.shared.model_dump(mode="json", exclude={"model", "data"}),
     }
+    if distances := _digest_code((DISTANCES, name) for name in DISTANCES):
+        inputs["distances"] = distances
     nodes: list[Node] = []
     for seed in config.study.seeds:
         nodes.extend(_nodes_of_seed(config, arms, seed, inputs))
@@ -227,6 +234,12 @@ def _nodes_of_seed(
     return nodes
 
 
+def _digest_code(things: Iterable[tuple[Registry[Any], str]]) -> dict[str, str]:
+    """The digests of the code of those that come from other packages."""
+    digests = {f"{registry.what} {name}": registry.code_digest(name) for registry, name in things}
+    return {name: digest for name, digest in digests.items() if digest}
+
+
 def _digest_records(source: Source, seed: int, shared: dict[str, Any]) -> dict[str, str]:
     """The hashes of the records of other runs that `source` replays, by path."""
     return {path: digest_record(path, seed, shared) for path in source.replayed_paths}
@@ -235,7 +248,11 @@ def _digest_records(source: Source, seed: int, shared: dict[str, Any]) -> dict[s
 def _outside(arm: ArmSection, replayed: dict[str, str], seed: int, shared: dict[str, Any]) -> dict[str, Any]:
     """What an arm's training depends on beside its own table: only where it does, so that others keep their print."""
     remembers = any(one.memory for one in arm.locality)
+    kinds: list[Kind] = [
+        arm.source, *arm.source.leaves, *(one.signal for one in arm.signal), *arm.locality, arm.adapter,
+    ]  # fmt: skip
     outside: dict[str, Any] = {
+        "code": _digest_code([*((one.registry, one.kind) for one in kinds), (SAMPLERS, shared["sampler"])]),
         "replayed": replayed,
         "records": _digest_records(arm.source, seed, shared),
         "pairs": {path: records.digest_file(Path(path)) for path in arm.source.pair_files},

@@ -67,7 +67,7 @@ def estimate_plan(plan: Plan, num_workers: int) -> PlanEstimate:
     """Estimate every node of `plan`."""
     lengths = _measure_lengths(plan)
     scale = (plan.num_parameters or RATE_PARAMETERS) / RATE_PARAMETERS
-    arms = {name: _estimate_arm(plan, name, lengths, scale) for name in plan.config.arms}
+    arms = {name: _estimate_arm(plan, name, lengths, scale) for name in plan.arms}
     seconds = {}
     for node in plan.nodes:
         work_s = arms[node.arm].train_s if node.action == "train" else scale * _evaluation_s(plan, node, lengths)
@@ -85,7 +85,7 @@ def plan_budgets(plan: Plan) -> dict[str, dict[str, float]]:
     """
     lengths, budgets = _measure_lengths(plan), {}
     scale = (plan.num_parameters or RATE_PARAMETERS) / RATE_PARAMETERS
-    for name in plan.config.arms:
+    for name in plan.arms:
         budget = _estimate_arm(plan, name, lengths, scale).budget
         is_open = _is_open(plan, name)
         known = ["num_updates", *([] if is_open else ["num_trajectories"])]

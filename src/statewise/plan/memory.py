@@ -57,7 +57,7 @@ class MemoryEstimate:
 def estimate_memory(plan: Plan) -> dict[str, MemoryEstimate]:
     """Peak memory of every arm of `plan`, by name."""
     shape = Shape.of(plan.model)
-    return {name: _estimate_arm(shape, plan, name) for name in plan.config.arms}
+    return {name: _estimate_arm(shape, plan, name) for name in plan.arms}
 
 
 def _estimate_arm(shape: Shape, plan: Plan, name: str) -> MemoryEstimate:
@@ -97,7 +97,7 @@ def _activation_bytes(shape: Shape, arm: ArmSection, is_adapter: bool) -> float:
 def estimate_card_seconds(plan: Plan, estimate: PlanEstimate, card: Card) -> dict[str, float]:
     """Seconds to train each arm once on `card`; evaluation is not counted."""
     shape = Shape.of(plan.model)
-    return {name: _card_seconds(shape, plan, name, estimate.arms[name], card) for name in plan.config.arms}
+    return {name: _card_seconds(shape, plan, name, estimate.arms[name], card) for name in plan.arms}
 
 
 def _card_seconds(shape: Shape, plan: Plan, name: str, cost: ArmEstimate, card: Card) -> float:

@@ -162,7 +162,7 @@ def _heading(column: Column, others: list[Column]) -> str:
 
 
 def _summarise_run(plan: Plan, store: Store, measured: Measured, results: Results, name: str) -> RunSummary:
-    arm = plan.config.arms.get(name)
+    arm = plan.arms.get(name)
     trained = {node.seed: one for node, one in results.items() if (node.action, node.arm) == ("train", name)}
     seeds, paired = measured.seeds_of(name), measured.seeds_of(name, BASE)
     columns = measured.columns
@@ -220,12 +220,12 @@ def _recipe(plan: Plan, name: str) -> str:
     """One line: where, what, how far."""
     if name == BASE:
         return "not trained"
-    arm = plan.config.arms[name]
+    arm = plan.arms[name]
     teacher = f" of {arm.teacher}" if arm.teacher else ""
     update = arm.update
     each = arm.source.trajectories_per_update
     parts = [
-        f"{arm.signals}{teacher} on {arm.source.summary} states",
+        f"{arm.signal_summary}{teacher} on {arm.source.summary} states",
         f"{update.num_updates} updates" + (f" of {each}" if each else ""),
         f"lr {update.lr:g} {update.schedule}",
         arm.adapter.summary,

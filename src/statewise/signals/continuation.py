@@ -31,7 +31,6 @@ class Continuation(Signal):
     """
 
     kind: Literal["continuation"] = "continuation"
-    needs_teacher: ClassVar[bool] = True
     cells: ClassVar[Cells] = {
         "continuation": {
             "dataset": "teacher continuations of gold prefixes",

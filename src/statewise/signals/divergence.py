@@ -81,7 +81,6 @@ class Divergence(Signal):
     """What the divergences share: their estimator, and whose actions a sampled one looks at."""
 
     drawn_by: ClassVar[Literal["learner", "teacher"]] = "learner"
-    needs_teacher: ClassVar[bool] = True
 
     estimator: Estimator = "exact"
     top_k: Annotated[int, Field(ge=1)] = 64

@@ -7,6 +7,7 @@ does, by global counts (`loop.reduce`).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
@@ -105,7 +106,7 @@ Cells = Mapping[str, Mapping[str, str]]
 
 
 class Signal(Kind):
-    """A supervision signal. A new one says what differs from the answers here: the trajectory's own actions, scored."""
+    """A supervision signal. A new one says its loss, and what differs from the answers here: its states as they are."""
 
     registry: ClassVar[Kinds[Signal]] = Kinds("signal", "statewise.signals")
     # What the literature calls each cell; a cell that is not in it is called by its source and signal.
@@ -113,8 +114,8 @@ class Signal(Kind):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether z comes from a teacher."""
-        return False
+        """Whether z comes from a teacher: what it writes, or its law in the loss."""
+        return self.longest_written > 0 or any(need.startswith("teacher_") for need in self.needs)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -146,9 +147,9 @@ class Signal(Kind):
         """The states with z attached (continuations, labels, rewards, advantages); `states` itself is not changed."""
         return states
 
+    @abstractmethod
     def loss(self, inputs: SignalInputs) -> Tensor:
         """Loss per training state, float32 [states], nats; not masked, not averaged."""
-        raise NotImplementedError
 
 
 class WeightedSignal(Weighted):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -9,7 +10,8 @@ from pydantic import Field
 
 from statewise.batch import States, Trajectory, collate
 from statewise.errors import UsageError
-from statewise.states.source import EncodedExample, Source, SourceContext
+from statewise.kind import Law
+from statewise.states.source import EncodedExample, Lengths, Source, SourceContext, Visit
 
 
 class Dataset(Source):
@@ -21,6 +23,7 @@ class Dataset(Source):
     """
 
     kind: Literal["dataset"] = "dataset"
+    laws: ClassVar[tuple[Law, ...]] = (Law(),)
     how_to_pair: ClassVar[str] = "source.pairs = '<file>'"
     num_trajectories: Annotated[int, Field(ge=1)] = 32
     num_examples: Annotated[int, Field(ge=1)] | None = None
@@ -48,6 +51,9 @@ class Dataset(Source):
 
     def sized(self, num_trajectories: int) -> Source:
         return self.changed(num_trajectories=num_trajectories)
+
+    def expect(self, lengths: Lengths, replayed: Callable[[str], Visit]) -> Visit:
+        return Visit(float(self.num_trajectories), lengths.gold, {})
 
     def sample(self, context: SourceContext, step: int) -> States:
         """Every token of the gold text (or of a chosen or rejected one), end-of-text included, is an action.

@@ -8,21 +8,18 @@ episode; here a trajectory is handed over once, so that every state of the learn
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from statewise.batch import States, Trajectory, collate
 from statewise.errors import UsageError
 from statewise.kind import Law
 from statewise.seeding import generator
 from statewise.states.ramp import Ramp, Share, ends_of, value_at
+from statewise.states.sampled import Sampled
 from statewise.states.source import (
     ROLLOUT_FILL,
-    SEVERAL,
     EncodedExample,
     Lengths,
-    RolloutRequest,
     Source,
     SourceContext,
     Visit,
@@ -30,24 +27,17 @@ from statewise.states.source import (
 from statewise.types import Rollout
 
 
-class Prefix(Source):
+class Prefix(Sampled):
     """The first `share` of a trajectory `of` the dataset or the teacher, then the learner.
 
     Fields: `share` in 0..1: a number, `uniform` (drawn anew for each trajectory) or a ramp; `trains_on`: `all` states,
-    or the `rest` after the prefix (a whole given text keeps its last state); the others as in source `rollout`.
+    or the `rest` after the prefix (a whole given text keeps its last state); the others as in `Sampled`.
     """
 
     kind: Literal["prefix"] = "prefix"
-    how_to_group: ClassVar[str] = SEVERAL
     of: Literal["dataset", "teacher"] = "dataset"
     share: Share | Literal["uniform"] | Ramp = 0.5
     trains_on: Literal["all", "rest"] = "all"
-    num_prompts: Annotated[int, Field(ge=1)] = 32
-    samples_per_prompt: Annotated[int, Field(ge=1)] = 1
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_new_tokens: Annotated[int, Field(ge=1)] = 128
-    num_examples: Annotated[int, Field(ge=1)] | None = None
 
     @classmethod
     def examples(cls) -> tuple[Source, ...]:
@@ -72,31 +62,8 @@ class Prefix(Source):
         return is_part or self.of == "teacher"
 
     @property
-    def laws(self) -> tuple[Law, ...]:
-        return (Law(self.temperature, self.top_p),)
-
-    @property
     def law_of_data(self) -> Law:
         return self.laws[0] if self.of == "dataset" and self.trains_on == "all" else Law()
-
-    @property
-    def longest_rollout(self) -> int:
-        return self.max_new_tokens
-
-    @property
-    def pool(self) -> int | None:
-        return self.num_examples
-
-    @property
-    def trajectories_per_update(self) -> int:
-        return self.num_prompts * self.samples_per_prompt
-
-    @property
-    def group_size(self) -> int:
-        return self.samples_per_prompt
-
-    def sized(self, num_trajectories: int) -> Source:
-        return self.changed(num_prompts=-(-num_trajectories // self.samples_per_prompt))
 
     def expect(self, lengths: Lengths, replayed: Callable[[str], Visit]) -> Visit:
         count, rollout = float(self.trajectories_per_update), self.max_new_tokens * ROLLOUT_FILL
@@ -110,15 +77,11 @@ class Prefix(Source):
         Raises:
             UsageError: a document without gold text, where the dataset begins.
         """
-        drawn = context.draw_examples(self.num_prompts, step, self.samples_per_prompt, self.num_examples)
-        examples = [example for example in drawn for _ in range(self.samples_per_prompt)]
+        examples = self.drawn(context, step)
         begun = [self._cut(whole, context, step, row) for row, whole in enumerate(self._whole(examples, context, step))]
-        open_rows = [row for row, start in enumerate(begun) if not start.is_finished]
-        keys = {row: context.row_key(step, row) for row in open_rows}
-        prompts = {row: begun[row].prompt_ids + begun[row].token_ids for row in open_rows}
-        law = (self.temperature, self.top_p, self.max_new_tokens)
-        request = RolloutRequest("learner", [*prompts.values()], [*keys.values()], *law)
-        written = dict(zip(open_rows, context.roll_out(request) if open_rows else [], strict=True))
+        open_rows = {r: one.prompt_ids + one.token_ids for r, one in enumerate(begun) if not one.is_finished}
+        rollouts = context.roll_out(self.request("learner", open_rows, context, step)) if open_rows else []
+        written = dict(zip(open_rows, rollouts, strict=True))
         trajectories = [
             self._trajectory(example, begun[row], written.get(row), step) for row, example in enumerate(examples)
         ]
@@ -126,11 +89,9 @@ class Prefix(Source):
 
     def _whole(self, examples: list[EncodedExample], context: SourceContext, step: int) -> list[Rollout]:
         """The trajectories that beginnings are cut out of."""
-        prompts = [example.prompt_ids for example in examples]
         if self.of == "teacher":
-            keys = [context.row_key(step, row, "prefix") for row in range(len(examples))]
-            law = (self.temperature, self.top_p, self.max_new_tokens)
-            return context.roll_out(RolloutRequest("teacher", prompts, keys, *law))
+            prompts = {row: example.prompt_ids for row, example in enumerate(examples)}
+            return context.roll_out(self.request("teacher", prompts, context, step, "prefix"))
         if without := [example.index for example in examples if not example.gold_ids]:
             raise UsageError(f"document {without[0]} has no gold text to take a prefix of; use prefix of = 'teacher'")
         return [Rollout(e.prompt_ids, e.gold_ids, (float("nan"),) * len(e.gold_ids), True) for e in examples]

@@ -12,13 +12,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from statewise.batch import States, Trajectory, collate
-from statewise.kind import Law, Refusal
+from statewise.kind import Refusal
 from statewise.seeding import generator
+from statewise.states.sampled import Sampled
 from statewise.states.source import (
     ROLLOUT_FILL,
-    SEVERAL,
     Lengths,
-    RolloutRequest,
     Source,
     SourceContext,
     Visit,
@@ -26,25 +25,17 @@ from statewise.states.source import (
 )
 
 
-class ModelRollout(Source):
+class ModelRollout(Sampled):
     """Sampled trajectories on training prompts.
 
-    Fields: `by` who writes; `num_prompts` an update and `samples_per_prompt` (a group); `temperature` > 0 and `top_p`
-    of the sampling law, `max_new_tokens` its length; `num_examples` the first documents used (None: all); `lag` the
-    learner of so many updates ago writes; `buffer_size` trajectories are kept, those of the last `max_age` updates
-    (None: any age), and every update draws its groups from them, the fresh ones included (0: no buffer).
+    Fields: those of `Sampled`; `by` who writes; `lag` the learner of so many updates ago writes; `buffer_size`
+    trajectories are kept, those of the last `max_age` updates (None: any age), and every update draws its groups from
+    them, the fresh ones included (0: no buffer).
     """
 
     kind: Literal["rollout"] = "rollout"
     is_law_known: ClassVar[bool] = True
-    how_to_group: ClassVar[str] = SEVERAL
     by: Writer = "learner"
-    num_prompts: Annotated[int, Field(ge=1)] = 32
-    samples_per_prompt: Annotated[int, Field(ge=1)] = 1
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_new_tokens: Annotated[int, Field(ge=1)] = 128
-    num_examples: Annotated[int, Field(ge=1)] | None = None
     lag: Annotated[int, Field(ge=0)] = 0
     buffer_size: Annotated[int, Field(ge=0)] = 0
     max_age: Annotated[int, Field(ge=0)] | None = None
@@ -80,33 +71,13 @@ class ModelRollout(Source):
         return self.by == "base"
 
     @property
-    def laws(self) -> tuple[Law, ...]:
-        return (Law(self.temperature, self.top_p),)
-
-    @property
     def max_lag(self) -> int:
         return self.lag
 
-    @property
-    def longest_rollout(self) -> int:
-        return self.max_new_tokens
-
-    @property
-    def pool(self) -> int | None:
-        return self.num_examples
-
-    @property
-    def trajectories_per_update(self) -> int:
-        return self.num_prompts * self.samples_per_prompt
-
-    @property
-    def group_size(self) -> int:
-        return self.samples_per_prompt
-
     def sized(self, num_trajectories: int) -> Source:
-        num_prompts = -(-num_trajectories // self.samples_per_prompt)
-        size = max(self.buffer_size, num_prompts * self.samples_per_prompt) if self.buffer_size else 0
-        return self.changed(num_prompts=num_prompts, buffer_size=size)
+        sized = super().sized(num_trajectories)
+        size = max(self.buffer_size, sized.trajectories_per_update) if self.buffer_size else 0
+        return sized.changed(buffer_size=size)
 
     def refusal(self, most: int = 0) -> Refusal | None:
         most = most or self.trajectories_per_update
@@ -130,20 +101,11 @@ class ModelRollout(Source):
         return buffer.draw(self.num_prompts, generator(context.key, "replay", step))
 
     def _write(self, context: SourceContext, step: int) -> States:
-        drawn = context.draw_examples(self.num_prompts, step, self.samples_per_prompt, self.num_examples)
-        examples = [example for example in drawn for _ in range(self.samples_per_prompt)]
+        examples = self.drawn(context, step)
         written_by = max(0, step - self.lag) if self.by == "learner" else -1
-        rollouts = context.roll_out(
-            RolloutRequest(
-                writer=self.by,
-                prompts=[example.prompt_ids for example in examples],
-                keys=[context.row_key(step, row) for row in range(len(examples))],
-                temperature=self.temperature,
-                top_p=self.top_p,
-                max_new_tokens=self.max_new_tokens,
-                update=written_by if self.lag else None,
-            )
-        )
+        prompts = {row: example.prompt_ids for row, example in enumerate(examples)}
+        update = written_by if self.lag else None
+        rollouts = context.roll_out(self.request(self.by, prompts, context, step, update=update))
         trajectories = [
             Trajectory(
                 token_ids=rollout.prompt_ids + rollout.token_ids,

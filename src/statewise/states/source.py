@@ -6,6 +6,7 @@ model, tokenizer or task; the loop builds the context.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -144,7 +145,7 @@ class Visit:
 class Source(Kind):
     """A state source: yields the training states of one update, and answers what a plan must know of them.
 
-    A new one says what differs from the answers here: fixed data of which nobody writes anything.
+    A new one says what has no answer here, and what differs from the answers here.
     """
 
     registry: ClassVar[Kinds[Source]] = Kinds("source", "statewise.sources")
@@ -162,7 +163,7 @@ class Source(Kind):
     @classmethod
     def examples(cls) -> tuple[Source, ...]:
         """One of each column of the table of methods, with two answers to a prompt where it can give several."""
-        return (cls.model_validate({}),)
+        return () if (one := cls.example()) is None else (one,)
 
     @property
     def leaves(self) -> tuple[Source, ...]:
@@ -194,9 +195,12 @@ class Source(Kind):
         return False
 
     @property
+    @abstractmethod
     def laws(self) -> tuple[Law, ...]:
-        """How the actions are drawn that a loss is taken on, as far as it is known before a record is read."""
-        return (Law(),)
+        """How the actions are drawn that a loss is taken on, as far as it is known before a record is read.
+
+        `(Law(),)` of data; what `sample` then returns has one of them.
+        """
 
     @property
     def law_of_data(self) -> Law:
@@ -219,9 +223,9 @@ class Source(Kind):
         return None
 
     @property
+    @abstractmethod
     def trajectories_per_update(self) -> int:
         """0 where only the record that is read knows."""
-        raise NotImplementedError
 
     @property
     def group_size(self) -> int:
@@ -257,22 +261,22 @@ class Source(Kind):
         """One of `leaves` as it is for another study that replays the arm whose folder (of one seed) this is."""
         return self
 
+    @abstractmethod
     def sized(self, num_trajectories: int) -> Source:
         """The same source with at least so many trajectories an update, and no more than fill its last group."""
-        raise NotImplementedError
 
     def refusal(self, most: int = 0) -> Refusal | None:
         """Why it cannot yield `most` trajectories an update (0: as many as it says itself), whatever the signal."""
         return None
 
+    @abstractmethod
     def expect(self, lengths: Lengths, replayed: Callable[[str], Visit]) -> Visit:
         """The mean over an arm's updates of what one yields; `replayed`: of an arm of the study."""
-        return Visit(float(self.trajectories_per_update), lengths.gold, {})
 
     def is_open(self, replayed: Callable[[str], bool]) -> bool:
         """Whether only a run tells how many trajectories it yields; `replayed`: of an arm of the study."""
         return False
 
+    @abstractmethod
     def sample(self, context: SourceContext, step: int) -> States:
         """Draw the states of update `step` (from 0); the same context and step give the same states."""
-        raise NotImplementedError

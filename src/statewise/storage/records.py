@@ -4,7 +4,7 @@
     arms/<arm>/<seed>/{started.json, config.toml, metrics.jsonl, timing.jsonl, states/*.parquet, checkpoints/, model/,
                        train.json, evals/*.parquet, rollouts.parquet, drift.json, done.json}
     states/ holds what an arm's source yielded, supervised/ what its signals made of it, where that is something else;
-    an arm with EWC has fisher.safetensors, one that trains an adapter adapter/ in the place of model/.
+    an arm with EWC has locality/fisher.safetensors, one that trains an adapter adapter/ in the place of model/.
     arms/base/<seed>/ has rollouts_again.parquet, the second sample for the noise floor, and no training records.
 
 `metrics.jsonl`, `states/` and `model/` are the same bytes for the same seed, machine and thread count; wall-clock time
