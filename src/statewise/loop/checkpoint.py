@@ -65,11 +65,7 @@ def save(
     Raises:
         OSError: the disk is full or fails; the checkpoints before this one stand.
     """
-    final = folder / f"{progress.step:06d}"
-    temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        records.make_folder(temporary)
+    with records.replacing_folder(folder / f"{progress.step:06d}") as temporary:
         tensors = {
             "weights": {name: p.detach() for name, p in trainable.items()},
             "optimizer": _moments(trainable, optimizer),
@@ -84,12 +80,6 @@ def save(
             rows = [*_buffer_rows(memory.buffers)]
             digests["buffers.parquet"] = records.write_table(temporary / "buffers.parquet", rows, BUFFER_SCHEMA)
         integrity.write_sealed(temporary / "progress.json", {**asdict(progress), "files": digests})
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-    except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    records.sync_folder(folder)
     for old in _numbered(folder)[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(old)
 

@@ -23,7 +23,6 @@ from statewise.loop.tensors import write_tensors
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.score import action_logprobs, batch_tensors, micro_batches, state_hidden
 from statewise.seeding import derive_key
-from statewise.storage import records
 from statewise.tasks.task import Task
 
 
@@ -75,7 +74,6 @@ class Constraints:
 
 def _keep(folder: Path | None, name: str, tensors: Mapping[str, Tensor]) -> None:
     if folder:
-        records.make_folder(folder / "locality")
         write_tensors(folder / "locality" / name, tensors)
 
 

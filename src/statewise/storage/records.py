@@ -82,14 +82,20 @@ RESULT_SCHEMA = pa.schema(
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` so that a kill or a full disk leaves either the old file or the new one."""
+    with replacing(path) as temporary, temporary.open("xb") as stream:  # new, so never through a link
+        stream.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The path of a new file to write, which takes the place of `path`, durably; an error leaves what was there."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)  # of a run that was killed, or a link that somebody left there
     try:
-        with naming(path), temporary.open("xb") as stream:  # new, so never through a link
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        with naming(path):
+            yield temporary
+        sync_folder(temporary)
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -106,7 +112,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
+    """Make the names in `folder` durable, or what is in a file: fsync takes any descriptor."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with naming(folder):
@@ -120,16 +126,16 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write into, which takes the place of `folder` as a whole, durably; an error leaves that one."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     remove_folder(temporary)
-    temporary.mkdir(parents=True)
     try:
+        make_folder(temporary)
         with naming(folder):
             yield temporary
+        for path in temporary.iterdir():
+            sync_folder(path)
+        sync_folder(temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for path in temporary.iterdir():
-        sync_folder(path)  # fsync takes any descriptor, a file's as well
-    sync_folder(temporary)
     remove_folder(folder)
     temporary.replace(folder)
     sync_folder(folder.parent)
