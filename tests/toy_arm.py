@@ -21,7 +21,10 @@ from statewise.types import Example
 
 @dataclass(frozen=True)
 class ToyTask:
-    """Documents of unequal length; the reward is the share of even letters, nan for an answer that starts with `!`."""
+    """Documents of unequal length; the reward is the share of even letters, nan for an answer that starts with `!`.
+
+    With a `pass_mark` an answer of that share is right and has reward 1, any other is wrong and has 0.
+    """
 
     documents: tuple[tuple[str, str], ...] = (
         ("Q: 1+1", " 2"),
@@ -31,6 +34,7 @@ class ToyTask:
         ("Question: 0", " 0."),
     )
     name: str = "toy"
+    pass_mark: float = 0.0
 
     def examples(self, split, chat=None):
         assert split == "train"
@@ -43,7 +47,8 @@ class ToyTask:
         assert 0 <= index < len(self.documents)
         if text.startswith("!"):
             return math.nan
-        return sum(ord(letter) % 2 == 0 for letter in text) / max(1, len(text))
+        share = sum(ord(letter) % 2 == 0 for letter in text) / max(1, len(text))
+        return float(share >= self.pass_mark) if self.pass_mark else share
 
 
 @cache
