@@ -28,9 +28,9 @@ from statewise.locality.adapter import Full
 from statewise.loop.build import Material, Recipe, build
 from statewise.loop.train import supervise
 from statewise.loop.update import Updater
+from statewise.policy.engine import ENGINES
 from statewise.policy.load import Policy, load_policy
 from statewise.policy.sampler import Sampling
-from statewise.policy.samplers import SAMPLERS
 from statewise.policy.texts import encode_prompt
 from statewise.signals import SIGNALS, WeightedSignal
 from statewise.states import SOURCES
@@ -59,7 +59,7 @@ def sampler_runs(policy: Policy, arguments: argparse.Namespace) -> dict[str, Cal
     sampling, keys = Sampling(max_new_tokens=arguments.new_tokens), list(range(len(prompts)))
 
     def with_engine(name: str) -> Callable[[], int]:
-        return lambda: sum(len(r.token_ids) for r in SAMPLERS[name](policy, prompts, keys, sampling))
+        return lambda: sum(len(r.token_ids) for r in ENGINES[name]().sample(policy, prompts, keys, sampling))
 
     return {
         "statewise own": with_engine("own"),

@@ -11,7 +11,7 @@ from study_fixture import STUDY, fake_model, small_plan
 from statewise.batch import Trajectory, collate
 from statewise.folder.store import Store
 from statewise.loop.recorder import Recorder
-from statewise.run import executor, nodes, run
+from statewise.run import executor, nodes, run, worker
 from statewise.run.nodes import Workplace, run_node
 from statewise.storage import records
 
@@ -84,7 +84,7 @@ def execute_here(plan, store, costs, on_event, workers):
         elif set(node.needs) & outcome.failed.keys():
             outcome.failed[node.id] = "a need failed"
         else:
-            answer = executor._work(Workplace(plan, store), node, on_event, lambda: False)
+            answer = worker.work(Workplace(plan, store), node, on_event, lambda: False)
             if answer["status"] == "failed":
                 outcome.failed[node.id] = answer["reason"]
             else:

@@ -46,7 +46,7 @@ def page(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in SET_BY_WORKERS:
             patch.setenv(name, os.environ.get(name, "1"))
-        patch.setattr("statewise.run.executor.Pool", ThreadPool)
+        patch.setattr("statewise.run.run.Pool", ThreadPool)
         patch.setattr("statewise.run.run.check_materials", lambda plan: [])  # seconds, and known to be sound
         patch.chdir(tmp_path_factory.mktemp("page"))
         Path("small.toml").write_text(re.search(r"```toml\n(.*?)```", PAGE, re.DOTALL)[1])
@@ -138,7 +138,7 @@ def test_ctrl_c_raises_and_the_same_call_resumes(run, monkeypatch, heard):
     shared = {"update": UPDATE, "retention": [], "drift": lengths, "evaluation": lengths}
     study = sw.Study(shared=shared, arms={"sft": SFT}, limit=2)
     with monkeypatch.context() as patch:
-        patch.setattr("statewise.run.executor.Pool", Interrupting)
+        patch.setattr("statewise.run.run.Pool", Interrupting)
         with pytest.raises(KeyboardInterrupt, match="kept in runs/cut; the same call continues it"):
             study.run("runs/cut", quiet=True)
     assert [path.name for path in Path("runs/cut/arms/sft/0/checkpoints").glob("[0-9]*")] == ["000001"]

@@ -222,8 +222,8 @@ def test_several_gradient_steps_on_a_batch_resume_too(toy_policy, tmp_path, sign
 @pytest.mark.parametrize(("source", "signal"), PAIRS)
 def test_the_states_of_a_cell_are_well_formed(toy_policy, source, signal):
     setup = arm(toy_policy, source, signal)
-    setup.engine.history.remember(1)
-    setup.engine.history.remember(0)
+    setup.writers.history.remember(1)
+    setup.writers.history.remember(0)
     for term in supervised_terms(setup, 1 if source != "stale" else 0):
         states = term.states
         assert states.num_states

@@ -69,7 +69,7 @@ def test_a_kind_that_says_another_thing_than_it_does_stops_the_arm(toy_policy, t
 
 def test_a_writer_that_the_arm_does_not_have_is_named(toy_policy, tmp_path):
     setup = make_setup(toy_policy, SaysNobody(**ROLLED, by="base"), Imitate())
-    del setup.engine.policies["base"]
+    del setup.writers.policies["base"]
     with pytest.raises(UsageError, match="asks the base, which the arm does not have; let its 'needs_base' be true"):
         train(setup, tmp_path, Observer())
 

@@ -216,7 +216,7 @@ def test_masking_the_end_of_text_keeps_terms_in_one_forward_pass(toy_policy):
     for trains in (True, False):
         setup = make_setup(toy_policy, make_source("dataset"), signals, trains_end_of_text=trains)
         Updater(setup).apply(supervised_terms(setup), 0)
-        counts.append(setup.engine.account.flops_backward)
+        counts.append(setup.writers.account.flops_backward)
     assert counts[0] == counts[1]
 
 
@@ -329,7 +329,7 @@ def test_flops_are_counted_by_hand(toy_policy):
         Updater(setup).apply(terms, 0)
         tokens, size = int(terms[0].states.lengths.sum()), sum(p.numel() for p in toy_policy.model.parameters())
         trained = sum(p.numel() for p in setup.trainable.values())
-        account = setup.engine.account
+        account = setup.writers.account
         assert account.flops_forward == 2 * (size if adapter is None else size + trained) * tokens
         assert account.flops_backward == (4 * size if adapter is None else 2 * size + 4 * trained) * tokens
 

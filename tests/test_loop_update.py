@@ -229,7 +229,7 @@ def test_a_teacher_equal_to_the_learner_moves_nothing(toy_policy):
     setup = make_setup(toy_policy, make_source(), SIGNALS["reverse_kl"]())
     with torch.no_grad():
         for ours, theirs in zip(
-            setup.learner.model.parameters(), setup.engine.policies["teacher"].model.parameters(), strict=True
+            setup.learner.model.parameters(), setup.writers.policies["teacher"].model.parameters(), strict=True
         ):
             ours.copy_(theirs)
     result = Updater(setup).apply(supervised_terms(setup), 0)

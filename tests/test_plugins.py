@@ -20,7 +20,7 @@ from statewise.drift import DISTANCES
 from statewise.errors import UsageError
 from statewise.kind import Kind, Kinds
 from statewise.locality import LOCALITIES
-from statewise.policy.samplers import SAMPLERS
+from statewise.policy.engine import ENGINES
 from statewise.registry import Registry
 from statewise.signals import SIGNALS, Imitate, Signal
 from statewise.states import SOURCES
@@ -70,7 +70,7 @@ def test_kinds_of_another_package_are_listed():
 def command_with_plugin(arguments, log):
     """As `forked.command`, where the server that it is forked from did not know of the other package."""
     sys.path.insert(0, str(PLUGIN))
-    for registry in (SOURCES, SIGNALS, LOCALITIES, DISTANCES, SAMPLERS):
+    for registry in (SOURCES, SIGNALS, LOCALITIES, DISTANCES, ENGINES):
         registry._has_others = False
     command(arguments, log)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from statewise.errors import UsageError
+from statewise.policy.engine import ENGINES
 from statewise.policy.load import Policy, copy_policy
 from statewise.policy.sampler import Sampling, sample
-from statewise.policy.samplers import SAMPLERS
 from statewise.policy.texts import decode
 
 pytestmark = [
@@ -21,7 +21,7 @@ KEYS = [1, 2, 3]
 
 
 def generate(policy: Policy, sampling: Sampling, keys=KEYS):
-    return SAMPLERS["generate_batch"](policy, PROMPTS, keys, sampling)
+    return ENGINES["generate_batch"]().sample(policy, PROMPTS, keys, sampling)
 
 
 @pytest.fixture(scope="module")
@@ -73,4 +73,4 @@ def test_a_limit_that_does_not_fit_the_context_is_refused(policy):
 
 
 def test_no_prompts_are_no_rollouts(policy):
-    assert SAMPLERS["generate_batch"](policy, [], [], Sampling()) == []
+    assert ENGINES["generate_batch"]().sample(policy, [], [], Sampling()) == []

@@ -17,10 +17,9 @@ from toy_nodes import ALL, DONE, kinds
 
 from statewise.errors import InterruptedTrainingError, UsageError
 from statewise.folder.store import Store
-from statewise.plan.request import Workers
-from statewise.run import executor, nodes
-from statewise.run.executor import NodeEvent, Outcome, execute
-from statewise.run.pool import ASKING, Death
+from statewise.run import executor, nodes, worker
+from statewise.run.executor import Death, NodeEvent, Outcome, execute
+from statewise.run.pool import ASKING
 
 pytestmark = pytest.mark.usefixtures("heard_signals")
 
@@ -36,15 +35,12 @@ class FakePool:
         self.answers, self.on_wait = answers or {}, on_wait
         self.submitted, self.sizes = [], []
         self.said = {}
-        self.count = None
+        self.count = 1
         self.num_stops = 0
-        self.is_shut_down = False
-
-    def __call__(self, count, begin):
-        self.count = count
-        return self
+        self.is_entered = self.is_shut_down = False
 
     def __enter__(self):
+        self.is_entered = True
         return self
 
     def __exit__(self, *error):
@@ -67,7 +63,7 @@ class FakePool:
     def stop(self):
         self.num_stops += 1
 
-    def wait(self, timeout_s):
+    def events(self, timeout_s):
         self.sizes.append(len(self.said))
         assert len(self.sizes) < 1000, "nobody heard the signal"
         if not self.on_wait(len(self.sizes) - 1):
@@ -82,12 +78,12 @@ def run(tmp_path, monkeypatch):
 
     def run_with(answers=None, costs=None, num_workers=1, overrides=("study.seeds=[0]",), done=(), **also):
         pool = FakePool(answers, also.get("on_wait", lambda waits: True))
-        monkeypatch.setattr(executor, "Pool", pool)
+        pool.count = num_workers
         plan, store, events = small_plan(tmp_path, *overrides), Store(tmp_path / "run"), []
         for node in plan.nodes:
             if node.id in done:
                 store.finish(node, DONE)
-        outcome = execute(plan, store, costs or {}, also.get("on_event", events.append), Workers(num_workers))
+        outcome = execute(plan, store, costs or {}, also.get("on_event", events.append), pool)
         return outcome, events, pool
 
     return run_with
@@ -131,7 +127,7 @@ def test_what_is_done_is_skipped_and_not_run(run):
 
 def test_no_worker_is_started_when_all_is_done(run):
     outcome, events, pool = run(done=ALL)
-    assert pool.count is None
+    assert not pool.is_entered
     assert sorted(outcome.done) == sorted(ALL)
     assert {event.kind for event in events} == {"skipped"}
 
@@ -288,7 +284,7 @@ def work(tmp_path, monkeypatch):
     def work_with(run_node, tell=lambda event: None, should_stop=lambda: False):
         monkeypatch.setattr(nodes, "run_node", run_node)
         place = SimpleNamespace(store=Store(tmp_path / "run"))
-        return executor._work(place, small_plan(tmp_path).nodes[1], tell, should_stop)
+        return worker.work(place, small_plan(tmp_path).nodes[1], tell, should_stop)
 
     return work_with
 

@@ -17,9 +17,9 @@ from study_fixture import small_plan
 from toy_nodes import ALL, kinds
 
 from statewise.folder.store import Store
-from statewise.plan.request import Workers
 from statewise.run import executor, pool
 from statewise.run.executor import Outcome, execute
+from statewise.run.pool import Pool
 
 pytestmark = pytest.mark.usefixtures("heard_signals")
 SIGKILL = "its worker process was ended by SIGKILL (out of memory, or killed)"
@@ -41,7 +41,7 @@ def run(tmp_path, monkeypatch):
 
         plan = small_plan(tmp_path, "study.seeds=[0]")
         begin = partial(toy_nodes.begin, tmp_path, script or {}, list(starts))
-        outcome = execute(plan, Store(tmp_path / "run"), {}, note, Workers(num_workers), begin)
+        outcome = execute(plan, Store(tmp_path / "run"), {}, note, Pool(num_workers, begin))
         left = [int(path.read_text()) for path in tmp_path.glob("pid-*")]
         assert [pid for pid in left if is_alive(pid)] == []
         return outcome, events
@@ -220,7 +220,7 @@ from statewise.run.pool import Pool
 print("a script")
 with Pool(1, partial(toy_nodes.begin, Path(), {{}}, [])) as pool:
     pool.submit(Node("train", "a", 0, (), ""))
-    while not any(isinstance(said, dict) and print(said["status"]) is None for _, said in pool.wait(1)): pass
+    while not any(isinstance(said, dict) and print(said["status"]) is None for _, said in pool.events(1)): pass
 """
 
 

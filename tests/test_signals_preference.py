@@ -142,7 +142,7 @@ def test_micro_batches_change_an_update_by_rounding_only(toy_policy):
 
 def test_at_the_base_model_dpo_is_ln_2(toy_policy):
     setup = make_setup(toy_policy, make_source(num_prompts=3, samples_per_prompt=3), Preference())
-    setup.engine.policies["base"] = replace(setup.learner, name="base")
+    setup.writers.policies["base"] = replace(setup.learner, name="base")
     assert Updater(setup).apply(supervised_terms(setup), 0).loss == pytest.approx(math.log(2), abs=1e-5)
 
 

@@ -139,7 +139,7 @@ def test_a_part_of_weight_zero_is_not_asked(toy_policy, weight, asked):
     source = mixture(weight)
     setup = make_setup(toy_policy, source, SIGNALS["imitate"]())
     source.sample(setup.context, 0)
-    assert set(setup.engine.account.num_generated) == set(asked)
+    assert set(setup.writers.account.num_generated) == set(asked)
 
 
 def test_weights_follow_their_ramps():

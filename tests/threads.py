@@ -32,7 +32,7 @@ class ThreadPool:
         self._work = self._work or self._begin()
         self._said.put((node, self._work(node, lambda said: self._said.put((node, said)), self._stop.is_set)))
 
-    def wait(self, timeout_s):
+    def events(self, timeout_s):
         try:
             node, message = self._said.get(timeout=timeout_s)
         except queue.Empty:

@@ -84,7 +84,7 @@ def make_source(kind="rollout", **settings):
 
 def supervised_terms(setup, step=0):
     """What the signals make of the states of an update."""
-    setup.engine.history.remember(step)
+    setup.writers.history.remember(step)
     return supervise(setup, setup.recipe.source.sample(setup.context, step), step)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from statewise.batch import Trajectory, collate
 from statewise.kind import Law
 from statewise.locality.locality import Constraint, Locality
+from statewise.policy.engine import InProcessEngine
 from statewise.signals import Signal
 from statewise.states import Source
 from statewise.states.source import Visit
@@ -79,8 +80,10 @@ def furthest(comparison, signs):
     return np.abs(signs @ gaps / len(gaps)).max(axis=1)
 
 
-def by_hand(policy, prompts, keys, sampling):
+class ByHand(InProcessEngine):
     """The own sampler under another name."""
-    from statewise.policy.sampler import sample  # torch, which a list of names can do without
 
-    return sample(policy, prompts, keys, sampling)
+    def sample(self, policy, prompts, keys, sampling):
+        from statewise.policy.sampler import sample  # torch, which a list of names can do without
+
+        return sample(policy, prompts, keys, sampling)

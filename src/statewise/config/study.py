@@ -22,7 +22,7 @@ from statewise.config.grid import NAME_PATTERN
 from statewise.errors import unknown
 from statewise.kind import Strict
 from statewise.locality import Adapter, Full, Locality
-from statewise.policy.samplers import SAMPLERS
+from statewise.policy.engine import ENGINES
 from statewise.signals import WeightedSignal
 from statewise.states import Source
 
@@ -123,8 +123,8 @@ class UpdateSection(Strict):
 
 
 def _known_sampler(name: str) -> str:
-    if name not in SAMPLERS:
-        raise ValueError(str(unknown("sampler", name, SAMPLERS)))
+    if name not in ENGINES:
+        raise ValueError(str(unknown("sampler", name, ENGINES)))
     return name
 
 
@@ -134,7 +134,7 @@ class SharedSection(Strict):
     `model`: `pocket`, a folder or a hub name `org/name[@revision]`; `end_of_text`: the token that ends gold text, where
     it is not the tokenizer's own. `data`: folder of local copies of hub data sets. `chat`: prompts, in training and
     evaluation, are put into the tokenizer's chat template. `device` and `dtype` "auto": a GPU where there is one, and
-    the checkpoint's precision (`policy.device`). `sampler`: the rollout engine of training (`policy.samplers`).
+    the checkpoint's precision (`policy.device`). `sampler`: the rollout engine of training (`policy.engine`).
     `too_long`: what becomes of documents, given pairs and prompts that exceed the model's context: "refuse" the study,
     or "skip" them in every arm, which the report says.
     """

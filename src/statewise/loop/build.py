@@ -17,9 +17,9 @@ from statewise.loop.fit import TokenLimit
 from statewise.loop.history import WeightHistory
 from statewise.policy.act import draw_actions
 from statewise.policy.check import check_packing
+from statewise.policy.engine import RolloutEngine
 from statewise.policy.load import Policy, check_same_tokenizer
-from statewise.policy.sampler import Sampling, sample
-from statewise.policy.samplers import Sampler
+from statewise.policy.sampler import OwnEngine, Sampling
 from statewise.policy.texts import decode
 from statewise.seeding import derive_key
 from statewise.signals.signal import ActRequest, Supervision, WeightedSignal, WriteRequest
@@ -33,7 +33,7 @@ from statewise.types import Rollout
 class Recipe:
     """The four independent parts of an arm, and the key that all its randomness derives from.
 
-    `sampler`: the rollout engine.
+    `engine` writes for it; whoever made it closes it.
     """
 
     source: Source
@@ -42,7 +42,7 @@ class Recipe:
     update: UpdateSection
     key: int
     localities: tuple[Locality, ...] = ()
-    sampler: Sampler = sample
+    engine: RolloutEngine = field(default_factory=OwnEngine)
 
 
 @dataclass(frozen=True)
@@ -59,24 +59,33 @@ class Material:
 
 
 @dataclass
-class Engine:
+class Writers:
     """The policies of an arm by writer's name, the learner's past, and what all of them have used so far.
 
     `longest_rollout`, `longest_written`: new tokens that the source and the signals said they ask for at most.
     """
 
     policies: dict[str, Policy]
+    engine: RolloutEngine
     history: WeightHistory
     longest_rollout: int
     longest_written: int
     account: Account = field(default_factory=Account)
-    sampler: Sampler = sample
+    _update: int = 0
+    _synced: dict[str, int] = field(default_factory=dict)  # by writer: after how many updates the engine's weights are
+
+    def begin(self, update: int) -> None:
+        """Update number `update` begins, with the weights as they are."""
+        self._update = update
+        self.history.remember(update)
 
     def roll_out(self, request: RolloutRequest) -> list[Rollout]:
         """Answer a source."""
         _check_length("source", request.max_new_tokens, self.longest_rollout, "longest_rollout")
         sampling = Sampling(request.temperature, request.top_p, request.max_new_tokens)
         with self.history.as_after(request.update):
+            if request.writer == "learner":
+                self._sync("learner", self._update if request.update is None else request.update)
             return self._write(request.writer, request.prompts, request.keys, sampling)
 
     def write_on(self, request: WriteRequest) -> list[Rollout]:
@@ -91,6 +100,11 @@ class Engine:
         self.account.score(policy.model, int(request.states.lengths.sum()))
         return draw_actions(policy, request.states, request.temperature, request.key)
 
+    def _sync(self, writer: str, num_updates: int) -> None:
+        if self._synced.get(writer) != num_updates:
+            self.engine.sync_weights(self._policy(writer))
+            self._synced[writer] = num_updates
+
     def _policy(self, name: str) -> Policy:
         if name not in self.policies:
             raise UsageError(
@@ -102,7 +116,9 @@ class Engine:
         self, writer: str, prompts: Sequence[tuple[int, ...]], keys: Sequence[int], sampling: Sampling
     ) -> list[Rollout]:
         policy = self._policy(writer)
-        rollouts = self.sampler(policy, prompts, keys, sampling)
+        if writer not in self._synced:
+            self._sync(writer, 0)
+        rollouts = self.engine.sample(policy, prompts, keys, sampling)
         written = sum(len(rollout.token_ids) for rollout in rollouts)
         self.account.write(writer, policy.model, sum(map(len, prompts)), written)
         return rollouts
@@ -118,7 +134,7 @@ class Setup:
 
     recipe: Recipe
     learner: Policy
-    engine: Engine
+    writers: Writers
     context: SourceContext
     material: Material
     trainable: dict[str, torch.nn.Parameter]
@@ -134,7 +150,7 @@ class Setup:
         """What the signal at `place` in the arm's sum may ask in update `step`."""
         key = derive_key(self.recipe.key, "signal", step, *([place] if place else []))
         return Supervision(
-            self.engine.write_on, self.engine.act, self.grade, key, step, self.recipe.update.trains_end_of_text
+            self.writers.write_on, self.writers.act, self.grade, key, step, self.recipe.update.trains_end_of_text
         )
 
     def grade(self, prompt_index: int, token_ids: Sequence[int]) -> float:
@@ -169,16 +185,16 @@ def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], material: 
     if recipe.update.activation_checkpointing:
         learner.model.activation_checkpointing_enable({"use_reentrant": False})
     history = WeightHistory(trainable, recipe.source.max_lag)
-    engine = Engine(
-        {"learner": learner, **others}, history, recipe.source.longest_rollout,
-        max(one.longest_written for one in signals), sampler=recipe.sampler,
+    writers = Writers(
+        {"learner": learner, **others}, recipe.engine, history, recipe.source.longest_rollout,
+        max(one.longest_written for one in signals),
     )  # fmt: skip
     context = SourceContext(
-        documents.examples, engine.roll_out, derive_key(recipe.key, "source"), recipe.update.num_updates,
+        documents.examples, writers.roll_out, derive_key(recipe.key, "source"), recipe.update.num_updates,
         recorded=material.recorded, pairs=documents.pairs,
     )  # fmt: skip
     limit = TokenLimit(recipe.update.max_tokens)
-    return Setup(recipe, learner, engine, context, material, trainable, limit, documents)
+    return Setup(recipe, learner, writers, context, material, trainable, limit, documents)
 
 
 def _check_length(what: str, asked: int, most: int, name: str) -> None:

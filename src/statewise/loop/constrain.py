@@ -97,7 +97,7 @@ def _write_memory(setup: Setup, task: Task, kind: str, memory: Memory) -> States
     prompts = remembered_prompts(learner, task, kind, memory, setup.documents.rule)
     keys = [derive_key(setup.recipe.key, "memory", task.name, row) for row in range(len(prompts))]
     written = sample(learner, prompts, keys, Sampling(max_new_tokens=memory.max_new_tokens))
-    setup.engine.account.write("base", learner.model, sum(map(len, prompts)), sum(len(r.token_ids) for r in written))
+    setup.writers.account.write("base", learner.model, sum(map(len, prompts)), sum(len(r.token_ids) for r in written))
     return collate(
         [
             Trajectory(r.prompt_ids + r.token_ids, len(r.prompt_ids), row, "memory", "base", r.logprobs, r.is_finished)
@@ -120,7 +120,7 @@ def memory_gradient(setup: Setup, states: States) -> dict[str, Tensor]:
         return total
 
     total = setup.limit.within([states], lambda max_tokens: [micro_batches(states, max_tokens)], accumulate)
-    setup.engine.account.train(setup.learner.model, setup.num_adapted, int(states.lengths.sum()))
+    setup.writers.account.train(setup.learner.model, setup.num_adapted, int(states.lengths.sum()))
     return total
 
 
@@ -137,4 +137,4 @@ def _sample_gradients(setup: Setup, states: States) -> Iterator[dict[str, Tensor
             logprob = _logprobs(setup, take_rows(states, np.array([row]))).sum()
             gradients = torch.autograd.grad(logprob, parameters, materialize_grads=True)
         yield dict(zip(setup.trainable, gradients, strict=True))
-    setup.engine.account.train(setup.learner.model, setup.num_adapted, int(states.lengths.sum()))
+    setup.writers.account.train(setup.learner.model, setup.num_adapted, int(states.lengths.sum()))

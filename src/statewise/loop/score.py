@@ -92,7 +92,7 @@ def score_terms(setup: Setup, terms: Sequence[Term]) -> list[Scored]:
     with torch.no_grad():
         for name in OTHERS:
             if any(need.startswith(name) for term in terms for need in term.what.needs):
-                hidden[name] = state_hidden(setup.engine.policies[name], states, is_packed=is_packed)
+                hidden[name] = state_hidden(setup.writers.policies[name], states, is_packed=is_packed)
     return [_score_laws(setup, term, hidden) if _compares_laws(term) else _score(setup, term, hidden) for term in terms]
 
 
@@ -119,13 +119,13 @@ def _score(setup: Setup, term: Term, hidden: dict[str, Tensor]) -> Scored:
 
 def _others(setup: Setup, name: str, hidden: dict[str, Tensor], tensors: StateTensors, term: Term) -> Tensor:
     with torch.no_grad():
-        return action_logprobs(setup.engine.policies[name], hidden[name], tensors.labels, term.states.temperature)
+        return action_logprobs(setup.writers.policies[name], hidden[name], tensors.labels, term.states.temperature)
 
 
 def _score_laws(setup: Setup, term: Term, hidden: dict[str, Tensor]) -> Scored:
     """A term that compares laws, never holding more than a chunk of [states, vocab]."""
     names = [name for name in OTHERS if f"{name}_logits" in term.what.needs]
-    others = {name: setup.engine.policies[name] for name in names}
+    others = {name: setup.writers.policies[name] for name in names}
     law = Law(setup.learner, term.states.temperature, states_per_chunk(setup.learner))
     score = law_loss(term.what.loss, others, term.states.temperature)
     return Scored(chunked_over_laws(score, law, hidden["policy"], *(hidden[name] for name in names)))

@@ -85,7 +85,7 @@ def _update(setup: Setup, recorder: Recorder, updater: Updater, step: int) -> Up
     """One update, recorded."""
     began = time.perf_counter()
     share = _share_used(setup) if setup.recipe.update.budget else None  # before the update, whose rollouts count too
-    setup.engine.history.remember(step)
+    setup.writers.begin(step)
     try:
         visited = setup.recipe.source.sample(setup.context, step)  # where
         check_visited(setup, visited)
@@ -102,7 +102,7 @@ def _update(setup: Setup, recorder: Recorder, updater: Updater, step: int) -> Up
         "signals/supervise_s": supervised - sampled,
         "loop/update_s": time.perf_counter() - supervised,
     }
-    account = setup.engine.account
+    account = setup.writers.account
     account.num_states += visited.num_states
     account.num_loss_tokens += sum(group[0].states.num_states for group in group_terms(terms))
     recorder.states(step, visited, [term.states for term in terms])
@@ -136,17 +136,17 @@ def _without_ends(states: States, is_end: BoolArray) -> States:
 def _share_used(setup: Setup) -> float:
     """Of the arm's budget, 0 where it has none; 1 and more: it is used up."""
     budget = setup.recipe.update.budget
-    return setup.engine.account.used(budget.unit) / budget.amount if budget else 0.0
+    return setup.writers.account.used(budget.unit) / budget.amount if budget else 0.0
 
 
 def _save(setup: Setup, recorder: Recorder, updater: Updater, step: int) -> None:
     recorder.flush(step)
     progress = checkpoint.Progress(
-        step, recorder.state_hash, setup.engine.account.totals(),
+        step, recorder.state_hash, setup.writers.account.totals(),
         {kind: one.numbers for kind, one in updater.constraints.held.items()}, recorder.reward_hash, recorder.table,
     )  # fmt: skip
     held = {LOCALITY + kind: one.tensors for kind, one in updater.constraints.held.items()}
-    memory = checkpoint.Memory({"history": setup.engine.history.tensors(), **held}, setup.context.buffers)
+    memory = checkpoint.Memory({"history": setup.writers.history.tensors(), **held}, setup.context.buffers)
     checkpoint.save(recorder.folder / "checkpoints", progress, setup.trainable, updater.optimizer, memory)
 
 
@@ -164,8 +164,8 @@ def _resume(setup: Setup, recorder: Recorder, updater: Updater, observer: Observ
         recorder.rewind(0, *fresh_hash)
         return 0
     recorder.rewind(progress.step, progress.state_hash, progress.reward_hash)
-    setup.engine.account.restore(progress.account)
-    setup.engine.history.restore(memory.tensors.get("history", {}))
+    setup.writers.account.restore(progress.account)
+    setup.writers.history.restore(memory.tensors.get("history", {}))
     setup.context.buffers.update(memory.buffers)
     for kind, one in updater.constraints.held.items():
         one.numbers = dict(progress.localities[kind])
@@ -234,7 +234,7 @@ def _of_rewards(terms: Sequence[Term]) -> dict[str, float | int | str]:
 
 def _used(setup: Setup) -> dict[str, float | int | str]:
     """Since the start of the arm: tokens written, by writer, and FLOPs."""
-    account = setup.engine.account
+    account = setup.writers.account
     written = {f"states/num_generated_{writer}": count for writer, count in sorted(account.num_generated.items())}
     return {
         **written, "loop/flops_forward": account.flops_forward, "loop/flops_backward": account.flops_backward,

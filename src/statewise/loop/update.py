@@ -96,7 +96,7 @@ class Updater:
             lambda max_tokens: [micro_batches(term.states, max_tokens)],
             lambda batches: label_logprobs(self._setup.learner, term.states, batches[0]),
         )
-        self._setup.engine.account.score(self._setup.learner.model, int(term.states.lengths.sum()))
+        self._setup.writers.account.score(self._setup.learner.model, int(term.states.lengths.sum()))
         return replace(term, states=replace(term.states, old_logprobs=old))
 
     def _step(self, terms: Sequence[Term], step: int, lr: float) -> UpdateResult:
@@ -171,13 +171,13 @@ class Updater:
 
     def _charge(self, groups: list[list[Term]], batches: Sequence[list[IntArray]]) -> None:
         """Book the passes of a gradient step."""
-        account, setup = self._setup.engine.account, self._setup
+        account, setup = self._setup.writers.account, self._setup
         for group, rows_of in zip(groups, batches, strict=True):
             num_tokens = sum(int(group[0].states.lengths[rows].sum()) for rows in rows_of)
             account.train(setup.learner.model, setup.num_adapted, num_tokens)
             for name in OTHERS:
                 if any(need.startswith(name) for term in group for need in term.what.needs):
-                    account.score(setup.engine.policies[name].model, num_tokens)
+                    account.score(setup.writers.policies[name].model, num_tokens)
 
 
 @dataclass

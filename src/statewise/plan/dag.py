@@ -20,8 +20,8 @@ from statewise.plan.cells import check_cell, resolve
 from statewise.plan.contract import check_factors, check_measures
 from statewise.plan.digest import digest_data, digest_model
 from statewise.plan.replay import digest_record, recorded_sources
+from statewise.policy.engine import ENGINES
 from statewise.policy.find import count_parameters
-from statewise.policy.samplers import SAMPLERS
 from statewise.registry import Registry
 from statewise.states import Source
 from statewise.states.pairs import read_pairs
@@ -252,7 +252,7 @@ def _outside(arm: ArmSection, replayed: dict[str, str], seed: int, shared: dict[
         arm.source, *arm.source.leaves, *(one.signal for one in arm.signal), *arm.locality, arm.adapter,
     ]  # fmt: skip
     outside: dict[str, Any] = {
-        "code": _digest_code([*((one.registry, one.kind) for one in kinds), (SAMPLERS, shared["sampler"])]),
+        "code": _digest_code([*((one.registry, one.kind) for one in kinds), (ENGINES, shared["sampler"])]),
         "replayed": replayed,
         "records": _digest_records(arm.source, seed, shared),
         "pairs": {path: records.digest_file(Path(path)) for path in arm.source.pair_files},

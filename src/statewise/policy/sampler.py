@@ -17,6 +17,7 @@ from torch import Tensor
 
 from statewise.errors import DivergedError, UsageError
 from statewise.policy.cache import BlockCache
+from statewise.policy.engine import InProcessEngine
 from statewise.policy.load import Policy, eval_mode
 from statewise.policy.lora import active
 from statewise.policy.score import head_logits, states_per_chunk
@@ -73,6 +74,15 @@ class _Rows:
     logprobs: Tensor
     num_tokens: Tensor
     is_finished: Tensor
+
+
+class OwnEngine(InProcessEngine):
+    """`sample`, with the policy's own weights."""
+
+    def sample(
+        self, policy: Policy, prompts: Sequence[Sequence[int]], keys: Sequence[int], sampling: Sampling
+    ) -> list[Rollout]:
+        return sample(policy, prompts, keys, sampling)
 
 
 def sample(policy: Policy, prompts: Sequence[Sequence[int]], keys: Sequence[int], sampling: Sampling) -> list[Rollout]:

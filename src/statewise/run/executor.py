@@ -1,34 +1,25 @@
-"""Runs the nodes of a plan side by side in warm local worker processes.
+"""Runs the nodes of a plan side by side, wherever an executor does them.
 
-Workers import torch and lm-eval once, not per node. The node with the longest chain behind it starts first. A node
-whose worker dies is tried once more, from its last checkpoint; one that fails, or whose worker dies again, fails its
-dependents; everything else goes on. Ctrl-C, SIGTERM and SIGHUP (its terminal is closed) ask the workers to stop at an
-update, a second one ends them at once; what was checkpointed is continued by the same command.
+The node with the longest chain behind it starts first. A node whose worker dies is tried once more, from its last
+checkpoint; one that fails, or whose worker dies again, fails its dependents; everything else goes on. Ctrl-C, SIGTERM
+and SIGHUP (its terminal is closed) ask the workers to stop at an update, a second one ends them at once; what was
+checkpointed is continued by the same command.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from statewise.console.interruption import ASKING
-from statewise.errors import InterruptedTrainingError, StatewiseError
 from statewise.folder.store import Store
 from statewise.plan.dag import Node, Plan
-from statewise.plan.request import Workers
-from statewise.run.pool import Answer, Death, Pool, Work
-from statewise.storage import records
-
-if TYPE_CHECKING:
-    from statewise.run.nodes import Workplace
 
 POLL_S = 0.2
 # How long workers may take to stop at an update, and how long that may take without a word.
@@ -55,13 +46,40 @@ class Outcome:
     interrupted: bool = False
 
 
+Answer = dict[str, Any]  # what a node left; its `status` may be "failed" or "interrupted"
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a worker ended that had a node. `is_early`: while it started, which is not the node's doing."""
+
+    how: str
+    is_early: bool
+
+
+class Executor(AbstractContextManager[Any], Protocol):
+    """Does nodes in workers of its own. Leaving its block ends them all, those at work at once."""
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """The nodes at work."""
+
+    @property
+    def num_free(self) -> int:
+        """How many nodes can be submitted now; 0 with none at work: no worker can be started any more."""
+
+    def submit(self, node: Node) -> None:
+        """Hand `node` to a worker."""
+
+    def events(self, timeout_s: float) -> Sequence[tuple[Node, NodeEvent | Answer | Death]]:
+        """What workers say of their nodes, after `timeout_s` at most: events, and in the end an answer or a death."""
+
+    def stop(self) -> None:
+        """Ask the workers to stop at an update."""
+
+
 def execute(
-    plan: Plan,
-    store: Store,
-    costs: dict[str, float],
-    on_event: Callable[[NodeEvent], None],
-    workers: Workers,
-    begin: Callable[[], Work] | None = None,
+    plan: Plan, store: Store, costs: dict[str, float], on_event: Callable[[NodeEvent], None], executor: Executor
 ) -> Outcome:
     """Run every node of `plan` that is not done; returns when all are done, failed or interrupted.
 
@@ -70,23 +88,22 @@ def execute(
         store: where; nodes it holds under their fingerprint are skipped.
         costs: estimated seconds of each node, by id; they order the work, nothing else.
         on_event: told of every start, progress and end.
-        workers: processes side by side, and their threads.
-        begin: what a worker calls once, and what then does its nodes; None: the plan's nodes, in `store`.
+        executor: does the nodes; it is entered here, if there is anything to do.
     """
     schedule = _Schedule(plan, store, costs, on_event)
     if schedule.is_finished:
         return schedule.outcome
-    with _Interrupts() as interrupts, Pool(workers.count, begin or partial(_begin, plan, store, workers)) as pool:
-        while (pool.nodes or not schedule.is_finished) and not interrupts.is_over(pool.nodes, on_event):
+    with _Interrupts() as interrupts, executor:
+        while (executor.nodes or not schedule.is_finished) and not interrupts.is_over(executor.nodes, on_event):
             if interrupts.count:
-                pool.stop()
+                executor.stop()
                 schedule.outcome.interrupted = True
-            for node in [] if interrupts.count else schedule.take(pool.num_free):
+            for node in [] if interrupts.count else schedule.take(executor.num_free):
                 on_event(NodeEvent("started", node))
-                pool.submit(node)
-            for node, message in pool.wait(POLL_S):
+                executor.submit(node)
+            for node, message in executor.events(POLL_S):
                 schedule.hear(node, message)
-            if not interrupts.count and not pool.nodes and pool.num_free == 0:
+            if not interrupts.count and not executor.nodes and executor.num_free == 0:
                 schedule.give_up()
     outcome = schedule.outcome
     outcome.interrupted = interrupts.count > 0 and len(outcome.done) + len(outcome.failed) < len(plan.nodes)
@@ -122,7 +139,7 @@ class _Interrupts:
         self._since = self._since or time.monotonic()
         self.count += 1
 
-    def is_over(self, running: list[Node], on_event: Callable[[NodeEvent], None]) -> bool:
+    def is_over(self, running: Sequence[Node], on_event: Callable[[NodeEvent], None]) -> bool:
         """Whether to wait no longer for the nodes that are `running`; says that it waits, where that takes a while."""
         if not self.count:
             return False
@@ -214,47 +231,3 @@ class _Schedule:
         self._waiting.pop(node.id, None)
         self.outcome.failed[node.id] = reason
         self._on_event(NodeEvent("failed", node, message=reason))
-
-
-def _begin(plan: Plan, store: Store, workers: Workers) -> Work:
-    """Once per process: fix the thread count, import what is slow."""
-    os.environ["OMP_NUM_THREADS"] = str(workers.threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    import torch
-    from transformers.utils import logging as transformers_logging
-
-    from statewise.run.nodes import Workplace
-
-    torch.set_num_threads(workers.threads)
-    transformers_logging.disable_progress_bar()
-    return partial(_work, Workplace(plan, store))
-
-
-def _work(place: Workplace, node: Node, tell: Callable[[NodeEvent], None], should_stop: Callable[[], bool]) -> Answer:
-    """Do one node in this process; every failure becomes an answer, so that the study can go on."""
-    from statewise.loop.train import Observer
-    from statewise.run.nodes import run_node
-
-    last_sent = 0.0
-
-    def progress(done: int) -> None:
-        nonlocal last_sent
-        if time.monotonic() - last_sent > POLL_S:
-            last_sent = time.monotonic()
-            tell(NodeEvent("progress", node, done=done))
-
-    observer = Observer(progress, should_stop, lambda message: tell(NodeEvent("warning", node, message=message)))
-    try:
-        return run_node(place, node, observer)
-    except InterruptedTrainingError:
-        return {"status": "interrupted"}
-    except (StatewiseError, OSError) as error:
-        return {"status": "failed", "reason": str(error)}
-    except Exception:  # noqa: BLE001  (a defect in one node must not end the others; its traceback is kept)
-        path = place.store.arm_folder(node.arm, node.seed) / "traceback.txt"
-        reason = traceback.format_exc(limit=0).splitlines()[-1]
-        try:
-            records.write_bytes(path, traceback.format_exc().encode())
-        except OSError as error:
-            return {"status": "failed", "reason": f"{reason} (and no traceback: {error})"}
-        return {"status": "failed", "reason": f"{reason} (see {path})"}

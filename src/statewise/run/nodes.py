@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ from statewise.plan.dag import BASE, Node, Plan
 from statewise.plan.digest import digest_weights
 from statewise.plan.replay import folder_of, open_record
 from statewise.policy.device import choose_device, choose_dtype
+from statewise.policy.engine import ENGINES, RolloutEngine
 from statewise.policy.load import NO_ADAPTER, Policy, load_policy
 from statewise.policy.lora import load_adapter, num_parameters
 from statewise.policy.sampler import Sampling, sample
-from statewise.policy.samplers import SAMPLERS
 from statewise.seeding import derive_key
 from statewise.storage import integrity, records
 from statewise.tasks.task import Task
@@ -107,11 +107,12 @@ def _train(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
         others["teacher"] = _load(place, arm.teacher, node.seed, "teacher", shared)
     if arm.needs_base:
         others["base"] = _load(place, BASE, node.seed, "base", shared)
-    setup = build(_recipe(place, node), learner, others, _material(place, node, learner))
-    try:
-        recorder = train(setup, folder, observer)
-    except DivergedError as error:
-        return {"status": DIVERGED, "reason": str(error), **_told(place, node, setup, _lines(folder))}
+    with closing(ENGINES[place.plan.config.shared.sampler]()) as engine:
+        setup = build(_recipe(place, node, engine), learner, others, _material(place, node, learner))
+        try:
+            recorder = train(setup, folder, observer)
+        except DivergedError as error:
+            return {"status": DIVERGED, "reason": str(error), **_told(place, node, setup, _lines(folder))}
     weights = arm.adapter.save(learner, folder, place.plan.config.shared.model)
     integrity.refuse(folder, integrity.faults_of(folder, recorder.table), ADVICE)
     return {
@@ -125,11 +126,9 @@ def _train(place: Workplace, node: Node, observer: Observer) -> dict[str, Any]:
     }
 
 
-def _recipe(place: Workplace, node: Node) -> Recipe:
-    arm, sampler = place.plan.arms[node.arm], SAMPLERS[place.plan.config.shared.sampler]
-    return Recipe(
-        arm.source, arm.signal, arm.adapter, arm.update, place.key(node, "train"), arm.locality, sampler
-    )  # fmt: skip
+def _recipe(place: Workplace, node: Node, engine: RolloutEngine) -> Recipe:
+    arm = place.plan.arms[node.arm]
+    return Recipe(arm.source, arm.signal, arm.adapter, arm.update, place.key(node, "train"), arm.locality, engine)
 
 
 def _material(place: Workplace, node: Node, learner: Policy) -> Material:

@@ -27,23 +27,13 @@ from statewise.console.interruption import ASKING
 from statewise.console.printing import clean_streams
 from statewise.console.streams import outlive_readers
 from statewise.plan.dag import Node
+from statewise.run.executor import Death
+from statewise.run.worker import Work
 
 MAX_FAILED_STARTS = 3  # in a row; then it is the machine, or the installation
 END_S = 3.0  # between closing its pipe and ending, a process that has torch imported needs tenths of a second
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE")
 CAUSES = {"SIGKILL": " (out of memory, or killed)", **dict.fromkeys(CRASHES, " (a crash in native code)")}
-
-Answer = dict[str, Any]
-# Given a node, where to say what happens on the way, and what asks whether to stop: does the node.
-Work = Callable[[Node, Callable[[Any], None], Callable[[], bool]], Answer]
-
-
-@dataclass(frozen=True)
-class Death:
-    """How a worker ended that had a node. `is_early`: while it started, which is not the node's doing."""
-
-    how: str
-    is_early: bool
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,7 @@ class _Worker:
 
 
 class Pool:
-    """Up to `count` worker processes, each started when a node needs it and kept for the next."""
+    """An `Executor` on this machine: up to `count` processes, each started when a node needs it, kept for the next."""
 
     def __init__(self, count: int, begin: Callable[[], Work]) -> None:
         """`begin` is called in every new process: it imports what is slow, and returns what does a node."""
@@ -108,7 +98,6 @@ class Pool:
 
     @property
     def nodes(self) -> list[Node]:
-        """The nodes at work."""
         return [worker.node for worker in self._workers if worker.node is not None]
 
     @property
@@ -118,22 +107,20 @@ class Pool:
         return (self._count if is_sound else len(self._workers)) - len(self.nodes)
 
     def submit(self, node: Node) -> None:
-        """Hand `node` to an idle worker, or to a new one."""
         # An idle worker says nothing: if there is something to read, it is that it has ended.
         idle = (worker for worker in self._workers if worker.node is None and not worker.pipe.poll())
         worker = next(idle, None) or self._start()
         worker.node = node
-        with suppress(OSError):  # it has just died, as `wait` finds
+        with suppress(OSError):  # it has just died, as `events` finds
             worker.pipe.send(node)
 
-    def wait(self, timeout_s: float) -> list[tuple[Node, Any]]:
-        """What workers say of their nodes, after `timeout_s` at most: events, and in the end an answer or a death."""
+    def events(self, timeout_s: float) -> list[tuple[Node, Any]]:
         handles = [handle for worker in self._workers for handle in (worker.pipe, worker.process.sentinel)]
         connection.wait(handles, timeout_s)
         return [said for worker in [*self._workers] for said in self._hear(worker)]
 
     def stop(self) -> None:
-        """Ask the workers to stop at an update; one that still imports has nothing to keep, and is ended."""
+        """Ask the workers; one that still imports has nothing to keep, and is ended."""
         for worker in self._workers if not self._is_stopping else []:
             if worker.is_ready:
                 with suppress(OSError):

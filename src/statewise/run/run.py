@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from statewise.plan.estimate import estimate_plan
 from statewise.plan.materials import check_materials
 from statewise.plan.request import Workers, choose_workers
 from statewise.run.executor import NodeEvent, Outcome, execute
+from statewise.run.pool import Pool
+from statewise.run.worker import begin
 from statewise.storage.records import StudySummary
 
 MAX_ROUNDS = 4  # of work in one run: results that a damaged one was set aside for, then those that were made from it
@@ -48,7 +51,8 @@ def run_study(
         for _ in range(MAX_ROUNDS):
             for node, text in set_damage_aside(plan, store):
                 on_event(NodeEvent("warning", node, message=text))
-            outcome = execute(plan, store, costs, on_event, workers)
+            pool = Pool(workers.count, partial(begin, plan, store, workers))
+            outcome = execute(plan, store, costs, on_event, pool)
             # What was made from a result that is another one now that it was done anew, or was damaged meanwhile.
             again = [node for node in plan.nodes if node.id in outcome.done and store.result(node) is None]
             if outcome.interrupted or not again:
