@@ -12,32 +12,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import datasets
 import torch
 from transformers import GenerationConfig
-from trl import SFTConfig, SFTTrainer
-from updates import RandomTexts
+from updates import RandomTexts, device_name, make_arm, now
 
-from statewise.config.study import UpdateSection
-from statewise.locality.adapter import Full
-from statewise.loop.build import Material, Recipe, build
 from statewise.loop.train import supervise
 from statewise.loop.update import Updater
 from statewise.policy.engine import ENGINES
 from statewise.policy.load import Policy, load_policy
 from statewise.policy.sampler import Sampling
 from statewise.policy.texts import encode_prompt
-from statewise.signals import SIGNALS, WeightedSignal
-from statewise.states import SOURCES
 
 
-def transformers_generate(policy: Policy, prompts: list[list[int]], new_tokens: int) -> int:
-    """`generate` on left-padded prompts; returns the tokens written up to each row's end."""
+def transformers_generate(policy: Policy, prompts: list[list[int]], new_tokens: int) -> list[int]:
+    """`generate` on left-padded prompts; returns the tokens that each row has up to its end."""
     longest = max(map(len, prompts))
     pad = policy.end_token_id
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=policy.device)
@@ -49,75 +41,56 @@ def transformers_generate(policy: Policy, prompts: list[list[int]], new_tokens: 
     with torch.no_grad():
         written = policy.model.generate(ids, attention_mask=mask, generation_config=settings)[:, longest:]
     ends = (written == pad).int().cumsum(-1)
-    return int(((ends == 0) | ((written == pad) & (ends == 1))).sum())
+    return ((ends == 0) | ((written == pad) & (ends == 1))).sum(-1).tolist()
 
 
-def sampler_runs(policy: Policy, arguments: argparse.Namespace) -> dict[str, Callable[[], int]]:
-    """Each sampler as a function that writes one batch and returns its tokens."""
-    texts = RandomTexts(policy, arguments.prompt_tokens * 2).examples("train")
-    prompts = [list(encode_prompt(policy, texts[i % len(texts)].prompt)) for i in range(arguments.rows)]
-    sampling, keys = Sampling(max_new_tokens=arguments.new_tokens), list(range(len(prompts)))
+def sampler_runs(policy: Policy, prompts: list[list[int]]) -> dict[str, Callable[[int], list[int]]]:
+    """Each sampler as a function of the most new tokens, which writes one batch and returns each row's tokens."""
+    keys = list(range(len(prompts)))
+    # `generate_batch` draws padded tokens too, which random weights do not avoid; here only their number counts.
+    padded = replace(policy)
+    padded.__dict__["vocab_size"] = policy.model.config.vocab_size
 
-    def with_engine(name: str) -> Callable[[], int]:
-        return lambda: sum(len(r.token_ids) for r in ENGINES[name]().sample(policy, prompts, keys, sampling))
+    def with_engine(name: str, policy: Policy) -> Callable[[int], list[int]]:
+        engine = ENGINES[name]()
+        return lambda n: [len(r.token_ids) for r in engine.sample(policy, prompts, keys, Sampling(max_new_tokens=n))]
 
     return {
-        "statewise own": with_engine("own"),
-        "transformers generate": lambda: transformers_generate(policy, prompts, arguments.new_tokens),
-        "transformers generate_batch": with_engine("generate_batch"),
+        "statewise own": with_engine("own", policy),
+        "transformers generate": lambda new_tokens: transformers_generate(policy, prompts, new_tokens),
+        "transformers generate_batch": with_engine("generate_batch", padded),
     }
 
 
-def statewise_sft(arguments: argparse.Namespace, dtype: torch.dtype) -> Callable[[], int]:
-    """One SFT update of all weights on the first documents; returns its tokens."""
-    policy = load_policy(arguments.model, "learner", dtype=dtype, device=arguments.device)
-    update = UpdateSection(num_updates=100, lr=1e-5, max_tokens=arguments.sft_rows * arguments.sft_tokens * 2)
-    source = SOURCES["dataset"](num_trajectories=arguments.sft_rows, num_examples=arguments.sft_rows)  # type: ignore[call-arg]
-    recipe = Recipe(source, (WeightedSignal(signal=SIGNALS["imitate"]()),), Full(), update, key=0)
-    setup = build(recipe, policy, {}, Material(RandomTexts(policy, arguments.sft_tokens)))  # type: ignore[arg-type]
-    updater = Updater(setup)
+def random_prompts(policy: Policy, num_tokens: int, count: int) -> list[list[int]]:
+    """Prompts of about so many tokens."""
+    texts = RandomTexts(policy, 2 * num_tokens).examples("train")
+    return [list(encode_prompt(policy, texts[i % len(texts)].prompt)) for i in range(count)]
 
-    def run() -> int:
-        states = setup.recipe.source.sample(setup.context, 0)
+
+def sft_runs(arguments: argparse.Namespace) -> dict[str, Callable[[], int]]:
+    """One SFT update of all weights on the same documents, ours and TRL's; each returns its tokens."""
+    sizes = {"rows": arguments.sft_rows, "tokens": arguments.sft_tokens, "adapter": "full"}
+    options = {**vars(arguments), **sizes, "max_tokens": 2 * arguments.sft_rows * arguments.sft_tokens}
+    setup = make_arm("sft", argparse.Namespace(**options))
+    updater = Updater(setup)
+    states = setup.recipe.source.sample(setup.context, 0)
+
+    def ours() -> int:
         updater.apply(supervise(setup, states, 0), 0)
         return int(states.lengths.sum())
 
-    return run
+    def theirs() -> int:
+        if not steps:
+            from trl_steps import trl_step  # half a minute
 
+            policy = load_policy(arguments.model, "learner", dtype=setup.learner.model.dtype, device=arguments.device)
+            steps.append(trl_step("sft", policy, states, arguments.model))
+        steps[0]()
+        return int(states.lengths.sum())
 
-def trl_sft(arguments: argparse.Namespace, dtype: torch.dtype) -> Callable[[], int]:
-    """One step of TRL's SFTTrainer on the same documents, batch and optimiser; returns its tokens."""
-    policy = load_policy(arguments.model, "learner", dtype=dtype, device=arguments.device)
-    policy.model.float()  # what statewise trains in
-    texts = RandomTexts(policy, arguments.sft_tokens).examples("train")[: arguments.sft_rows]
-    rows = [
-        {"input_ids": [*policy.tokenizer.encode(t.prompt + t.gold, add_special_tokens=False), policy.end_token_id]}
-        for t in texts
-    ]
-    config = SFTConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=arguments.sft_rows, max_steps=10_000,
-        lr_scheduler_type="constant", learning_rate=1e-5, weight_decay=0.0, max_grad_norm=1.0, report_to=[],
-        save_strategy="no", logging_strategy="no", activation_checkpointing=False, bf16=False, max_length=None,
-        use_cpu=not arguments.device.startswith("cuda"), disable_tqdm=True,
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )  # fmt: skip
-    trainer = SFTTrainer(
-        model=policy.model, args=config, train_dataset=datasets.Dataset.from_list(rows),
-        processing_class=policy.tokenizer,
-    )  # fmt: skip
-    trainer.create_optimizer()
-    trainer.current_gradient_accumulation_steps = 1  # `train` would set it
-    batch = next(iter(trainer.get_train_dataloader()))
-    num_tokens = sum(len(row["input_ids"]) for row in rows)
-
-    def run() -> int:
-        trainer.training_step(trainer.model, trainer._prepare_inputs(dict(batch)))
-        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
-        return num_tokens
-
-    return run
+    steps: list[Callable[[], float]] = []
+    return {"SFT update, statewise": ours, "SFT update, TRL": theirs}
 
 
 def measure(name: str, run: Callable[[], int], arguments: argparse.Namespace) -> None:
@@ -125,16 +98,14 @@ def measure(name: str, run: Callable[[], int], arguments: argparse.Namespace) ->
     is_cuda = arguments.device.startswith("cuda")
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
+    run()
     rates, rows = [], []
-    for repeat in range(arguments.repeats + 1):
-        began = time.perf_counter()
+    for _ in range(arguments.repeats):
+        began = now(arguments.device)
         num_tokens = run()
-        if is_cuda:
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - began
-        if repeat > 0:
-            rates.append(round(num_tokens / seconds, 1))
-            rows.append(round(seconds, 3))
+        seconds = now(arguments.device) - began
+        rates.append(round(num_tokens / seconds, 1))
+        rows.append(round(seconds, 3))
     peak = {"peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)} if is_cuda else {}
     print(json.dumps({"what": name, "tokens_per_s": rates, "seconds": rows, "tokens": num_tokens, **peak}), flush=True)
 
@@ -152,18 +123,18 @@ def main() -> None:
     parser.add_argument("--sft-tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.set_defaults(rank=0, recompute=False)  # of `make_arm`, for adapters and for long texts
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    is_cuda = arguments.device.startswith("cuda")
-    device = torch.cuda.get_device_name() if is_cuda else f"cpu, {arguments.threads} threads"
-    print(json.dumps({"device": device, "torch": torch.__version__, **{k: str(v) for k, v in vars(arguments).items()}}))
-    dtype = torch.bfloat16 if arguments.dtype == "bfloat16" else torch.float32
-    policy = load_policy(arguments.model, "learner", dtype=dtype, device=arguments.device)
-    for name, run in sampler_runs(policy, arguments).items():
-        measure(name, run, arguments)
+    settings = {name: str(value) for name, value in vars(arguments).items()}
+    print(json.dumps({**settings, "device": device_name(arguments), "torch": torch.__version__}))
+    policy = load_policy(arguments.model, "learner", dtype=getattr(torch, arguments.dtype), device=arguments.device)
+    prompts = random_prompts(policy, arguments.prompt_tokens, arguments.rows)
+    for name, run in sampler_runs(policy, prompts).items():
+        measure(name, lambda run=run: sum(run(arguments.new_tokens)), arguments)
     del policy
-    measure("SFT update, statewise", statewise_sft(arguments, dtype), arguments)
-    measure("SFT update, TRL", trl_sft(arguments, dtype), arguments)
+    for name, run in sft_runs(arguments).items():
+        measure(name, run, arguments)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import resource
 import subprocess
 import sys
 import time
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,8 +27,9 @@ import torch
 from statewise.config.study import UpdateSection
 from statewise.locality.adapter import ADAPTERS
 from statewise.loop.build import Material, Recipe, Setup, build
+from statewise.loop.score import Term
 from statewise.loop.train import supervise
-from statewise.loop.update import Updater
+from statewise.loop.update import Updater, UpdateResult
 from statewise.policy.load import Policy, load_policy
 from statewise.policy.lora import add_adapter
 from statewise.policy.texts import encode
@@ -52,10 +55,13 @@ class RandomTexts:
         generator = np.random.Generator(np.random.Philox(key=0))
         drawn = [" ".join(generator.choice(WORDS, self.num_tokens).tolist()) for _ in range(64)]
         # As many characters as make `num_tokens` tokens, end-of-text included.
-        length = max(
-            size for size in range(1, len(drawn[0])) if len(encode(self.policy, drawn[0][:size])) < self.num_tokens
+        sizes = range(1, len(drawn[0]))
+        length = bisect_left(sizes, self.num_tokens, key=lambda size: len(encode(self.policy, drawn[0][:size])))
+        # Cut where a word begins: a token across the border could not be sampled from the prompt.
+        halves = [text.rindex(" ", 0, length // 2 + 1) for text in drawn]
+        return tuple(
+            Example(i, text[:half], text[half:length]) for i, (text, half) in enumerate(zip(drawn, halves, strict=True))
         )
-        return tuple(Example(i, text[: length // 2], text[length // 2 : length]) for i, text in enumerate(drawn))
 
     def reward(self, index: int, text: str) -> float:
         """0 or 1, by the length of the answer."""
@@ -64,8 +70,7 @@ class RandomTexts:
 
 def make_arm(cell: str, arguments: argparse.Namespace) -> Setup:
     """The arm of a cell; rollouts have as many new tokens as half a document."""
-    dtype = torch.bfloat16 if arguments.dtype == "bfloat16" else torch.float32
-    learner = load_policy(arguments.model, "learner", dtype=dtype, device=arguments.device)
+    learner = load_policy(arguments.model, "learner", dtype=getattr(torch, arguments.dtype), device=arguments.device)
     others = {}
     if cell == "opd":
         added = add_adapter(learner.model, "teacher", rank=8, alpha=16.0, seed=1)
@@ -83,62 +88,87 @@ def make_arm(cell: str, arguments: argparse.Namespace) -> Setup:
     update = UpdateSection(
         num_updates=10, lr=1e-4, max_tokens=arguments.max_tokens, activation_checkpointing=arguments.recompute
     )
-    adapter = ADAPTERS["lora"](rank=arguments.rank, alpha=2.0 * arguments.rank)  # type: ignore[call-arg]
+    adapter = ADAPTERS[arguments.adapter](rank=arguments.rank, alpha=2.0 * arguments.rank)  # type: ignore[call-arg]
     recipe = Recipe(source, (WeightedSignal(signal=SIGNALS[signal_kind]()),), adapter, update, key=0)
     return build(recipe, learner, others, Material(RandomTexts(learner, arguments.tokens)))  # type: ignore[arg-type]
 
 
+def take_update(setup: Setup, updater: Updater, step: int) -> tuple[Sequence[Term], UpdateResult, dict[str, float]]:
+    """One update: what it was made of, what it did, and the seconds of its parts."""
+    device = setup.learner.device
+    marks = [now(device)]
+    visited = setup.recipe.source.sample(setup.context, step)
+    marks.append(now(device))
+    terms = supervise(setup, visited, step)
+    result = updater.apply(terms, step)
+    marks.append(now(device))
+    return terms, result, {"sample_s": round(marks[1] - marks[0], 3), "update_s": round(marks[2] - marks[1], 3)}
+
+
 def measure(cell: str, arguments: argparse.Namespace) -> dict[str, float | int | str]:
     """Seconds of each part of the last of `repeats` updates, and the peak memory of the process."""
-    torch.set_num_threads(arguments.threads)
     setup = make_arm(cell, arguments)
-    updater, seconds = Updater(setup), {}
+    updater = Updater(setup)
     for step in range(arguments.repeats):
-        marks = [_now(arguments.device)]
-        visited = setup.recipe.source.sample(setup.context, step)
-        marks.append(_now(arguments.device))
-        terms = supervise(setup, visited, step)
-        result = updater.apply(terms, step)
-        marks.append(_now(arguments.device))
-        seconds = {"sample_s": round(marks[1] - marks[0], 2), "update_s": round(marks[2] - marks[1], 2)}
+        terms, result, seconds = take_update(setup, updater, step)
     states = terms[0].states
-    is_cuda = arguments.device.startswith("cuda")
-    peak = torch.cuda.max_memory_allocated() if is_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "cell": cell,
+        "adapter": arguments.adapter,
         "trajectories": len(states.lengths),
         "tokens": int(states.lengths.sum()),
         "states": states.num_states,
         "vocabulary": setup.learner.vocab_size,
         **seconds,
         "micro_batches": result.num_micro_batches,
-        "peak_gb": round(peak / 1e9, 2),
+        "peak_gb": peak_gb(arguments.device),
         "loss_nats": round(result.loss, 4),
-        "device": torch.cuda.get_device_name() if is_cuda else f"cpu, {arguments.threads} threads",
+        "device": device_name(arguments),
     }
 
 
-def _now(device: str) -> float:
-    if device.startswith("cuda"):
+def peak_gb(device: str) -> float:
+    """Most memory that torch held on a GPU since the last reset; else the process's resident memory at its highest."""
+    is_cuda = device.startswith("cuda")
+    peak = torch.cuda.max_memory_allocated() if is_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return round(peak / 1e9, 2)
+
+
+def device_name(arguments: argparse.Namespace) -> str:
+    """Where it ran."""
+    is_cuda = arguments.device.startswith("cuda")
+    return torch.cuda.get_device_name() if is_cuda else f"cpu, {arguments.threads} threads"
+
+
+def now(device: torch.device | str) -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def main() -> None:
-    """Measure every cell in a process of its own, one line of JSON each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def update_options(parser: argparse.ArgumentParser) -> None:
+    """The options that `make_arm` reads."""
     parser.add_argument("model", type=Path)
-    parser.add_argument("--cell", choices=sorted(CELLS), help="only this one, in this process")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--adapter", choices=sorted(ADAPTERS), default="lora")
     parser.add_argument("--rows", type=int, default=2, help="trajectories an update")
     parser.add_argument("--tokens", type=int, default=256, help="tokens a trajectory, half of them prompt")
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=8192, help="tokens a micro-batch")
     parser.add_argument("--recompute", action="store_true", help="activation checkpointing")
-    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+
+
+def main() -> None:
+    """Measure every cell in a process of its own, one line of JSON each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    update_options(parser)
+    parser.add_argument("--cell", choices=sorted(CELLS), help="only this one, in this process")
+    parser.add_argument("--repeats", type=int, default=1)
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     if arguments.cell:
         print(json.dumps(measure(arguments.cell, arguments)))
         return

@@ -37,7 +37,7 @@ TESTS = sorted(Path(__file__).parent.glob("*.py"))
 CHECKERS = {
     "pytest.raises", "pytest.fail",
     "torch.testing.assert_close", "np.testing.assert_allclose", "np.testing.assert_array_equal",
-    "assert_equal_updates", "assert_restored", "assert_resumes", "check_digests",
+    "assert_equal_updates", "assert_restored", "assert_resumes", "assert_trains_as_on_the_cpu", "check_digests",
 }  # fmt: skip
 # The files that are one room: commands about single models, and what is shown while a run goes on.
 SAME_ROOM = {("cli", "cli_models"), ("cli", "progress")}

@@ -58,7 +58,7 @@ def other_policy(policy: Policy, name: str, seed: int) -> Policy:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in other.model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
     return other
 
 
@@ -125,4 +125,4 @@ def written(folder, setup):
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != "timing.jsonl"
     }
-    return files | {name: parameter.detach().numpy().tobytes() for name, parameter in setup.trainable.items()}
+    return files | {name: parameter.numpy(force=True).tobytes() for name, parameter in setup.trainable.items()}
