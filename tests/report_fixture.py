@@ -11,8 +11,8 @@ from statewise.storage.records import (
     Effect,
     EffectTable,
     Estimate,
+    HypothesisSummary,
     Largest,
-    PhenomenonSummary,
     RunSummary,
     StudySummary,
 )
@@ -80,7 +80,7 @@ def trained(
 
 
 def fake_study() -> StudySummary:
-    """Six runs, three seeds, four statements."""
+    """Six runs, three seeds, four hypotheses."""
     base = RunSummary(
         arm="base",
         label="base",
@@ -115,7 +115,7 @@ def fake_study() -> StudySummary:
             "pocket_facts": "multiple choice by log-likelihood, acc_norm, split test",
         },
         runs=(base, mild, stress, opd_mild, opd_stress, rl),
-        phenomena=statements(),
+        hypotheses=hypotheses(),
         environment={
             "statewise": "0.1.0",
             "python": "3.11.2",
@@ -174,20 +174,20 @@ def fake_design(sources=SOURCES, signals=SIGNALS, rates=RATES) -> StudySummary:
     tables = [EffectTable(response, factors, 50, 3, effects, method) for response in ("gain", "forgetting")]
     tables[1] = dataclasses.replace(tables[1], note="left out, since cells of them are missing: signal reward")
     study = fake_study()
-    return dataclasses.replace(study, runs=(study.runs[0], *runs), effects=tuple(tables), phenomena=())
+    return dataclasses.replace(study, runs=(study.runs[0], *runs), effects=tuple(tables), hypotheses=())
 
 
-def statements() -> tuple[PhenomenonSummary, ...]:
-    test = "paired bootstrap, one-sided at .025, Holm over the contrasts of the statement"
+def hypotheses() -> tuple[HypothesisSummary, ...]:
+    test = "paired bootstrap, one-sided at .025, Holm over the contrasts of the hypothesis"
     return (
-        PhenomenonSummary(
+        HypothesisSummary(
             name="stress forgets",
             statement="Stress SFT forgets more than mild SFT.",
             verdict="holds",
             test=test,
             contrasts={"F(stress SFT) − F(mild SFT)": estimate(0.065, 0.017, 400)},
         ),
-        PhenomenonSummary(
+        HypothesisSummary(
             name="on-policy keeps",
             statement="OPD and RL forget less than .01 on average.",
             verdict="not resolved",
@@ -198,14 +198,14 @@ def statements() -> tuple[PhenomenonSummary, ...]:
             },
             note="The margin was set in the study file before the runs.",
         ),
-        PhenomenonSummary(
+        HypothesisSummary(
             name="student beats teacher",
             statement="OPD from stress SFT scores above its teacher on the target.",
             verdict="holds",
             test=test,
             contrasts={"OPD from stress SFT − stress SFT": estimate(0.046, 0.019, 1000)},
         ),
-        PhenomenonSummary(
+        HypothesisSummary(
             name="drift explains forgetting",
             statement="Runs that drift further forget more.",
             verdict="does not hold",

@@ -64,8 +64,8 @@ reverse-kl = { signal = { kind = "reverse_kl" }, teacher = "sft" }
 "1e-3" = { update = { lr = 1e-3 } }
 """
 
-PHENOMENON = """
-[[phenomena]]
+HYPOTHESIS = """
+[[hypotheses]]
 name = "p"
 statement = "s"
 measure = "forgetting"

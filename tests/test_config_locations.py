@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from study_fixture import GRID, PHENOMENON, STUDY, line_of, small_plan
+from study_fixture import GRID, HYPOTHESIS, STUDY, line_of, small_plan
 
 from statewise.config.locations import Place
 from statewise.errors import UsageError
@@ -96,8 +96,8 @@ def test_what_an_override_set_is_named_by_it(tmp_path, text, override, words):
     ("old", "new"),
     [('arms = ["sft"]', 'arms = ["stf"]'), ('than = "base"', 'than = "bse"'), ('"forgetting"', '"forgeting"')],
 )
-def test_a_claim_is_named_with_its_own_line(tmp_path, old, new):
-    text = STUDY + PHENOMENON + replaced(PHENOMENON, old, new)
+def test_a_hypothesis_is_named_with_its_own_line(tmp_path, old, new):
+    text = STUDY + HYPOTHESIS + replaced(HYPOTHESIS, old, new)
     assert f"small.toml:{line_of(text, new)}: " in refusal(tmp_path, text)
 
 

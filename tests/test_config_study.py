@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
-from study_fixture import PHENOMENON, STUDY, line_of, write_study
+from study_fixture import HYPOTHESIS, STUDY, line_of, write_study
 
 from statewise.assets import STUDIES
 from statewise.config.read import read_study, to_toml
@@ -68,7 +68,7 @@ def test_an_unknown_key_is_named_with_line_and_nearest_word(tmp_path, old, new, 
             "[gird.axes.lr]\n[arms.sft]",
             "unknown section: 'gird'. Did you mean 'grid'? Known: arms, grid,",
         ),
-        ("[arms.sft]", "[[phenomenon]]\n[arms.sft]", "unknown section: 'phenomenon'. Did you mean 'phenomena'?"),
+        ("[arms.sft]", "[[hypothesis]]\n[arms.sft]", "unknown section: 'hypothesis'. Did you mean 'hypotheses'?"),
         ("[study]", 'nmae = "x"\n[study]', "unknown key before [study]: 'nmae'."),
     ],
 )
@@ -247,7 +247,7 @@ def test_the_last_of_two_overrides_counts(tmp_path):
         ("sft.update.lr=fast", "lr: Input should be a valid number"),
         ("sft.source.kind.x=1", "--set sft.source.kind.x=1: 'kind' is a value, not a table"),
         ("arms.sft.update.lr=1", "an arm is named without 'arms.' before it; write --set sft.update.lr=1"),
-        ("phenomena.x=1", "--set phenomena.x=1: unknown arm 'phenomena'"),
+        ("hypotheses.x=1", "--set hypotheses.x=1: unknown arm 'hypotheses'"),
     ],
 )
 def test_an_override_that_cannot_be_is_refused(tmp_path, override, words):
@@ -305,12 +305,21 @@ def test_a_teacher_must_be_another_arm(tmp_path):
         ('arms = ["sft"]', "arms = []", "List should have at least 1 item"),
     ],
 )  # fmt: skip
-def test_a_phenomenon_names_only_what_there_is(tmp_path, old, new, words):
-    assert words in refusal(tmp_path, STUDY + PHENOMENON.replace(old, new))
+@pytest.mark.parametrize("section", ["hypotheses", "phenomena"])  # the latter as it was called before
+def test_a_hypothesis_names_only_what_there_is(tmp_path, old, new, words, section):
+    text = STUDY + HYPOTHESIS.replace("hypotheses", section).replace(old, new)
+    line = text[: text.index(new)].count("\n") + 1
+    assert f"{words}" in (told := refusal(tmp_path, text))
+    assert f"small.toml:{line}: " in told
+
+
+def test_hypotheses_have_one_name_in_a_study(tmp_path):
+    text = STUDY + HYPOTHESIS + HYPOTHESIS.replace("hypotheses", "phenomena")
+    assert "has 'phenomena' and 'hypotheses', which are the same section; keep the latter" in refusal(tmp_path, text)
 
 
 def test_a_resolved_study_reads_back_as_itself(tmp_path):
-    config = read_study(write_study(tmp_path, STUDY + PHENOMENON))
+    config = read_study(write_study(tmp_path, STUDY + HYPOTHESIS))
     again = tmp_path / "again.toml"
     again.write_text(to_toml(config), encoding="utf-8")
     assert read_study(again) == config

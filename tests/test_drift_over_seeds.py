@@ -56,7 +56,7 @@ def test_interval_over_seeds_by_hand():
     assert (drift.low, drift.value, drift.high) == pytest.approx((0.2 - half, 0.2, 0.2 + half), abs=1e-6)
 
 
-def test_seeds_of_one_value_claim_no_certainty():
+def test_seeds_of_one_value_hypothesis_no_certainty():
     drift = over_seeds([seed(0.0), seed(0.0)])
     assert (drift.value, drift.low, drift.high) == (0, None, None)
     assert drift.method.startswith("every seed has the same value")

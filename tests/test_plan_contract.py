@@ -1,9 +1,9 @@
-"""Arms differ in declared factors only; claims are about what is measured."""
+"""Arms differ in declared factors only; hypotheses are about what is measured."""
 
 from __future__ import annotations
 
 import pytest
-from study_fixture import PHENOMENON, STUDY, small_plan
+from study_fixture import HYPOTHESIS, STUDY, small_plan
 
 from statewise.errors import UsageError
 from statewise.plan.contract import check_factors
@@ -100,14 +100,14 @@ def test_labels_may_differ_undeclared(tmp_path):
 @pytest.mark.parametrize(
     ("measure", "words"),
     [
-        ("forgeting", "[[phenomena]] 'p': unknown measure 'forgeting'. Did you mean 'forgetting'?"),
+        ("forgeting", "[[hypotheses]] 'p': unknown measure 'forgeting'. Did you mean 'forgetting'?"),
         ("pocket_math:sampeld", "'pocket_math:sampeld'. Did you mean 'pocket_math:sampled'?"),
         ("pocket_facts:sampled", "unknown measure 'pocket_facts:sampled'"),
     ],
 )
-def test_a_claim_measures_only_what_is_measured(tmp_path, measure, words):
-    assert words in refusal(tmp_path, STUDY + PHENOMENON.replace("forgetting", measure))
+def test_a_hypothesis_measures_only_what_is_measured(tmp_path, measure, words):
+    assert words in refusal(tmp_path, STUDY + HYPOTHESIS.replace("forgetting", measure))
 
 
 def test_forgetting_is_no_measure_without_retention_tasks(tmp_path):
-    assert "unknown measure 'forgetting'" in refusal(tmp_path, STUDY + PHENOMENON, "shared.retention=[]")
+    assert "unknown measure 'forgetting'" in refusal(tmp_path, STUDY + HYPOTHESIS, "shared.retention=[]")

@@ -42,14 +42,16 @@ def test_every_string_of_the_summary_is_escaped_and_cleaned():
     evil = "<script>alert(1)</script>\x1b[31m\u202e\"'&"
     summary = fake_study()
     run = dataclasses.replace(run_named(summary, "rl"), label=evil, recipe=evil, budget={evil: 1.0})
-    claim = dataclasses.replace(summary.phenomena[0], name=evil, statement=evil, verdict=evil, test=evil, note=evil)
+    hypothesis = dataclasses.replace(
+        summary.hypotheses[0], name=evil, statement=evil, verdict=evil, test=evil, note=evil
+    )
     summary = dataclasses.replace(
         replace_run(summary, "rl", run),
         name=evil,
         description=evil,
         columns=dict.fromkeys(summary.columns, evil),
         protocols={evil: evil},
-        phenomena=(claim,),
+        hypotheses=(hypothesis,),
         environment={evil: evil},
         reference_label=evil,
         reference_headings=(evil,),
@@ -75,7 +77,7 @@ def test_dollar_signs_underscores_and_length_do_not_change_a_name(label):
 def test_the_answer_states_scope_and_outcome():
     text = Page(render_page(fake_study())).text
     assert "The base model and 5 post-trained runs, 3 seeds each. Target: Pocket Math (n = 1,000)" in text
-    assert "Of 4 statements put to the test: 2 hold, 1 does not hold, 1 is not resolved." in text
+    assert "Of 4 hypotheses put to the test: 2 hold, 1 does not hold, 1 is not resolved." in text
     assert (
         "Largest gain on Pocket Math: mild SFT, +.064 [+.045, +.083] (99 % interval, for all 5 runs at once)." in text
     )
@@ -84,7 +86,7 @@ def test_the_answer_states_scope_and_outcome():
 def largest(summary, response, value, *arms):
     """The outcome of a study whose largest gain or forgetting is `value`."""
     found = Largest(response, arms, Estimate(value, value - 0.02, value + 0.02, 400, 3, "", level=0.99), 5)
-    return sentences.outcome(dataclasses.replace(summary, largest=(found,), phenomena=()))
+    return sentences.outcome(dataclasses.replace(summary, largest=(found,), hypotheses=()))
 
 
 def test_a_largest_gain_below_0_is_called_none():
@@ -102,27 +104,27 @@ def test_a_largest_forgetting_of_0_that_runs_share_is_a_tie():
     )
 
 
-def test_a_statement_of_one_seed_is_about_these_weights_and_says_so():
+def test_a_hypothesis_of_one_seed_is_about_these_weights_and_says_so():
     summary = fake_study()
     for num_seeds, words in ((1, "about these weights alone"), (2, "Run at least three"), (3, "")):
-        claim = summary.phenomena[0]
-        contrasts = {name: dataclasses.replace(e, num_seeds=num_seeds) for name, e in claim.contrasts.items()}
-        shown = dataclasses.replace(summary, phenomena=(dataclasses.replace(claim, contrasts=contrasts),))
-        assert words in sentences.scope_of_claim(shown.phenomena[0])
+        hypothesis = summary.hypotheses[0]
+        contrasts = {name: dataclasses.replace(e, num_seeds=num_seeds) for name, e in hypothesis.contrasts.items()}
+        shown = dataclasses.replace(summary, hypotheses=(dataclasses.replace(hypothesis, contrasts=contrasts),))
+        assert words in sentences.scope_of_hypothesis(shown.hypotheses[0])
         assert words in Page(render_page(shown)).text
         assert ("of the weights of one seed" in sentences.outcome(shown)) == (num_seeds == 1)
 
 
-def test_statements_print_their_adjusted_p_their_level_and_their_family():
+def test_hypotheses_print_their_adjusted_p_their_level_and_their_family():
     summary = fake_study()
-    claims = []
-    for claim in summary.phenomena:
-        contrasts = {name: dataclasses.replace(e, level=0.9875) for name, e in claim.contrasts.items()}
-        claims.append(dataclasses.replace(claim, contrasts=contrasts, p_adjusted=0.012))
-    text = Page(render_page(dataclasses.replace(summary, phenomena=tuple(claims)))).text
+    hypotheses = []
+    for hypothesis in summary.hypotheses:
+        contrasts = {name: dataclasses.replace(e, level=0.9875) for name, e in hypothesis.contrasts.items()}
+        hypotheses.append(dataclasses.replace(hypothesis, contrasts=contrasts, p_adjusted=0.012))
+    text = Page(render_page(dataclasses.replace(summary, hypotheses=tuple(hypotheses)))).text
     assert "holds p = .012 stress forgets" in text
     assert "[+.048, +.082] 98.8 % interval, n = 400, 3 seeds." in text
-    assert "The 4 statements are one family: Holm’s procedure" in text
+    assert "The 4 hypotheses are one family: Holm’s procedure" in text
     assert "held together over the 5 runs, each by Holm’s procedure" in text
 
 
@@ -199,7 +201,7 @@ def test_one_seed_says_what_its_intervals_leave_out():
     summary = fake_study()
     run = trained("mild_sft", "mild SFT", (0.064, -0.005, 0.008), 0.00956, "", num_seeds=1)
     run = dataclasses.replace(run, drift={"mmd": DriftEstimate(0.01, None, None, 0.001, p_value=0.01)})
-    text = Page(render_page(dataclasses.replace(summary, runs=(summary.runs[0], run), phenomena=()))).text
+    text = Page(render_page(dataclasses.replace(summary, runs=(summary.runs[0], run), hypotheses=()))).text
     assert "1 post-trained run, 1 seed each." in text
     assert "intervals cover the choice of test items only" in text
     assert "noise floor base against base .00100 mild SFT .0100 p .010 Recipes" in text
@@ -226,7 +228,7 @@ def test_a_number_without_an_interval_is_not_resolved():
 
 def test_a_study_without_results_still_has_a_page():
     runs = tuple(diverged(run) for run in fake_study().runs)
-    page = Page(render_page(dataclasses.replace(fake_study(), runs=runs, phenomena=())))
+    page = Page(render_page(dataclasses.replace(fake_study(), runs=runs, hypotheses=())))
     assert "svg" not in page.tags
     assert "Target: Pocket Math (not evaluated)" in page.text
 

@@ -21,7 +21,7 @@ def test_a_summary_survives_the_way_through_json():
 
 def test_defaults_may_be_left_out_and_integers_stand_for_floats():
     value = {"name": "a", "description": "", "columns": {}, "target": "", "retention": [], "protocols": {}}
-    value |= {"runs": [], "phenomena": [], "environment": {}}
+    value |= {"runs": [], "hypotheses": [], "environment": {}}
     assert summary_from_json(value) == StudySummary("a", "", {}, "", (), {}, (), (), {})
     full = asdict(fake_study())
     full["runs"][1]["budget"]["flops"] = 3
@@ -37,10 +37,16 @@ def test_a_misspelt_key_is_named_with_its_place():
 
 def test_a_missing_key_and_a_wrong_type_are_named_with_their_place():
     value = asdict(fake_study())
-    value["phenomena"][1].pop("verdict")
-    with pytest.raises(UsageError, match=r"summary\.phenomena\[1\]: no 'verdict'"):
+    value["hypotheses"][1].pop("verdict")
+    with pytest.raises(UsageError, match=r"summary\.hypotheses\[1\]: no 'verdict'"):
         summary_from_json(value)
     value = asdict(fake_study())
     value["runs"][1]["scores"]["pocket_math"]["low"] = "a lot"
     with pytest.raises(UsageError, match=r"runs\[1\]\.scores\.pocket_math\.low: expected a number, got 'a lot'"):
         summary_from_json(value)
+
+
+def test_a_summary_of_a_version_that_called_its_hypotheses_phenomena_is_read():
+    value = asdict(fake_study())
+    value["phenomena"] = value.pop("hypotheses")
+    assert summary_from_json(value) == fake_study()

@@ -43,8 +43,8 @@ def test_unresolved_differences_are_marked_without_colour():
 
 def test_verdicts_come_with_contrast_interval_n_and_test():
     study = fake_study()
-    first = dataclasses.replace(study.phenomena[0], p_adjusted=0.012)
-    text = " ".join(printed(dataclasses.replace(study, phenomena=(first, *study.phenomena[1:]))).split())
+    first = dataclasses.replace(study.hypotheses[0], p_adjusted=0.012)
+    text = " ".join(printed(dataclasses.replace(study, hypotheses=(first, *study.hypotheses[1:]))).split())
     assert "● holds stress forgets p = .012" in text
     assert "F(stress SFT) − F(mild SFT): +.065 [+.048, +.082], n = 400, 3 seeds." in text
     assert "◐ not resolved on-policy keeps" in text
@@ -80,6 +80,6 @@ def test_an_ascii_terminal_gets_ascii():
 
 
 def test_an_empty_study_prints():
-    empty = {"columns": {}, "target": "", "retention": (), "runs": (), "phenomena": (), "problems": ()}
+    empty = {"columns": {}, "target": "", "retention": (), "runs": (), "hypotheses": (), "problems": ()}
     summary = dataclasses.replace(fake_study(), **empty, description="")
     assert "0 post-trained runs." in printed(summary)

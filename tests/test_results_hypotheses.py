@@ -1,4 +1,4 @@
-"""Claims and runs are held together: the level of a study is kept, and a verdict never contradicts its interval."""
+"""Hypotheses and runs are held together: the level of a study is kept, and a verdict never contradicts its interval."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from statewise.config.study import PhenomenonSection
-from statewise.results.hypotheses import RunFamily, conclude, holm, weigh_claim
+from statewise.config.study import HypothesisSection
+from statewise.results.hypotheses import RunFamily, conclude, holm, weigh_hypothesis
 from statewise.results.intervals import Part, weigh_sum
 
 
-def claim(name="p", arms=("a",), comparison="more", margin=0.0):
-    return PhenomenonSection(
+def put(name="p", arms=("a",), comparison="more", margin=0.0):
+    return HypothesisSection(
         name=name, statement="s", measure="forgetting", comparison=comparison, arms=list(arms), than="base",
         margin=margin,
     )  # fmt: skip
@@ -40,7 +40,7 @@ def test_holm_is_statsmodels():
 
 
 def test_a_verdict_never_contradicts_the_interval_beside_it():
-    # Claims of one to three contrasts, from clear to null.
+    # Hypotheses of one to three contrasts, from clear to null.
     rng = np.random.default_rng(1)
     seen = set()
     for _ in range(60):
@@ -49,7 +49,7 @@ def test_a_verdict_never_contradicts_the_interval_beside_it():
             arms = [f"arm-{i}" for i in range(rng.integers(1, 4))]
             tilt = rng.integers(-12, 13)
             evidence = {arm: changed(*(rng.integers(0, 6, 2) + np.maximum([tilt, -tilt], 0))) for arm in arms}
-            tested.append(weigh_claim(claim(str(index), arms), evidence))
+            tested.append(weigh_hypothesis(put(str(index), arms), evidence))
         for found in conclude(tested):
             above = [e.low > 0 for e in found.contrasts.values()]
             below = [e.high < 0 for e in found.contrasts.values()]
@@ -60,47 +60,51 @@ def test_a_verdict_never_contradicts_the_interval_beside_it():
     assert len(seen) == 3
 
 
-def test_what_alone_would_hold_may_not_hold_among_many_claims():
-    # 9 : 1 of 100 has p = .0215: alone below .05, as the smallest of six claims not (.129).
-    (alone,) = conclude([weigh_claim(claim(), {"a": changed(9, 1)})])
+def test_what_alone_would_hold_may_not_hold_among_many_hypotheses():
+    # 9 : 1 of 100 has p = .0215: alone below .05, as the smallest of six hypotheses not (.129).
+    (alone,) = conclude([weigh_hypothesis(put(), {"a": changed(9, 1)})])
     assert (alone.verdict, alone.contrasts["a"].level) == ("holds", pytest.approx(0.95))
-    among = conclude([weigh_claim(claim(), {"a": changed(9, 1)})] + [weigh_claim(claim(), {"a": changed(5, 5)})] * 5)
+    among = conclude(
+        [weigh_hypothesis(put(), {"a": changed(9, 1)})] + [weigh_hypothesis(put(), {"a": changed(5, 5)})] * 5
+    )
     assert among[0].verdict == "not resolved"
     assert among[0].p_adjusted == pytest.approx(6 * alone.p_adjusted)
     assert among[0].contrasts["a"].level == pytest.approx(1 - 0.05 / 6)
     assert among[0].contrasts["a"].low < 0
-    assert "Holm over the 6 statements of the study" in among[0].test
+    assert "Holm over the 6 hypotheses of the study" in among[0].test
 
 
-def test_one_of_many_contrasts_refutes_a_claim_only_at_its_share_of_the_level():
+def test_one_of_many_contrasts_refutes_a_hypothesis_only_at_its_share_of_the_level():
     # 1 : 9 has p = .0215; as the best of three contrasts .064.
     one, three = ("a",), ("a", "b", "c")
-    (refuted,) = conclude([weigh_claim(claim(arms=one), {"a": changed(1, 9)})])
-    (open_,) = conclude([weigh_claim(claim(arms=three), {"a": changed(1, 9), "b": changed(9, 0), "c": changed(9, 0)})])
+    (refuted,) = conclude([weigh_hypothesis(put(arms=one), {"a": changed(1, 9)})])
+    (open_,) = conclude(
+        [weigh_hypothesis(put(arms=three), {"a": changed(1, 9), "b": changed(9, 0), "c": changed(9, 0)})]
+    )
     assert (refuted.verdict, open_.verdict) == ("does not hold", "not resolved")
     assert open_.contrasts["a"].level == pytest.approx(1 - 0.05 / 3)
     assert open_.contrasts["a"].high > 0
     # "holds" needs every contrast, which costs no correction.
-    (holds,) = conclude([weigh_claim(claim(arms=three), {arm: changed(9, 1) for arm in three})])
+    (holds,) = conclude([weigh_hypothesis(put(arms=three), {arm: changed(9, 1) for arm in three})])
     assert (holds.verdict, holds.p_adjusted) == ("holds", pytest.approx(0.0215, abs=1e-3))
 
 
-def test_a_claim_with_a_missing_arm_cannot_hold_but_can_be_refuted():
-    (open_,) = conclude([weigh_claim(claim(arms=("a", "b")), {"a": changed(30, 0)})])
-    (refuted,) = conclude([weigh_claim(claim(arms=("a", "b")), {"a": changed(0, 30)})])
-    (empty,) = conclude([weigh_claim(claim(), {})])
+def test_a_hypothesis_with_a_missing_arm_cannot_hold_but_can_be_refuted():
+    (open_,) = conclude([weigh_hypothesis(put(arms=("a", "b")), {"a": changed(30, 0)})])
+    (refuted,) = conclude([weigh_hypothesis(put(arms=("a", "b")), {"a": changed(0, 30)})])
+    (empty,) = conclude([weigh_hypothesis(put(), {})])
     assert (open_.verdict, refuted.verdict, empty.verdict) == ("not resolved", "does not hold", "not resolved")
     assert "no scores of this measure" in open_.note
 
 
-@pytest.mark.parametrize(("num_claims", "num_contrasts"), [(1, 1), (1, 3), (3, 1), (3, 2)])
-def test_a_study_in_which_nothing_is_true_has_a_false_verdict_in_at_most_a_twentieth(num_claims, num_contrasts):
+@pytest.mark.parametrize(("num_hypotheses", "num_contrasts"), [(1, 1), (1, 3), (3, 1), (3, 2)])
+def test_a_study_in_which_nothing_is_true_has_a_false_verdict_in_at_most_a_twentieth(num_hypotheses, num_contrasts):
     # 200 studies; .05 and twice the error of a share, √(.05 · .95 / 200) = .0154.
-    rng = np.random.default_rng(10 * num_claims + num_contrasts)
+    rng = np.random.default_rng(10 * num_hypotheses + num_contrasts)
     arms = [f"arm-{index}" for index in range(num_contrasts)]
     false = 0
     for _ in range(200):
-        tested = [weigh_claim(claim(arms=arms), {arm: null(rng) for arm in arms}) for _ in range(num_claims)]
+        tested = [weigh_hypothesis(put(arms=arms), {arm: null(rng) for arm in arms}) for _ in range(num_hypotheses)]
         false += any(found.verdict != "not resolved" for found in conclude(tested))
     assert false / 200 <= 0.05 + 0.031
 

@@ -27,9 +27,9 @@ MATH_ROWS = [
 ]
 
 
-def phenomenon(measure="forgetting", comparison="more", arms='["sft"]', than="base", margin=0.0):
+def hypothesis(measure="forgetting", comparison="more", arms='["sft"]', than="base", margin=0.0):
     return (
-        f'\n[[phenomena]]\nname = "p"\nstatement = "s"\nmeasure = "{measure}"\ncomparison = "{comparison}"\n'
+        f'\n[[hypotheses]]\nname = "p"\nstatement = "s"\nmeasure = "{measure}"\ncomparison = "{comparison}"\n'
         f'arms = {arms}\nthan = "{than}"\nmargin = {margin}\n'
     )
 
@@ -118,7 +118,7 @@ def test_answers_that_did_not_end_are_counted_over_seeds_for_the_reward_metric_a
 
 
 def verdict_of(summary):
-    (only,) = summary.phenomena
+    (only,) = summary.hypotheses
     return only.verdict
 
 
@@ -222,22 +222,22 @@ def test_drift_and_budget_are_means_over_seeds(tmp_path):
         ("less", 0.0, "does not hold"),
     ],
 )
-def test_a_claim_is_judged_by_its_interval_and_margin(tmp_path, comparison, margin, verdict):
-    folder = Folder(tmp_path, STUDY + phenomenon("pocket_math", comparison, margin=margin))
+def test_a_hypothesis_is_judged_by_its_interval_and_margin(tmp_path, comparison, margin, verdict):
+    folder = Folder(tmp_path, STUDY + hypothesis("pocket_math", comparison, margin=margin))
     folder.everything(sft=1.0)
     summary = folder.summarise()
     assert verdict_of(summary) == verdict
-    contrast = summary.phenomena[0].contrasts["sft - base"]
+    contrast = summary.hypotheses[0].contrasts["sft - base"]
     assert contrast.value == pytest.approx(0.5)
     side = "above" if comparison == "more" else "below"
-    assert summary.phenomena[0].test == f"paired difference of pocket_math {side} {margin:g}, two-sided"
-    assert (summary.phenomena[0].p_adjusted < 0.05) == (verdict != "not resolved")
+    assert summary.hypotheses[0].test == f"paired difference of pocket_math {side} {margin:g}, two-sided"
+    assert (summary.hypotheses[0].p_adjusted < 0.05) == (verdict != "not resolved")
 
 
-def test_every_contrast_of_a_claim_must_hold_and_one_may_refute_it(tmp_path):
+def test_every_contrast_of_a_hypothesis_must_hold_and_one_may_refute_it(tmp_path):
     def judge(name, **shares):
         (tmp_path / name).mkdir()
-        folder = Folder(tmp_path / name, STUDY + phenomenon("pocket_math", arms='["sft", "rl"]'))
+        folder = Folder(tmp_path / name, STUDY + hypothesis("pocket_math", arms='["sft", "rl"]'))
         folder.everything(**shares)
         return verdict_of(folder.summarise())
 
@@ -247,36 +247,36 @@ def test_every_contrast_of_a_claim_must_hold_and_one_may_refute_it(tmp_path):
 
 
 def test_forgetting_can_be_claimed_against_another_arm(tmp_path):
-    folder = Folder(tmp_path, STUDY + phenomenon("forgetting", than="rl"))
+    folder = Folder(tmp_path, STUDY + hypothesis("forgetting", than="rl"))
     folder.everything()
     for seed in (0, 1):
         folder.evaluated("sft", seed, first_right(0.5), facts=first_right(0.0), myths=first_right(0.1))
-    (found,) = folder.summarise().phenomena
+    (found,) = folder.summarise().hypotheses
     # F(sft) - F(rl) = ((.5 - 0) + (.5 - .1)) / 2 - 0 = .45.
     assert found.contrasts["sft - rl"].value == pytest.approx(0.45)
     assert found.verdict == "holds"
 
 
 def test_sampled_answers_can_be_claimed(tmp_path):
-    folder = Folder(tmp_path, STUDY + phenomenon("pocket_math:sampled"))
+    folder = Folder(tmp_path, STUDY + hypothesis("pocket_math:sampled"))
     folder.everything(sft=1.0)
-    assert folder.summarise().phenomena[0].contrasts["sft - base"].value == pytest.approx(0.25)
+    assert folder.summarise().hypotheses[0].contrasts["sft - base"].value == pytest.approx(0.25)
 
 
-def test_a_claim_about_answers_that_a_task_does_not_have_is_not_resolved(tmp_path):
+def test_a_hypothesis_about_answers_that_a_task_does_not_have_is_not_resolved(tmp_path):
     # A target that scores given choices has no sampled answers.
-    folder = Folder(tmp_path, STUDY + phenomenon("pocket_math:sampled"))
+    folder = Folder(tmp_path, STUDY + hypothesis("pocket_math:sampled"))
     folder.everything()
     for path in folder.store.folder.rglob("pocket_math.parquet"):
         rows = [one for one in records.read_table(path) if one["decoding"] == "greedy"]
         records.write_table(path, rows, records.ITEM_SCHEMA)
-    (found,) = folder.summarise().phenomena
+    (found,) = folder.summarise().hypotheses
     assert found.verdict == "not resolved"
     assert "no scores" in found.note
 
 
 def test_a_diverged_arm_and_its_student_have_no_scores_and_are_named(tmp_path):
-    folder = Folder(tmp_path, STUDY + phenomenon("pocket_math", arms='["sft", "rl"]'))
+    folder = Folder(tmp_path, STUDY + hypothesis("pocket_math", arms='["sft", "rl"]'))
     folder.everything(sft=1.0, rl=1.0)
     for seed in (0, 1):
         folder.trained("sft", seed, status="diverged", reason="update 1: loss nan")
@@ -289,7 +289,7 @@ def test_a_diverged_arm_and_its_student_have_no_scores_and_are_named(tmp_path):
     assert "train:sft:0 diverged: update 1: loss nan" in summary.problems
     assert "evaluate:sft:1 skipped: there is no trained model" in summary.problems
     assert verdict_of(summary) == "not resolved"
-    assert "an arm of this claim has no scores of this measure" in summary.phenomena[0].note
+    assert "an arm of this hypothesis has no scores of this measure" in summary.hypotheses[0].note
 
 
 def test_one_diverged_seed_leaves_the_other_and_differences_use_common_seeds(tmp_path):
@@ -309,7 +309,7 @@ def test_one_diverged_seed_leaves_the_other_and_differences_use_common_seeds(tmp
 
 
 def test_what_is_not_done_is_named_and_the_rest_is_summarised(tmp_path):
-    folder = Folder(tmp_path, STUDY + phenomenon("pocket_math", arms='["rl"]'))
+    folder = Folder(tmp_path, STUDY + hypothesis("pocket_math", arms='["rl"]'))
     folder.evaluated("base", 0, first_right(0.5))
     folder.trained("sft", 0)
     folder.evaluated("sft", 0, first_right(0.75))
@@ -321,7 +321,7 @@ def test_what_is_not_done_is_named_and_the_rest_is_summarised(tmp_path):
 
 
 def test_a_folder_in_which_nothing_is_done_is_summarised(tmp_path):
-    folder = Folder(tmp_path, STUDY + phenomenon("pocket_math"))
+    folder = Folder(tmp_path, STUDY + hypothesis("pocket_math"))
     summary = folder.summarise()
     assert summary.columns == {}
     assert [run.num_seeds for run in summary.runs] == [0, 0, 0, 0]

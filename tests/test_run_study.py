@@ -65,7 +65,7 @@ teacher = "slim.mlp"
 source = {{ kind = "rollout", num_prompts = 4, max_new_tokens = 24 }}
 signal = {{ kind = "reverse_kl" }}
 adapter = {{ kind = "lora", rank = 2 }}
-[[phenomena]]
+[[hypotheses]]
 name = "p"
 statement = "SFT forgets."
 measure = "forgetting"

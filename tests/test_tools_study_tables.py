@@ -43,13 +43,13 @@ def test_a_page_holds_what_the_run_says_and_keeps_what_is_written_by_hand(tmp_pa
     assert page.read_text(encoding="utf-8") == text
 
 
-def test_statements_stand_with_their_verdict_and_every_contrast():
+def test_hypotheses_stand_with_their_verdict_and_every_contrast():
     summary = fake_study()
     text = study_tables.results(summary, 60.0, "abc")
-    for claim in summary.phenomena:
-        assert f"“{claim.statement}” **{claim.verdict}**" in text
-        for name, estimate in claim.contrasts.items():
-            assert f"* {name}: {tables.delta_cell(estimate, claim.margin).text}" in text
+    for hypothesis in summary.hypotheses:
+        assert f"“{hypothesis.statement}” **{hypothesis.verdict}**" in text
+        for name, estimate in hypothesis.contrasts.items():
+            assert f"* {name}: {tables.delta_cell(estimate, hypothesis.margin).text}" in text
 
 
 def test_rewarded_answers_that_had_not_ended_are_told_by_their_largest_share():

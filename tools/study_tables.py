@@ -17,7 +17,7 @@ from markers import between
 from statewise.report import numbers, sentences, tables
 from statewise.report.summary_json import summary_from_json
 from statewise.storage import records
-from statewise.storage.records import PhenomenonSummary, StudySummary
+from statewise.storage.records import HypothesisSummary, StudySummary
 
 PAGE = Path(__file__).parents[1] / "docs" / "studies.md"
 
@@ -41,7 +41,7 @@ def node_seconds(run: Path) -> float:
 
 
 def results(summary: StudySummary, seconds: float, commit: str) -> str:
-    """How it was run, base's scores, gain and forgetting cell by cell, effects, statements."""
+    """How it was run, base's scores, gain and forgetting cell by cell, effects, hypotheses."""
     where = (summary.environment.get(key, "") for key in ("machine", "device", "processes"))
     machine = ", ".join(filter(None, where))
     made = f"`statewise run {summary.name}` at commit {commit}; {machine}; {numbers.duration(seconds)} of one process."
@@ -51,8 +51,8 @@ def results(summary: StudySummary, seconds: float, commit: str) -> str:
         shown += [tables.score_table(summary), tables.base_table(summary)]
     parts += [markdown(table) for table in shown if table is not None]
     parts += [sentences.missing_effects(summary), sentences.identical_states(summary), answers(summary)]
-    parts += [claim(one) for one in summary.phenomena]
-    parts += [sentences.UNRESOLVED_LEGEND, sentences.run_family(summary), sentences.claim_family(summary)]
+    parts += [hypothesis(one) for one in summary.hypotheses]
+    parts += [sentences.UNRESOLVED_LEGEND, sentences.run_family(summary), sentences.hypothesis_family(summary)]
     parts += [f"Problem: {problem}" for problem in summary.problems]
     return "\n" + "\n\n".join(part for part in parts if part) + "\n\n"
 
@@ -94,8 +94,8 @@ def cell(one: tables.Cell) -> str:
     return " ".join(filter(None, (one.text, one.interval, one.mark, one.detail)))
 
 
-def claim(one: PhenomenonSummary) -> str:
-    """A statement, its verdict, and the contrasts that decided."""
+def hypothesis(one: HypothesisSummary) -> str:
+    """A hypothesis, its verdict, and the contrasts that decided."""
     lines = [
         f"* “{one.statement}” **{one.verdict}** ({', '.join(filter(None, (sentences.p_adjusted(one), one.note)))})"
     ]

@@ -58,7 +58,7 @@ class StudyTables(StudyOptions, total=False):
     shared: Table
     arms: Table
     grid: Table
-    phenomena: list[Table]
+    hypotheses: list[Table]
     reference: Table
 
 

@@ -14,6 +14,7 @@ from statewise.config.overrides import split_key
 from statewise.errors import UsageError
 
 Table = dict[str, Any]
+OLD_NAMES = {"phenomena": "hypotheses"}  # sections of a study file, and of a summary, as they were called before
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Place:
         for number, line in enumerate(self.text.splitlines(), start=1):
             if header := re.match(r"\s*\[(\[?)\s*([^\[\]]+?)\s*\]\]?\s*(#.*)?$", line):
                 section = split_key(header[2])
+                section[0] = OLD_NAMES.get(section[0], section[0])
                 if header[1]:  # one of a list of tables
                     counts[header[2]] = counts.get(header[2], -1) + 1
                     section.append(str(counts[header[2]]))

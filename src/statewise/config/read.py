@@ -17,7 +17,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from statewise.config.grid import NAME_PATTERN, check_levels, expand_grid
-from statewise.config.locations import Place
+from statewise.config.locations import OLD_NAMES, Place
 from statewise.config.overrides import ROOTS, apply_override
 from statewise.config.refusals import first_of, keys_of, refusal
 from statewise.config.study import ArmSection, SharedSection, StudyConfig
@@ -95,6 +95,10 @@ def _plain(value: Any) -> Any:
 
 def _resolve(raw: Table, path: Path, text: str, overrides: Iterable[str], is_quick: bool) -> tuple[StudyConfig, Place]:
     """The study of the tables `raw`, which overrides change in place; `text`: the file that holds them, or ""."""
+    for old, name in OLD_NAMES.items():
+        if old in raw and name in raw:
+            raise UsageError(f"{path}: has {old!r} and {name!r}, which are the same section; keep the latter")
+        raw = {OLD_NAMES.get(key, key): value for key, value in raw.items()}
     quick = _quick_of(raw, path) if is_quick else []
     by_quick = f"{Place(path, text).of(['study', 'quick'])}: study.quick"
     called = [(override, by_quick) for override in quick] + [(override, "--set") for override in overrides]
@@ -168,7 +172,7 @@ def _validate(raw: Table, place: Place) -> StudyConfig:
 
 
 def _check_names(config: StudyConfig, place: Place) -> None:
-    """Seeds are different, arms have safe names; teachers and the arms of phenomena exist."""
+    """Seeds are different, arms have safe names; teachers and the arms of hypotheses exist."""
     seeds = config.study.seeds
     if twice := [seed for index, seed in enumerate(seeds) if seed in seeds[:index]]:
         raise UsageError(f"{place.of(['study', 'seeds'])}: seeds: {twice[0]} occurs twice; a seed is run once")
@@ -176,7 +180,7 @@ def _check_names(config: StudyConfig, place: Place) -> None:
         if not re.fullmatch(NAME_PATTERN, name) or name in RESERVED:
             raise UsageError(
                 f"{place.of(['arms', name])}: arm name {name!r} must match {NAME_PATTERN} and not be "
-                f"{', '.join(RESERVED[:-1])} or {RESERVED[-1]}, which name something else in --set and in claims"
+                f"{', '.join(RESERVED[:-1])} or {RESERVED[-1]}, which name something else in --set and in hypotheses"
             )
         if (
             arm.teacher is not None
@@ -186,7 +190,7 @@ def _check_names(config: StudyConfig, place: Place) -> None:
             known = [other for other in config.arms if other != name]
             raise unknown("teacher", arm.teacher, [*known, "base"], place.of(["arms", name, "teacher"]))
     check_levels({name: arm.levels for name, arm in config.arms.items() if arm.levels}, place.of)
-    for index, phenomenon in enumerate(config.phenomena):
-        for key, arm_name in [*(("arms", arm) for arm in phenomenon.arms), ("than", phenomenon.than)]:
+    for index, hypothesis in enumerate(config.hypotheses):
+        for key, arm_name in [*(("arms", arm) for arm in hypothesis.arms), ("than", hypothesis.than)]:
             if arm_name not in config.arms and arm_name != "base":
-                raise unknown("arm", arm_name, [*config.arms, "base"], place.of(["phenomena", index, key]))
+                raise unknown("arm", arm_name, [*config.arms, "base"], place.of(["hypotheses", index, key]))

@@ -222,8 +222,8 @@ class ArmSection(Strict):
         return f"source {self.source.kind!r} with signal {' + '.join(one.signal.kind for one in self.signal)!r}"
 
 
-class PhenomenonSection(Strict):
-    """`[[phenomena]]`: a claim put to the test by contrasts, all of which must hold.
+class HypothesisSection(Strict):
+    """`[[hypotheses]]`: a hypothesis put to the test by contrasts, all of which must hold.
 
     `measure`: a task (its score; for the target also `task:sampled`, its sampled answers) or `forgetting` (mean F).
     `comparison = "more"`: arm minus `than` is above `margin`; `"less"`: it is below `margin`. `than` may be `base`.
@@ -253,5 +253,5 @@ class StudyConfig(Strict):
     study: StudySection
     shared: SharedSection = SharedSection()
     arms: Annotated[dict[str, ArmSection], Field(min_length=1)]
-    phenomena: list[PhenomenonSection] = []
+    hypotheses: list[HypothesisSection] = []
     reference: ReferenceSection | None = None

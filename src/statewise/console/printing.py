@@ -52,8 +52,9 @@ class CleanStream:
 
 
 def plural(count: int, noun: str) -> str:
-    """The count with its noun: 1 seed, 3 seeds."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+    """The count with its noun: 1 seed, 3 seeds, 3 hypotheses."""
+    many = f"{noun.removesuffix('is')}es" if noun.endswith("is") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else many}"
 
 
 def clean_streams() -> None:

@@ -1,4 +1,4 @@
-"""What a study promises and a plan must keep: arms differ in declared factors only, claims measure what is measured."""
+"""What a study promises and a plan must keep: arms differ in declared factors only, what is tested is measured."""
 
 from __future__ import annotations
 
@@ -77,17 +77,17 @@ def _prefixes(key: str) -> Iterator[str]:
 
 
 def check_measures(config: StudyConfig, place: Place) -> None:
-    """Refuse a claim about something that the study does not measure; call it when the tasks are known to exist.
+    """Refuse a hypothesis about something that the study does not measure; call it when the tasks are known to exist.
 
     Raises:
-        UsageError: names the claim and the nearest measure.
+        UsageError: names the hypothesis and the nearest measure.
     """
     target, retention = config.shared.target, config.shared.retention
     measures = [target, f"{target}:greedy", f"{target}:sampled", *retention, *(["forgetting"] if retention else [])]
-    for index, phenomenon in enumerate(config.phenomena):
-        if phenomenon.measure not in measures:
-            where = place.of(["phenomena", index, "measure"])
-            raise unknown("measure", phenomenon.measure, measures, f"{where}: [[phenomena]] {phenomenon.name!r}")
+    for index, hypothesis in enumerate(config.hypotheses):
+        if hypothesis.measure not in measures:
+            where = place.of(["hypotheses", index, "measure"])
+            raise unknown("measure", hypothesis.measure, measures, f"{where}: [[hypotheses]] {hypothesis.name!r}")
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

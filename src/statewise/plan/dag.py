@@ -92,7 +92,7 @@ def make_plan(config: StudyConfig, model: Path, where: str | Place, *, is_dry: b
 
     Raises:
         UsageError: an unknown or misconfigured source or signal, a teacher missing, unused or circular, arms that
-            differ outside the declared factors, or a claim about what is not measured.
+            differ outside the declared factors, or a hypothesis about what is not measured.
     """
     place = where if isinstance(where, Place) else Place(Path(where))
     sources = {name: arm.source for name, arm in config.arms.items()}

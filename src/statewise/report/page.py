@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from statewise.report import design, figures, numbers, sentences, tables
 from statewise.report.text import clean, keep_together
-from statewise.storage.records import PhenomenonSummary, StudySummary, write_bytes
+from statewise.storage.records import HypothesisSummary, StudySummary, write_bytes
 
 TEMPLATE = "report.html.jinja"
 FILE_NAME = "report.html"
@@ -40,7 +40,7 @@ def render_page(summary: StudySummary) -> str:
         answer=keep_together(f"{sentences.scope(summary)} {sentences.outcome(summary)}"),
         seeds_note=sentences.seeds_note(summary),
         legend=sentences.UNRESOLVED_LEGEND,
-        claims=[_claim(claim) for claim in summary.phenomena],
+        hypotheses=[_hypothesis(hypothesis) for hypothesis in summary.hypotheses],
         cells=_cells(summary),
         effects=tables.effect_table(summary),
         missing_effects=sentences.missing_effects(summary),
@@ -57,7 +57,7 @@ def render_page(summary: StudySummary) -> str:
             (run.label, run.recipe, tables.label_of(summary, run.teacher) or numbers.NOTHING) for run in summary.runs
         ],
         methods=sentences.methods(summary),
-        claim_family=sentences.claim_family(summary),
+        hypothesis_family=sentences.hypothesis_family(summary),
         run_family=sentences.run_family(summary),
     )
 
@@ -85,25 +85,25 @@ def _clean_unless_markup(value: Any) -> Any:
     return clean(value) if type(value) is str else value  # markup is a subclass of str
 
 
-def _claim(claim: PhenomenonSummary) -> dict[str, Any]:
+def _hypothesis(hypothesis: HypothesisSummary) -> dict[str, Any]:
     return {
-        "name": claim.name,
-        "statement": claim.statement,
-        "verdict": claim.verdict,
-        "kind": claim.verdict.replace(" ", "-") if claim.verdict in sentences.VERDICTS else "other",
-        "sign": sentences.verdict_mark(claim),
-        "test": claim.test,
-        "scope": sentences.scope_of_claim(claim),
-        "p": sentences.p_adjusted(claim),
-        "note": claim.note,
+        "name": hypothesis.name,
+        "statement": hypothesis.statement,
+        "verdict": hypothesis.verdict,
+        "kind": hypothesis.verdict.replace(" ", "-") if hypothesis.verdict in sentences.VERDICTS else "other",
+        "sign": sentences.verdict_mark(hypothesis),
+        "test": hypothesis.test,
+        "scope": sentences.scope_of_hypothesis(hypothesis),
+        "p": sentences.p_adjusted(hypothesis),
+        "note": hypothesis.note,
         "contrasts": [
             {
                 "name": name,
-                "cell": tables.delta_cell(estimate, claim.margin),
+                "cell": tables.delta_cell(estimate, hypothesis.margin),
                 "size": sentences.size(estimate),
-                "missing": sentences.missing_data(estimate, claim.margin),
+                "missing": sentences.missing_data(estimate, hypothesis.margin),
             }
-            for name, estimate in claim.contrasts.items()
+            for name, estimate in hypothesis.contrasts.items()
         ],
     }
 

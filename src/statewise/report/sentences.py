@@ -9,12 +9,12 @@ import math
 
 from statewise.console.printing import plural
 from statewise.report import design, numbers, tables
-from statewise.storage.records import LEVEL, Estimate, Largest, PhenomenonSummary, RunSummary, StudySummary
+from statewise.storage.records import LEVEL, Estimate, HypothesisSummary, Largest, RunSummary, StudySummary
 
 VERDICTS = ("holds", "does not hold", "not resolved")
-# What few training seeds leave open of a statement.
+# What few training seeds leave open of a hypothesis.
 SCOPES = {
-    1: "One training seed: a statement about these weights alone. Another seed of the same recipe may differ.",
+    1: "One training seed: a hypothesis about these weights alone. Another seed of the same recipe may differ.",
     2: "Two training seeds: how far seeds differ is known from one pair alone. Run at least three.",
 }
 VERDICT_MARKS = {"holds": "●", "does not hold": "○", "not resolved": "◐"}
@@ -41,12 +41,12 @@ def scope(summary: StudySummary) -> str:
 def outcome(summary: StudySummary) -> str:
     """The verdicts counted, and the largest gain and forgetting, each with an interval that holds for all runs."""
     parts = []
-    if summary.phenomena:
-        counts = [(sum(claim.verdict == verdict for claim in summary.phenomena), verdict) for verdict in VERDICTS]
+    if summary.hypotheses:
+        counts = [(sum(one.verdict == verdict for one in summary.hypotheses), verdict) for verdict in VERDICTS]
         counted = ", ".join(f"{count} {_verb(verdict, count)}" for count, verdict in counts if count)
-        of_one_seed = [_num_seeds(claim) == 1 for claim in summary.phenomena]
+        of_one_seed = [_num_seeds(hypothesis) == 1 for hypothesis in summary.hypotheses]
         weights = f", {'' if all(of_one_seed) else 'some '}of the weights of one seed" if any(of_one_seed) else ""
-        parts.append(f"Of {plural(len(summary.phenomena), 'statement')} put to the test{weights}: {counted}.")
+        parts.append(f"Of {plural(len(summary.hypotheses), 'hypothesis')} put to the test{weights}: {counted}.")
     parts += [_largest(summary, largest) for largest in summary.largest if summary.columns]
     diverged = [run.label for run in summary.runs if run.num_diverged]
     if diverged:
@@ -68,23 +68,23 @@ def size(estimate: Estimate) -> str:
     return f"{level}n = {estimate.num_items:,}, {plural(estimate.num_seeds, 'seed')}"
 
 
-def scope_of_claim(claim: PhenomenonSummary) -> str:
-    """What the statement is about, where few training seeds narrow it; else empty."""
-    return SCOPES.get(_num_seeds(claim), "")
+def scope_of_hypothesis(hypothesis: HypothesisSummary) -> str:
+    """What the hypothesis is about, where few training seeds narrow it; else empty."""
+    return SCOPES.get(_num_seeds(hypothesis), "")
 
 
-def p_adjusted(claim: PhenomenonSummary) -> str:
+def p_adjusted(hypothesis: HypothesisSummary) -> str:
     """The p-value that the verdict is taken from; empty in a record without one."""
-    return "" if claim.p_adjusted is None else f"p = {numbers.p_value(claim.p_adjusted)}"
+    return "" if hypothesis.p_adjusted is None else f"p = {numbers.p_value(hypothesis.p_adjusted)}"
 
 
-def claim_family(summary: StudySummary) -> str:
-    """How the statements are held together; empty for one alone."""
-    if len(summary.phenomena) < 2:
+def hypothesis_family(summary: StudySummary) -> str:
+    """How the hypotheses are held together; empty for one alone."""
+    if len(summary.hypotheses) < 2:
         return ""
     return (
-        f"The {len(summary.phenomena)} statements are one family: Holm’s procedure keeps the chance of any false "
-        "verdict among them at .05. Their p is adjusted; an interval has the level that decided its statement."
+        f"The {len(summary.hypotheses)} hypotheses are one family: Holm’s procedure keeps the chance of any false "
+        "verdict among them at .05. Their p is adjusted; an interval has the level that decided its hypothesis."
     )
 
 
@@ -152,9 +152,9 @@ def methods(summary: StudySummary) -> dict[str, list[str]]:
     return used
 
 
-def verdict_mark(claim: PhenomenonSummary) -> str:
+def verdict_mark(hypothesis: HypothesisSummary) -> str:
     """A sign beside the verdict's words; it stands for nothing that the words do not say."""
-    return VERDICT_MARKS.get(claim.verdict, "·")
+    return VERDICT_MARKS.get(hypothesis.verdict, "·")
 
 
 def _items(summary: StudySummary, column: str) -> str:
@@ -162,8 +162,8 @@ def _items(summary: StudySummary, column: str) -> str:
     return "not evaluated" if counts == numbers.NOTHING else f"n = {counts}"
 
 
-def _num_seeds(claim: PhenomenonSummary) -> int:
-    return min((estimate.num_seeds for estimate in claim.contrasts.values()), default=0)
+def _num_seeds(hypothesis: HypothesisSummary) -> int:
+    return min((estimate.num_seeds for estimate in hypothesis.contrasts.values()), default=0)
 
 
 def _verb(verdict: str, count: int) -> str:

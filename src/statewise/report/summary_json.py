@@ -12,6 +12,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from statewise.config.locations import OLD_NAMES
 from statewise.errors import UsageError, unknown
 from statewise.storage import integrity
 from statewise.storage.integrity import NOT_VERIFIED, SEAL
@@ -39,7 +40,8 @@ def summary_from_json(value: dict[str, Any]) -> StudySummary:
     """
     _check(isinstance(value, dict), "an object", value, "summary")
     about_files = (SEAL, "files")  # digests, which whoever reads the file has compared
-    summary = _read(StudySummary, {key: one for key, one in value.items() if key not in about_files}, "summary")
+    named = {OLD_NAMES.get(key, key): one for key, one in value.items() if key not in about_files}
+    summary = _read(StudySummary, named, "summary")
     assert isinstance(summary, StudySummary)
     return summary
 

@@ -330,7 +330,7 @@ def all_estimates(summary: StudySummary) -> dict[str, list[Estimate | DriftEstim
         "forgetting F": [run.forgetting for run in runs],
         "retention ratio": [run.retention_ratio for run in runs],
         "drift": [drift for run in runs for drift in run.drift.values()],
-        "contrasts of the statements": [e for claim in summary.phenomena for e in claim.contrasts.values()],
+        "contrasts of the hypotheses": [e for hypothesis in summary.hypotheses for e in hypothesis.contrasts.values()],
     }
     present = {name: [estimate for estimate in group if estimate is not None] for name, group in groups.items()}
     return {name: group for name, group in present.items() if group}

@@ -20,7 +20,7 @@ from rich.text import Text
 from statewise.console.printing import printable, uncleaned
 from statewise.report import sentences, tables
 from statewise.report.text import clean, to_ascii
-from statewise.storage.records import PhenomenonSummary, StudySummary
+from statewise.storage.records import HypothesisSummary, StudySummary
 
 VERDICT_STYLES = {"holds": "bold cyan", "does not hold": "bold magenta", "not resolved": "bold yellow"}
 
@@ -144,30 +144,31 @@ def _width(text: str) -> int:
 
 
 def _print_verdicts(console: Console, summary: StudySummary) -> None:
-    if not summary.phenomena:
+    if not summary.hypotheses:
         return
     console.print()
     print_line(console, "Statements put to the test", "bold")
-    if family := sentences.claim_family(summary):
+    if family := sentences.hypothesis_family(summary):
         print_line(console, family, "dim")
-    for claim in summary.phenomena:
+    for hypothesis in summary.hypotheses:
         console.print()
-        _print_verdict(console, claim)
+        _print_verdict(console, hypothesis)
 
 
-def _print_verdict(console: Console, claim: PhenomenonSummary) -> None:
-    head = _text(console, f"{sentences.verdict_mark(claim)} {claim.verdict}", VERDICT_STYLES.get(claim.verdict, "bold"))
-    head.append("  ").append_text(_text(console, claim.name, "bold"))
-    if p := sentences.p_adjusted(claim):
+def _print_verdict(console: Console, hypothesis: HypothesisSummary) -> None:
+    style = VERDICT_STYLES.get(hypothesis.verdict, "bold")
+    head = _text(console, f"{sentences.verdict_mark(hypothesis)} {hypothesis.verdict}", style)
+    head.append("  ").append_text(_text(console, hypothesis.name, "bold"))
+    if p := sentences.p_adjusted(hypothesis):
         head.append("  ").append_text(_text(console, p))
     console.print(head)
-    lines = [line for line in (claim.statement, sentences.scope_of_claim(claim)) if line]
-    for name, estimate in claim.contrasts.items():
-        cell = tables.delta_cell(estimate, claim.margin)
+    lines = [line for line in (hypothesis.statement, sentences.scope_of_hypothesis(hypothesis)) if line]
+    for name, estimate in hypothesis.contrasts.items():
+        cell = tables.delta_cell(estimate, hypothesis.margin)
         lines.append(
-            f"{name}: {cell.line}, {sentences.size(estimate)}. {sentences.missing_data(estimate, claim.margin)}"
+            f"{name}: {cell.line}, {sentences.size(estimate)}. {sentences.missing_data(estimate, hypothesis.margin)}"
         )
-    lines += [f"Test: {claim.test}"] * bool(claim.test) + [claim.note] * bool(claim.note)
+    lines += [f"Test: {hypothesis.test}"] * bool(hypothesis.test) + [hypothesis.note] * bool(hypothesis.note)
     for line in lines:
         console.print(Padding(_text(console, line), (0, 0, 0, 2), expand=False))
 

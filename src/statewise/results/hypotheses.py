@@ -1,4 +1,4 @@
-"""What a study puts to the test, and what is held together: its claims, and the gain and the F of its runs.
+"""What a study puts to the test, and what is held together: its hypotheses, and the gain and the F of its runs.
 
 Every family keeps the chance of any false verdict at α = .05 by Holm's procedure. A verdict and the interval beside it
 come from one p-value, at the level that decided, so that they cannot contradict each other.
@@ -9,28 +9,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from statewise.config.study import PhenomenonSection
+from statewise.config.study import HypothesisSection
 from statewise.plan.dag import BASE
 from statewise.results.intervals import Evidence, weigh_forgetting
 from statewise.results.measured import FORGETTING, GAIN, Measured
-from statewise.storage.records import LEVEL, Largest, PhenomenonSummary, RunSummary
+from statewise.storage.records import LEVEL, HypothesisSummary, Largest, RunSummary
 
 ALPHA = 1 - LEVEL
 
 
 @dataclass(frozen=True)
 class _Tested:
-    """A claim with what the data say of each contrast; `p`: two-sided, that none of its verdicts is due."""
+    """A hypothesis with what the data say of each contrast; `p`: two-sided, that none of its verdicts is due."""
 
-    claim: PhenomenonSection
+    hypothesis: HypothesisSection
     evidence: dict[str, Evidence]
     verdict: str
     p: float
 
     def is_claimed(self, evidence: Evidence) -> bool:
         """Whether the value lies on the claimed side of the margin."""
-        beyond = evidence.value - self.claim.margin
-        return beyond > 0 if self.claim.comparison == "more" else beyond < 0
+        beyond = evidence.value - self.hypothesis.margin
+        return beyond > 0 if self.hypothesis.comparison == "more" else beyond < 0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -46,18 +46,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def judge_claims(measured: Measured) -> tuple[PhenomenonSummary, ...]:
-    """The verdicts of a study's claims, held together by Holm's procedure."""
-    tested = [_test(measured, claim) for claim in measured.config.phenomena]
+def judge_hypotheses(measured: Measured) -> tuple[HypothesisSummary, ...]:
+    """The verdicts of a study's hypotheses, held together by Holm's procedure."""
+    tested = [_test(measured, hypothesis) for hypothesis in measured.config.hypotheses]
     return conclude(tested)
 
 
-def conclude(tested: Sequence[_Tested]) -> tuple[PhenomenonSummary, ...]:
-    """Adjusted p-values, verdicts, and each interval at the level at which its claim was decided."""
+def conclude(tested: Sequence[_Tested]) -> tuple[HypothesisSummary, ...]:
+    """Adjusted p-values, verdicts, and each interval at the level at which its hypothesis was decided."""
     adjusted = holm([one.p for one in tested])
     num_resolved = sum(p < ALPHA for p in adjusted)
     order = sorted(range(len(tested)), key=lambda index: tested[index].p)
-    concluded: dict[int, PhenomenonSummary] = {}
+    concluded: dict[int, HypothesisSummary] = {}
     for rank, index in enumerate(order):
         # Holm stops at the first p that is too large; all that follow are judged as that one was.
         alpha = ALPHA / (len(tested) - min(rank, num_resolved))
@@ -65,18 +65,18 @@ def conclude(tested: Sequence[_Tested]) -> tuple[PhenomenonSummary, ...]:
     return tuple(concluded[index] for index in range(len(tested)))
 
 
-def weigh_claim(claim: PhenomenonSection, evidence: dict[str, Evidence]) -> _Tested:
-    """One claim by itself: it holds if every contrast lies beyond the margin, not if one lies on the other side.
+def weigh_hypothesis(hypothesis: HypothesisSection, evidence: dict[str, Evidence]) -> _Tested:
+    """One hypothesis by itself: it holds if every contrast lies beyond the margin, not if one lies on the other side.
 
     The first is an intersection–union test (Berger 1982): each contrast at α keeps α for all. The second takes the best
     of K contrasts, so that its p is K times the smallest (Bonferroni).
     """
-    found = _Tested(claim, evidence, "holds", 1.0)
-    against = [one.p_value(claim.margin) for one in evidence.values() if not found.is_claimed(one)]
+    found = _Tested(hypothesis, evidence, "holds", 1.0)
+    against = [one.p_value(hypothesis.margin) for one in evidence.values() if not found.is_claimed(one)]
     if against:
-        return replace(found, verdict="does not hold", p=min(1.0, len(claim.arms) * min(against)))
-    is_complete = len(evidence) == len(claim.arms)
-    return replace(found, p=max(one.p_value(claim.margin) for one in evidence.values())) if is_complete else found
+        return replace(found, verdict="does not hold", p=min(1.0, len(hypothesis.arms) * min(against)))
+    is_complete = len(evidence) == len(hypothesis.arms)
+    return replace(found, p=max(one.p_value(hypothesis.margin) for one in evidence.values())) if is_complete else found
 
 
 @dataclass(frozen=True)
@@ -133,43 +133,43 @@ def hold_together(runs: Sequence[RunSummary], families: Sequence[RunFamily], tar
     return tuple(held)
 
 
-def _test(measured: Measured, claim: PhenomenonSection) -> _Tested:
+def _test(measured: Measured, hypothesis: HypothesisSection) -> _Tested:
     evidence = {}
-    for arm in claim.arms:
-        seeds = measured.seeds_of(arm, claim.than, BASE)
-        if seeds and measured.has(claim.measure):
-            evidence[f"{arm} - {claim.than}"] = _weigh(measured, claim, arm, seeds)
-    return weigh_claim(claim, evidence)
+    for arm in hypothesis.arms:
+        seeds = measured.seeds_of(arm, hypothesis.than, BASE)
+        if seeds and measured.has(hypothesis.measure):
+            evidence[f"{arm} - {hypothesis.than}"] = _weigh(measured, hypothesis, arm, seeds)
+    return weigh_hypothesis(hypothesis, evidence)
 
 
-def _weigh(measured: Measured, claim: PhenomenonSection, arm: str, seeds: list[int]) -> Evidence:
-    if claim.measure == FORGETTING:
-        return _forgetting(measured, arm, claim.than, seeds)
-    task, _, decoding = claim.measure.partition(":")
-    return measured.difference(measured.primary(task, decoding or None), arm, claim.than, seeds)
+def _weigh(measured: Measured, hypothesis: HypothesisSection, arm: str, seeds: list[int]) -> Evidence:
+    if hypothesis.measure == FORGETTING:
+        return _forgetting(measured, arm, hypothesis.than, seeds)
+    task, _, decoding = hypothesis.measure.partition(":")
+    return measured.difference(measured.primary(task, decoding or None), arm, hypothesis.than, seeds)
 
 
 def _forgetting(measured: Measured, arm: str, than: str, seeds: list[int]) -> Evidence:
     return weigh_forgetting(measured.retained(than, seeds), measured.retained(arm, seeds))
 
 
-def _summary(tested: _Tested, p_adjusted: float, alpha: float, num_claims: int) -> PhenomenonSummary:
-    claim = tested.claim
-    levels = {True: 1 - alpha, False: 1 - alpha / len(claim.arms)}
-    side = "above" if claim.comparison == "more" else "below"
-    rule = f"paired difference of {claim.measure} {side} {claim.margin:g}, two-sided"
-    if len(claim.arms) > 1:
-        rule += f"; holds: every contrast is; does not hold: one lies on the other side (p × {len(claim.arms)})"
-    notes = [claim.note] * bool(claim.note)
-    if len(tested.evidence) < len(claim.arms):
-        notes.append("an arm of this claim has no scores of this measure")
-    return PhenomenonSummary(
-        name=claim.name,
-        statement=claim.statement,
+def _summary(tested: _Tested, p_adjusted: float, alpha: float, num_hypotheses: int) -> HypothesisSummary:
+    hypothesis = tested.hypothesis
+    levels = {True: 1 - alpha, False: 1 - alpha / len(hypothesis.arms)}
+    side = "above" if hypothesis.comparison == "more" else "below"
+    rule = f"paired difference of {hypothesis.measure} {side} {hypothesis.margin:g}, two-sided"
+    if len(hypothesis.arms) > 1:
+        rule += f"; holds: every contrast is; does not hold: one lies on the other side (p × {len(hypothesis.arms)})"
+    notes = [hypothesis.note] * bool(hypothesis.note)
+    if len(tested.evidence) < len(hypothesis.arms):
+        notes.append("an arm of this hypothesis has no scores of this measure")
+    return HypothesisSummary(
+        name=hypothesis.name,
+        statement=hypothesis.statement,
         verdict=tested.verdict if p_adjusted < ALPHA else "not resolved",
-        test=rule + (f"; Holm over the {num_claims} statements of the study" if num_claims > 1 else ""),
+        test=rule + (f"; Holm over the {num_hypotheses} hypotheses of the study" if num_hypotheses > 1 else ""),
         contrasts={name: one.estimate(levels[tested.is_claimed(one)]) for name, one in tested.evidence.items()},
-        margin=claim.margin,
+        margin=hypothesis.margin,
         note="; ".join(notes),
         p_adjusted=p_adjusted,
     )

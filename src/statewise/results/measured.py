@@ -41,7 +41,7 @@ class Measured:
         return next(c for c in self.columns if _is_of(c, task, decoding))
 
     def has(self, measure: str) -> bool:
-        """Whether a claim's measure was scored: a task that scores given choices has no sampled answers."""
+        """Whether a hypothesis's measure was scored: a task that scores given choices has no sampled answers."""
         task, _, decoding = measure.partition(":")
         return measure == FORGETTING or any(_is_of(c, task, decoding or None) for c in self.columns)
 

@@ -22,7 +22,7 @@ from statewise.folder.store import Store
 from statewise.plan.dag import BASE, Node, Plan
 from statewise.plan.estimate import plan_budgets
 from statewise.results.effects import Cell, estimate_effects
-from statewise.results.hypotheses import hold_together, judge_claims, weigh_runs
+from statewise.results.hypotheses import hold_together, judge_hypotheses, weigh_runs
 from statewise.results.intervals import (
     estimate_retention_ratio,
     estimate_score,
@@ -63,7 +63,7 @@ def summarise(plan: Plan, store: Store, environment: dict[str, str]) -> StudySum
         retention=tuple(column.key for column in measured.retention),
         protocols=next((dict(result["protocols"]) for result in evaluated.values()), {}),
         runs=hold_together(runs, families, target),
-        phenomena=judge_claims(measured),
+        hypotheses=judge_hypotheses(measured),
         environment=environment,
         reference_label=reference.label if reference else "",
         reference_headings=tuple(reference.headings) if reference else (),

@@ -285,11 +285,11 @@ class EffectTable:
 
 
 @dataclass(frozen=True)
-class PhenomenonSummary:
-    """One claim put to the test. `verdict`: "holds", "does not hold" or "not resolved".
+class HypothesisSummary:
+    """One hypothesis put to the test. `verdict`: "holds", "does not hold" or "not resolved".
 
     Every contrast is compared with `margin`, not with 0; its interval has the level that decided. `p_adjusted`: the
-    claim's two-sided p, held together with the study's other claims (Holm).
+    hypothesis's two-sided p, held together with the study's other hypotheses (Holm).
     """
 
     name: str
@@ -332,7 +332,7 @@ class StudySummary:
     retention: tuple[str, ...]
     protocols: dict[str, str]
     runs: tuple[RunSummary, ...]
-    phenomena: tuple[PhenomenonSummary, ...]
+    hypotheses: tuple[HypothesisSummary, ...]
     environment: dict[str, str]
     reference_label: str = ""
     reference_headings: tuple[str, ...] = ()
