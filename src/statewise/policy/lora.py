@@ -72,7 +72,7 @@ def add_adapter(model: PreTrainedModel, name: str, rank: int, alpha: float, seed
     """
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(_linear_names(model)), lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed % 2**63)
+        torch.default_generator.manual_seed(seed % 2**63)  # the CPU's alone: `torch.manual_seed` seeds a GPU's as well
         _inject(config, model, name)
     added = _parameters(model, name)
     for parameter in model.parameters():
