@@ -1,10 +1,12 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+from study_fixture import small_plan
 
 from statewise.errors import UsageError
 from statewise.policy import device
 from statewise.policy.device import choose_device, choose_dtype
+from statewise.run.run import run_study
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -38,6 +40,13 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu(no_gpu):
 def test_a_gpu_that_is_not_there_is_refused_and_not_replaced(no_gpu):
     with pytest.raises(UsageError, match='device "cuda": torch sees no GPU'):
         choose_device("cuda")
+
+
+def test_a_run_on_a_gpu_that_is_not_there_is_refused_before_its_folder_is_made(no_gpu, tmp_path):
+    plan = small_plan(tmp_path, "shared.device='cuda'")
+    with pytest.raises(UsageError, match='device "cuda": torch sees no GPU'):
+        run_study(plan, tmp_path / "run", print)
+    assert not (tmp_path / "run").exists()
 
 
 def test_mistyped_settings_are_answered_with_the_nearest_one(tmp_path):

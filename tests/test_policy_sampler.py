@@ -8,7 +8,7 @@ from conftest import PADDED_VOCAB
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from statewise.batch import Trajectory, collate
-from statewise.errors import UsageError
+from statewise.errors import OutOfMemoryError, UsageError
 from statewise.policy import sampler
 from statewise.policy.load import Policy, copy_policy
 from statewise.policy.sampler import Sampling, draw, sample
@@ -292,3 +292,31 @@ def test_sampling_leaves_generators_modes_and_gradients_alone(toy_policy):
 def test_settings_out_of_range_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         Sampling(**options)
+
+
+def short_of_memory(monkeypatch, most_rows):
+    """A device that holds `most_rows` rows; returns the numbers of rows that were tried."""
+    real, tried = sampler._sample_group, []
+
+    def limited(policy, prompts, keys, sampling):
+        tried.append(len(prompts))
+        if len(prompts) > most_rows:
+            raise torch.OutOfMemoryError("no memory")
+        return real(policy, prompts, keys, sampling)
+
+    monkeypatch.setattr(sampler, "_sample_group", limited)
+    return tried
+
+
+def test_rows_that_do_not_fit_the_memory_are_halved_and_the_texts_are_the_same(ending_policy, monkeypatch):
+    prompts, keys = random_prompts(11), keys_for(11)
+    whole = sample(ending_policy, prompts, keys, Sampling())
+    tried = short_of_memory(monkeypatch, 3)
+    assert [r.token_ids for r in sample(ending_policy, prompts, keys, Sampling())] == [r.token_ids for r in whole]
+    assert tried == [11, 5, 2, 2, 2, 2, 2, 1]
+
+
+def test_a_single_row_that_does_not_fit_the_memory_is_told(ending_policy, monkeypatch):
+    short_of_memory(monkeypatch, 0)
+    with pytest.raises(OutOfMemoryError, match=r"one text of 3 \+ 7 tokens does not fit .*lower max_new_tokens"):
+        sample(ending_policy, [(1, 2, 3)], [0], Sampling(max_new_tokens=7))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from statewise.errors import DivergedError, UsageError
+from statewise.errors import DivergedError, OutOfMemoryError, UsageError
 from statewise.policy.cache import BlockCache
 from statewise.policy.engine import InProcessEngine
 from statewise.policy.load import Policy, eval_mode
@@ -100,6 +100,7 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], keys: Sequence[int]
 
     Raises:
         UsageError: a prompt that is empty or does not fit, or not one key a prompt.
+        OutOfMemoryError: not even one row fits the device's memory; before, half as many are tried, again and again.
     """
     check_prompts(policy, prompts, keys)
     # Neighbours of equal length waste no padding; neighbours with equal prompts share one prefill.
@@ -108,11 +109,22 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], keys: Sequence[int]
     with torch.no_grad(), eval_mode(policy), active(policy):
         lengths = [len(prompt) for prompt in prompts]
         max_rows = min(sampling.max_rows, rows_within(policy, max(lengths, default=0) + sampling.max_new_tokens))
-        for start in range(0, len(order), max_rows):
-            group = order[start : start + max_rows]
+        while len(rollouts) < len(order):
+            group = order[len(rollouts) : len(rollouts) + max_rows]
             texts = [tuple(int(token) for token in prompts[row]) for row in group]
-            written = _sample_group(policy, texts, [keys[row] for row in group], sampling)
-            rollouts.update(zip(group, written, strict=True))
+            try:
+                written = _sample_group(policy, texts, [keys[row] for row in group], sampling)
+            except torch.OutOfMemoryError as error:
+                if len(group) == 1:
+                    raise OutOfMemoryError(
+                        f"sampling: one text of {len(texts[0])} + {sampling.max_new_tokens} tokens does not fit the "
+                        f"device's memory ({error}); lower max_new_tokens"
+                    ) from None
+                written = []
+            if not written:  # outside of the handler, whose traceback would keep the tensors of the failed pass alive
+                max_rows = len(group) // 2
+                torch.cuda.empty_cache()
+            rollouts.update(zip(group[: len(written)], written, strict=True))
     return [rollouts[row] for row in range(len(prompts))]
 
 

@@ -41,6 +41,7 @@ def run_study(
     """
     if plan.is_dry:
         raise UsageError("a dry plan does not know the weights and cannot be run; plan again without is_dry")
+    _check_device(plan)
     check_materials(plan)
     store, workers = Store(folder), choose_workers(plan, num_workers)
     with store.lock():
@@ -66,6 +67,15 @@ def run_study(
         summary = replace(summary, problems=(*failures, *summary.problems))
         write_summary(summary, store)
     return outcome, summary
+
+
+def _check_device(plan: Plan) -> None:
+    """Refuse a device or precision that this machine does not have, before the first node would."""
+    shared = plan.config.shared
+    if shared.device == "cuda" or shared.dtype == "bfloat16":  # else there is none to refuse, and torch takes seconds
+        from statewise.policy.device import choose_device, choose_dtype
+
+        choose_dtype(shared.dtype, choose_device(shared.device), plan.model)
 
 
 def _is_scored(node: Node, outcome: Outcome) -> bool:
