@@ -1,4 +1,4 @@
-"""A study that runs in milliseconds: its nodes write what real ones do, in one process, from nothing but their keys."""
+"""A study that runs in milliseconds: its jobs write what real ones do, in one process, from nothing but their keys."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from study_fixture import STUDY, fake_model, small_plan
 from statewise.batch import Trajectory, collate
 from statewise.folder.store import Store
 from statewise.loop.recorder import Recorder
-from statewise.run import executor, nodes, run, worker
-from statewise.run.nodes import Workplace, run_node
+from statewise.run import executor, jobs, run, worker
+from statewise.run.jobs import Workplace, run_job
 from statewise.storage import records
 
 TASKS = {
@@ -27,23 +27,23 @@ def numbers(*words) -> np.random.Generator:
     return np.random.default_rng(int(records.digest_json(list(map(str, words)))[:8], 16))
 
 
-def fake_train(place, node, observer):
-    folder, arm = place.store.arm_folder(node.arm, node.seed), place.plan.config.arms[node.arm]
-    nodes._start_afresh_if_changed(place, node)
+def fake_train(place, job, observer):
+    folder, arm = place.store.arm_folder(job.arm, job.seed), place.plan.config.arms[job.arm]
+    jobs._start_afresh_if_changed(place, job)
     teacher = b""
     if arm.teacher:
-        place.needed("train", arm.teacher, node.seed)
-        teacher = (place.store.arm_folder(arm.teacher, node.seed) / "model" / "model.safetensors").read_bytes()
+        place.needed("train", arm.teacher, job.seed)
+        teacher = (place.store.arm_folder(arm.teacher, job.seed) / "model" / "model.safetensors").read_bytes()
     recorder = Recorder(folder)
     recorder.rewind(0, recorder.state_hash, recorder.reward_hash)
     for step in range(4):
-        tokens = tuple(numbers(node.arm, step).integers(1, 9, 5).tolist())
+        tokens = tuple(numbers(job.arm, step).integers(1, 9, 5).tolist())
         states = collate([Trajectory(tokens, 2, step, "dataset", "data")])
         recorder.states(step, states, [])
         recorder.step(step, {"loop/loss_nats": 1.0 + step}, {"loop/update_s": 0.1})
         if step % 2:
             recorder.flush(step + 1)
-    weights = numbers(node.arm, records.digest_json([node.arm, teacher.hex()])).bytes(64)
+    weights = numbers(job.arm, records.digest_json([job.arm, teacher.hex()])).bytes(64)
     records.write_bytes(folder / "model" / "model.safetensors", weights)
     records.write_bytes(folder / "model" / "config.json", b"{}\n")
     hashes = {"state_hash": recorder.state_hash, "reward_hash": recorder.reward_hash}
@@ -51,11 +51,11 @@ def fake_train(place, node, observer):
     return {"status": "trained", "num_parameters": 9, "num_trainable": 9, **hashes, "budget": budget}
 
 
-def fake_evaluate(place, node, observer):
-    folder, seed = place.store.arm_folder(node.arm, node.seed), node.seed
+def fake_evaluate(place, job, observer):
+    folder, seed = place.store.arm_folder(job.arm, job.seed), job.seed
     weights = b""
-    if node.arm != "base":
-        place.needed("train", node.arm, seed)
+    if job.arm != "base":
+        place.needed("train", job.arm, seed)
         place.needed("evaluate", "base", seed)
         weights = (folder / "model" / "model.safetensors").read_bytes()
     for task, (decoding, metric) in TASKS.items():
@@ -66,9 +66,9 @@ def fake_evaluate(place, node, observer):
         ]
         records.write_table(folder / "evals" / f"{task}.parquet", rows, records.ITEM_SCHEMA)
     row = {"prompt_index": 0, "prompt_ids": [1], "token_ids": [2], "logprobs": [-1.0], "is_finished": True}
-    for name in ["rollouts"] + ["rollouts_again"] * (node.arm == "base"):
+    for name in ["rollouts"] + ["rollouts_again"] * (job.arm == "base"):
         records.write_table(folder / f"{name}.parquet", [row], records.ROLLOUT_SCHEMA)
-    if node.arm != "base":
+    if job.arm != "base":
         value = {"value": 0.25, "floor": 0.05, "p_value": 0.05, "num_rollouts": 8, "num_states": 32}
         records.write_json(folder / "drift.json", {"mmd": value})
     protocols = dict.fromkeys(TASKS, "0-shot")
@@ -76,19 +76,19 @@ def fake_evaluate(place, node, observer):
 
 
 def execute_here(plan, store, costs, on_event, workers):
-    """What is not done, one node after the other, in this process, as a worker does it."""
+    """What is not done, one job after the other, in this process, as a worker does it."""
     outcome = executor.Outcome()
-    for node in plan.nodes:
-        if store.result(node) is not None:
-            outcome.done.append(node.id)
-        elif set(node.needs) & outcome.failed.keys():
-            outcome.failed[node.id] = "a need failed"
+    for job in plan.jobs:
+        if store.result(job) is not None:
+            outcome.done.append(job.id)
+        elif set(job.needs) & outcome.failed.keys():
+            outcome.failed[job.id] = "a need failed"
         else:
-            answer = worker.work(Workplace(plan, store), node, on_event, lambda: False)
+            answer = worker.work(Workplace(plan, store), job, on_event, lambda: False)
             if answer["status"] == "failed":
-                outcome.failed[node.id] = answer["reason"]
+                outcome.failed[job.id] = answer["reason"]
             else:
-                outcome.done.append(node.id)
+                outcome.done.append(job.id)
     return outcome
 
 
@@ -99,16 +99,16 @@ class FastStudy:
         self.folder = folder / "run"
         self.trained = []
 
-        def train(place, node, observer):
-            self.trained.append(node.id)
-            return fake_train(place, node, observer)
+        def train(place, job, observer):
+            self.trained.append(job.id)
+            return fake_train(place, job, observer)
 
-        def evaluate(place, node, observer):
-            self.trained.append(node.id)
-            return fake_evaluate(place, node, observer)
+        def evaluate(place, job, observer):
+            self.trained.append(job.id)
+            return fake_evaluate(place, job, observer)
 
-        monkeypatch.setattr(nodes, "_train", train)
-        monkeypatch.setattr(nodes, "_evaluate", evaluate)
+        monkeypatch.setattr(jobs, "_train", train)
+        monkeypatch.setattr(jobs, "_evaluate", evaluate)
         monkeypatch.setattr(run, "execute", execute_here)
         monkeypatch.setattr(run, "environment", lambda workers, device: {"python": "3"})
         monkeypatch.setattr(run, "check_materials", lambda plan: None)
@@ -117,13 +117,13 @@ class FastStudy:
         self.plan = small_plan(folder, text=SMALL)
 
     def run(self):
-        """Returns outcome, summary, and the warnings that were shown; `trained` are the nodes that were done."""
+        """Returns outcome, summary, and the warnings that were shown; `trained` are the jobs that were done."""
         self.trained.clear()
         events = []
         outcome, summary = run.run_study(self.plan, self.folder, events.append, 1)
         return outcome, summary, [event.message for event in events if event.kind == "warning"]
 
     def do(self, id_):
-        """Do one node without a run."""
-        node = next(node for node in self.plan.nodes if node.id == id_)
-        return run_node(Workplace(self.plan, Store(self.folder)), node, nodes.Observer())
+        """Do one job without a run."""
+        job = next(job for job in self.plan.jobs if job.id == id_)
+        return run_job(Workplace(self.plan, Store(self.folder)), job, jobs.Observer())

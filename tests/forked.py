@@ -16,7 +16,7 @@ from pathlib import Path
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = [
     "pytest", "statewise.cli", "statewise.progress", "statewise.report.page", "statewise.report.terminal",
-    "statewise.run.run", "statewise.run.nodes", "torch", "transformers", "lm_eval",
+    "statewise.run.run", "statewise.run.jobs", "torch", "transformers", "lm_eval",
     "transformers.models.qwen3.modeling_qwen3",
 ]  # fmt: skip
 

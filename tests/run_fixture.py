@@ -67,7 +67,7 @@ def write_run(folder: Path, model: Path, model_name: str = "") -> Path:
 
 def seal_plan(folder: Path, model: Path) -> None:
     """Record the study file as it is now."""
-    plan = {"fingerprint": "plan-print", "model": str(model), "nodes": []}
+    plan = {"fingerprint": "plan-print", "model": str(model), "jobs": []}
     integrity.write_sealed(folder / "plan.json", {**plan, "files": integrity.table_of(folder, ["study.toml"])})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from statewise.config.read import read_study_and_place
-from statewise.plan.dag import Node, Plan, make_plan
+from statewise.plan.dag import Job, Plan, make_plan
 
 STUDY = """\
 [study]
@@ -101,8 +101,8 @@ def small_plan(folder: Path, *overrides: str, text: str = STUDY) -> Plan:
     return make_plan(config, model, place)
 
 
-def node_named(plan: Plan, id_: str) -> Node:
-    return next(node for node in plan.nodes if node.id == id_)
+def job_named(plan: Plan, id_: str) -> Job:
+    return next(job for job in plan.jobs if job.id == id_)
 
 
 def line_of(text: str, part: str) -> int:

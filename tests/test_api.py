@@ -21,7 +21,7 @@ from threads import ThreadPool
 import statewise as sw
 from statewise import api, results
 from statewise.plan.request import StudyRequest, plan_study
-from statewise.run.executor import NodeEvent, Outcome
+from statewise.run.executor import JobEvent, Outcome
 from statewise.storage import integrity
 
 PAGE = (Path(sw.__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
@@ -111,18 +111,18 @@ def test_all_public_names_are_there_and_no_other():
 class Interrupting(ThreadPool):
     """Ctrl-C after the first update of a training, which does not go on before it is heard."""
 
-    def _serve(self, node):
+    def _serve(self, job):
         say = self._said.put
 
         def hear(said):
             say(said)
             event = said[1]
-            if isinstance(event, NodeEvent) and event.kind == "progress" and node.action == "train":
+            if isinstance(event, JobEvent) and event.kind == "progress" and job.action == "train":
                 os.kill(os.getpid(), signal.SIGINT)
                 assert self._stop.wait(60)
 
         self._said.put = hear
-        super()._serve(node)
+        super()._serve(job)
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def end(monkeypatch, outcome):
     return sw.Study.load("pocket").run("nowhere", quiet=True)
 
 
-def test_nodes_that_fail_are_an_error_that_names_them(monkeypatch):
+def test_jobs_that_fail_are_an_error_that_names_them(monkeypatch):
     with pytest.raises(
         sw.FailedRunError, match=r"train:rl:0: no memory; what is done: Run.open\('nowhere'\)"
     ) as failed:

@@ -99,7 +99,7 @@ def test_a_dry_run_prints_the_plan_and_makes_no_folder(call, study, tmp_path):
         "sft",
         "needs sft",
         "× continuation",
-        "14 nodes, seeds 0, 1",
+        "14 jobs, seeds 0, 1",
         "on 3 processes",
     ):
         assert words in out
@@ -110,7 +110,7 @@ def test_a_dry_run_is_json_on_demand(call, study, tmp_path):
     code, out, _ = call("run", study, "--dry-run", "--json", "--seeds", 1)
     plan = json.loads(out)
     assert code == 0
-    assert {node["id"]: node["needs"] for node in plan["nodes"]}["train:opd:0"] == ["train:sft:0"]
+    assert {job["id"]: job["needs"] for job in plan["jobs"]}["train:opd:0"] == ["train:sft:0"]
     assert list(plan["arms"]) == ["sft", "opd", "rl"]
     assert plan["arms"]["sft"]["num_updates"] == 4
     assert plan["wall_s"] > 0

@@ -87,8 +87,8 @@ def test_levels_are_no_factor_and_enter_no_fingerprint(tmp_path):
     for old, new in (("data = {", "gold = {"), ('label = "{signal}', 'label = "{lr}')):
         text = GRID.replace(old, new)
         renamed = small_plan(tmp_path, text=text)
-        same = {node.fingerprint for node in plan.nodes if node.arm.startswith(("own", "sft", "base"))}
-        assert same <= {node.fingerprint for node in renamed.nodes}
+        same = {job.fingerprint for job in plan.jobs if job.arm.startswith(("own", "sft", "base"))}
+        assert same <= {job.fingerprint for job in renamed.jobs}
     # The same arms written out, with and without their levels.
     text = to_toml(read(tmp_path))
     levels = {arm: dict(section.levels) for arm, section in read(tmp_path).arms.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from study_fixture import GRID, HYPOTHESIS, STUDY, line_of, small_plan
 
-from statewise.config.locations import Place
+from statewise.config.locations import Location
 from statewise.errors import UsageError
 
 
@@ -124,5 +124,5 @@ def test_a_place_is_the_line_of_the_deepest_key_that_the_text_holds(keys, line):
         "shared": {"update": {"lr": 1}},
         "arms": {"a": {"source": {"kind": "x"}}, "b": {"update": {"lr": 2}}},
     }
-    place = Place(Path("x.toml"), TEXT, raw)
+    place = Location(Path("x.toml"), TEXT, raw)
     assert place.of(keys) == (f"x.toml:{line}" if line else "x.toml")

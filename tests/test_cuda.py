@@ -17,8 +17,8 @@ from toy_arm import make_setup, make_source, supervised_terms
 
 from statewise.assets import POCKET_MODEL
 from statewise.drift.measure import DriftConfig, measure_drift
-from statewise.evals.bystanders import bystander
 from statewise.evals.evaluate import EvalProtocol, evaluate
+from statewise.evals.preserve import preserve_rng_and_mode
 from statewise.locality.adapter import Lora
 from statewise.loop.train import MISMATCH, Observer, train
 from statewise.loop.update import Updater
@@ -172,7 +172,7 @@ def test_a_bystander_restores_the_generator_of_the_gpu(gpu_policy):
     torch.manual_seed(5)
     expected = torch.rand(3, device=DEVICE)
     torch.manual_seed(5)
-    with bystander(gpu_policy):
+    with preserve_rng_and_mode(gpu_policy):
         torch.manual_seed(99)
         torch.rand(7, device=DEVICE)
     assert torch.equal(torch.rand(3, device=DEVICE), expected)

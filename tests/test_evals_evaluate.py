@@ -19,9 +19,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from statewise.errors import UsageError
 from statewise.evals import likelihood
-from statewise.evals.bystanders import bystander
 from statewise.evals.evaluate import NEXT_ANSWER, EvalProtocol, evaluate, pass_at_k
 from statewise.evals.policy_lm import PolicyLM, Written
+from statewise.evals.preserve import preserve_rng_and_mode
 from statewise.pocket.world import World, write_benchmarks
 from statewise.policy.load import Policy
 from statewise.policy.sampler import Sampling, sample
@@ -357,7 +357,7 @@ def test_evaluation_leaves_generators_and_the_models_mode_as_they_were(policy, p
 
 def test_a_bystander_restores_what_was_disturbed_even_after_an_error(policy):
     before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
-    with pytest.raises(ValueError, match="within"), bystander(policy):
+    with pytest.raises(ValueError, match="within"), preserve_rng_and_mode(policy):
         random.seed(9), np.random.seed(9), torch.manual_seed(9)
         policy.model.train()
         assert not torch.is_grad_enabled()

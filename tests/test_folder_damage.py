@@ -76,7 +76,7 @@ def test_the_same_command_gets_past_damage_of_any_file_and_ends_with_the_same_by
         assert outcome.failed == {}, name
         assert same_bytes(study.folder) == expected, name
         assert all("\n" not in text for text in told), told
-        # Every run writes these two anew; and a node without its result is one that is not done.
+        # Every run writes these two anew; and a job without its result is one that is not done.
         is_silent = name in ("summary.json", "results.parquet") or (
             how == "delete" and name.endswith(("train.json", "done.json"))
         )
@@ -113,19 +113,19 @@ def test_what_was_made_from_a_result_is_done_again_if_that_one_became_another(st
 
 
 @pytest.mark.parametrize(
-    ("node", "file", "reads"),
+    ("job", "file", "reads"),
     [
         ("train:opd:0", "arms/sft/0/model/model.safetensors", "teacher"),
         ("evaluate:sft:0", "arms/sft/0/model/model.safetensors", "own weights"),
         ("evaluate:sft:0", "arms/base/0/rollouts.parquet", "base rollouts"),
     ],
 )
-def test_a_node_fails_by_name_on_what_another_node_no_longer_holds(study, node, file, reads):
+def test_a_job_fails_by_name_on_what_another_job_no_longer_holds(study, job, file, reads):
     flip(study.folder / file)
     with pytest.raises(
         DamagedError, match=rf"{file} is not what was recorded \(SHA-256 differs\); run the same command"
     ):
-        study.do(node)
+        study.do(job)
 
 
 def test_edited_scores_and_those_that_need_them_never_enter_a_table(study):

@@ -7,7 +7,7 @@ import os
 
 import pytest
 from forked import CONTEXT, start_server
-from study_fixture import node_named, small_plan
+from study_fixture import job_named, small_plan
 
 from statewise.config.read import read_study
 from statewise.errors import UsageError
@@ -25,35 +25,35 @@ def store(tmp_path):
     return Store(tmp_path / "run")
 
 
-def test_a_node_is_done_when_its_record_is_there(plan, store):
-    node = node_named(plan, "train:sft:0")
-    assert store.result(node) is None
-    store.finish(node, {"status": "trained"})
-    done = {"fingerprint": node.fingerprint, "status": "trained", "inputs": {}, "files": {}}
-    assert store.result(node) == done
-    assert store.result(node_named(plan, "evaluate:sft:0")) is None
-    assert store.result(node_named(plan, "train:sft:1")) is None
+def test_a_job_is_done_when_its_record_is_there(plan, store):
+    job = job_named(plan, "train:sft:0")
+    assert store.result(job) is None
+    store.finish(job, {"status": "trained"})
+    done = {"fingerprint": job.fingerprint, "status": "trained", "inputs": {}, "files": {}}
+    assert store.result(job) == done
+    assert store.result(job_named(plan, "evaluate:sft:0")) is None
+    assert store.result(job_named(plan, "train:sft:1")) is None
 
 
 def test_a_record_of_another_configuration_does_not_count(tmp_path, plan, store):
     other = small_plan(tmp_path, "sft.update.lr=1e-2")
-    store.finish(node_named(other, "train:sft:0"), {"status": "trained"})
-    assert store.result(node_named(plan, "train:sft:0")) is None
+    store.finish(job_named(other, "train:sft:0"), {"status": "trained"})
+    assert store.result(job_named(plan, "train:sft:0")) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"fingerprint": "ab', b"\xff\xfe", b"[]", b"null", b"{}"])
 def test_a_torn_record_does_not_count(plan, store, content):
-    node = node_named(plan, "evaluate:sft:0")
-    store.finish(node, {"status": "evaluated"})
+    job = job_named(plan, "evaluate:sft:0")
+    store.finish(job, {"status": "evaluated"})
     (store.arm_folder("sft", 0) / "done.json").write_bytes(content)
-    assert store.result(node) is None
+    assert store.result(job) is None
 
 
 def test_a_folder_is_opened_for_a_study_and_again_for_the_same(plan, store):
     store.open_for(plan)
     store.open_for(plan)
     stored = records.read_json(store.folder / "plan.json")
-    assert [node["id"] for node in stored["nodes"]] == [node.id for node in plan.nodes]
+    assert [job["id"] for job in stored["jobs"]] == [job.id for job in plan.jobs]
     assert read_study(store.folder / "study.toml") == plan.config
 
 
@@ -94,19 +94,19 @@ def test_a_folder_whose_study_cannot_be_read_is_refused_too(tmp_path, plan, stor
 
 def test_more_seeds_and_another_label_go_into_the_same_folder_and_keep_what_is_done(tmp_path, plan, store):
     store.open_for(plan)
-    for node in plan.nodes:
-        store.finish(node, {"status": "trained"})
+    for job in plan.jobs:
+        store.finish(job, {"status": "trained"})
     more = small_plan(tmp_path, "study.seeds=[0, 1, 2]", "sft.label=mild SFT")
     store.open_for(more)
-    assert {node.seed for node in more.nodes if store.result(node) is None} == {2}
-    assert all(store.result(node) for node in more.nodes if node.seed < 2)
+    assert {job.seed for job in more.jobs if store.result(job) is None} == {2}
+    assert all(store.result(job) for job in more.jobs if job.seed < 2)
 
 
 @pytest.mark.parametrize("seeds", ["[0]", "[1, 2]"])
 def test_a_seed_that_has_begun_is_never_dropped(tmp_path, plan, store, seeds):
     store.open_for(plan)
-    for node in plan.nodes:
-        store.finish(node, {"status": "trained"})
+    for job in plan.jobs:
+        store.finish(job, {"status": "trained"})
     before = (store.folder / "study.toml").read_bytes()
     missing = {"[0]": 1, "[1, 2]": 0}[seeds]
     with pytest.raises(UsageError, match=rf"holds seeds 0, 1, and this command would leave {missing} out of study"):
@@ -116,7 +116,7 @@ def test_a_seed_that_has_begun_is_never_dropped(tmp_path, plan, store, seeds):
 
 def test_a_seed_that_has_not_begun_can_be_taken_back(tmp_path, plan, store):
     store.open_for(small_plan(tmp_path, "study.seeds=[0, 1, 2]"))
-    store.finish(node_named(plan, "train:sft:0"), {"status": "trained"})
+    store.finish(job_named(plan, "train:sft:0"), {"status": "trained"})
     store.open_for(small_plan(tmp_path, "study.seeds=[0]"))
     assert read_study(store.folder / "study.toml").study.seeds == [0]
 

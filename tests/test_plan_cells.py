@@ -197,8 +197,8 @@ def test_an_arm_that_replays_waits_for_the_arm_that_records(tmp_path):
         "rl.signal={kind='imitate'}",
         "study.factors=['source','signal','teacher','update']",
     )
-    node = next(node for node in plan.nodes if node.id == "train:rl:0")
-    assert node.needs == ("train:sft:0",)
+    job = next(job for job in plan.jobs if job.id == "train:rl:0")
+    assert job.needs == ("train:sft:0",)
     other = small_plan(tmp_path, "rl.source={kind='log',arm='sft'}", "rl.signal={kind='imitate'}", "sft.update.lr=1e-5")
-    again = next(node for node in other.nodes if node.id == "train:rl:0")
-    assert again.fingerprint != node.fingerprint  # other states are recorded
+    again = next(job for job in other.jobs if job.id == "train:rl:0")
+    assert again.fingerprint != job.fingerprint  # other states are recorded

@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from study_fixture import STUDY, fake_model, node_named, small_plan, write_study
+from study_fixture import STUDY, fake_model, job_named, small_plan, write_study
 
 from statewise.config.read import read_study
 from statewise.errors import UsageError
@@ -15,11 +15,11 @@ from statewise.plan.request import StudyRequest, plan_study
 
 
 def fingerprints(plan):
-    return {node.id: node.fingerprint for node in plan.nodes}
+    return {job.id: job.fingerprint for job in plan.jobs}
 
 
 def changed(before, after):
-    """Arms and actions of the nodes whose fingerprints differ, without the seed."""
+    """Arms and actions of the jobs whose fingerprints differ, without the seed."""
     old, new = fingerprints(before), fingerprints(after)
     assert old.keys() == new.keys()
     return {id_.rpartition(":")[0] for id_ in old if old[id_] != new[id_]}
@@ -29,9 +29,9 @@ TRAINED = {"train:sft", "train:opd", "train:rl"}
 EVALUATED = {"evaluate:base", "evaluate:sft", "evaluate:opd", "evaluate:rl"}
 
 
-def test_every_arm_and_seed_has_its_nodes_and_needs(tmp_path):
+def test_every_arm_and_seed_has_its_jobs_and_needs(tmp_path):
     plan = small_plan(tmp_path)
-    assert {node.id: node.needs for node in plan.nodes if node.seed == 1} == {
+    assert {job.id: job.needs for job in plan.jobs if job.seed == 1} == {
         "evaluate:base:1": (),
         "train:sft:1": (),
         "evaluate:sft:1": ("train:sft:1", "evaluate:base:1"),
@@ -40,23 +40,23 @@ def test_every_arm_and_seed_has_its_nodes_and_needs(tmp_path):
         "train:rl:1": (),
         "evaluate:rl:1": ("train:rl:1", "evaluate:base:1"),
     }
-    assert len(plan.nodes) == 14
+    assert len(plan.jobs) == 14
 
 
-def test_a_node_comes_after_what_it_needs_even_if_the_file_says_otherwise(tmp_path):
+def test_a_job_comes_after_what_it_needs_even_if_the_file_says_otherwise(tmp_path):
     arms = STUDY.split("[arms.")
     turned = "[arms.".join([arms[0], *(part.rstrip() + "\n\n" for part in reversed(arms[1:]))])
     plan = small_plan(tmp_path, text=turned)
     seen = set()
-    for node in plan.nodes:
-        assert set(node.needs) <= seen
-        seen.add(node.id)
+    for job in plan.jobs:
+        assert set(job.needs) <= seen
+        seen.add(job.id)
     assert turned.index("arms.opd") < turned.index("arms.sft")
 
 
 def test_a_student_of_the_base_model_waits_for_nobody(tmp_path):
     plan = small_plan(tmp_path, "opd.teacher=base")
-    assert node_named(plan, "train:opd:0").needs == ()
+    assert job_named(plan, "train:opd:0").needs == ()
 
 
 def test_fingerprints_are_the_same_for_the_same_study(tmp_path):

@@ -172,9 +172,9 @@ def test_which_documents_are_left_out_is_part_of_the_fingerprint(tmp_path, own):
     request = StudyRequest("own.toml", model=str(tmp_path / "model"))
     plan = plan_study(request)
     skipping = plan_study(StudyRequest("own.toml", ("shared.too_long=skip",), model=str(tmp_path / "model")))
-    by_id = {node.id: node.fingerprint for node in plan.nodes}
-    assert all(by_id[node.id] != node.fingerprint for node in skipping.nodes)
+    by_id = {job.id: job.fingerprint for job in plan.jobs}
+    assert all(by_id[job.id] != job.fingerprint for job in skipping.jobs)
     alone = skipping.config.model_copy(update={"arms": {"rl": skipping.config.arms["rl"]}})
-    rl = next(node for node in make_plan(alone, skipping.model, "own.toml").nodes if node.id == "train:rl:0")
+    rl = next(job for job in make_plan(alone, skipping.model, "own.toml").jobs if job.id == "train:rl:0")
     # Beside an arm that needs gold texts, rl trains on fewer documents.
-    assert rl.fingerprint != next(node.fingerprint for node in skipping.nodes if node.id == "train:rl:0")
+    assert rl.fingerprint != next(job.fingerprint for job in skipping.jobs if job.id == "train:rl:0")

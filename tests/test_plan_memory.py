@@ -13,7 +13,7 @@ from statewise.errors import UsageError
 from statewise.plan import memory
 from statewise.plan.estimate import estimate_plan
 from statewise.plan.memory import CARDS, estimate_card_seconds, estimate_memory
-from statewise.plan.model_size import Shape
+from statewise.plan.model_size import ModelSize
 from statewise.plan.request import StudyRequest, plan_study
 from statewise.policy import sampler
 from statewise.policy.find import count_parameters
@@ -28,15 +28,15 @@ def test_parameters_are_those_of_the_model_without_its_norms():
         model = Qwen3ForCausalLM(config)
     norms = sum(p.numel() for name, p in model.named_parameters() if "norm" in name)
     whole = sum(p.numel() for p in model.parameters())
-    assert Shape.of(QWEN).num_parameters == whole - norms
-    assert Shape.of(POCKET_MODEL).num_parameters == pytest.approx(
+    assert ModelSize.of(QWEN).num_parameters == whole - norms
+    assert ModelSize.of(POCKET_MODEL).num_parameters == pytest.approx(
         sum(count_parameters(POCKET_MODEL).values()), rel=0.01
     )
 
 
 def test_adapter_parameters_by_hand():
     # Per layer r (in + out): q 1024+2048, k and v 1024+1024 each, o 2048+1024, gate, up and down 1024+3072 each.
-    assert Shape.of(QWEN).num_adapter_parameters(2) == 28 * 2 * (3072 + 2 * 2048 + 3072 + 3 * 4096)
+    assert ModelSize.of(QWEN).num_adapter_parameters(2) == 28 * 2 * (3072 + 2 * 2048 + 3072 + 3 * 4096)
 
 
 def test_constants_are_those_of_the_rooms_they_describe():
@@ -73,7 +73,7 @@ def test_a_teacher_that_is_an_adapter_costs_no_second_model():
         )
         return estimate_memory(plan)["opd-from-mild"].training
 
-    assert peak("full") - peak("lora") == pytest.approx(2 * Shape.of(QWEN).num_parameters)
+    assert peak("full") - peak("lora") == pytest.approx(2 * ModelSize.of(QWEN).num_parameters)
 
 
 def test_a_faster_card_is_not_slower(paper):
@@ -82,16 +82,16 @@ def test_a_faster_card_is_not_slower(paper):
     for name in paper.config.arms:
         assert seconds[0][name] >= seconds[1][name] >= seconds[2][name] > 0
     # 4 N FLOPs a token at 35 % of 989 TFLOP/s: 2 N forward, 2 N backward through frozen weights (LoRA).
-    expected = 4 * Shape.of(QWEN).num_parameters * estimate.arms["mild-sft"].num_tokens / (0.35 * 989e12)
+    expected = 4 * ModelSize.of(QWEN).num_parameters * estimate.arms["mild-sft"].num_tokens / (0.35 * 989e12)
     assert seconds[2]["mild-sft"] == pytest.approx(expected)
 
 
 def test_a_config_without_sizes_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 2, "hidden_size": 8}))
     with pytest.raises(UsageError, match="has no 'num_hidden_layers'"):
-        Shape.of(tmp_path)
+        ModelSize.of(tmp_path)
 
 
 def test_a_study_of_a_model_out_of_reach_is_planned_by_its_shape(paper):
     assert paper.model == QWEN
-    assert paper.download_bytes == 2 * Shape.of(QWEN).num_parameters
+    assert paper.download_bytes == 2 * ModelSize.of(QWEN).num_parameters

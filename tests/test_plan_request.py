@@ -67,7 +67,7 @@ def test_every_built_in_study_of_a_large_model_has_a_quick_size():
     for name in set(built_in_studies()) - {"pocket"}:
         full = plan_study(StudyRequest(name, is_dry=True))
         quick = plan_study(StudyRequest(name, is_quick=True, is_dry=True))
-        assert len(quick.nodes) < len(full.nodes)
+        assert len(quick.jobs) < len(full.jobs)
         assert quick.config.study.requires == []
         for arm in quick.config.arms.values():
             assert arm.update.num_updates <= 4
@@ -89,7 +89,7 @@ def test_a_task_is_named_with_the_place_where_it_was_set(plan_of):
 
 def test_shots_of_the_target_change_training_those_of_a_retention_task_do_not(plan_of):
     def trained(*overrides):
-        return {n.id: n.fingerprint for n in plan_of(overrides=overrides).nodes if n.action == "train"}
+        return {n.id: n.fingerprint for n in plan_of(overrides=overrides).jobs if n.action == "train"}
 
     assert trained("shared.protocol.pocket_math.num_fewshot=2") != trained()
     assert trained("shared.protocol.pocket_facts.num_fewshot=2") == trained()

@@ -220,12 +220,12 @@ def test_the_code_of_a_kind_of_another_package_is_in_the_fingerprint_of_the_arms
     set_signal = "sft.signal={ kind = 'registered' }"
 
     def prints():
-        return {node.id: node.fingerprint for node in small_plan(tmp_path, set_signal).nodes}
+        return {job.id: job.fingerprint for job in small_plan(tmp_path, set_signal).jobs}
 
-    plain = {node.id: node.fingerprint for node in small_plan(tmp_path).nodes}
+    plain = {job.id: job.fingerprint for job in small_plan(tmp_path).jobs}
     before = prints()
     monkeypatch.setattr("statewise.registry._digest_package", lambda package, what: f"other code of {package}")
     after = prints()
-    changed = {node for node in after if after[node] != before[node]}
-    assert changed == {node for node in after if before[node] != plain[node]}  # those that stand on the arm
+    changed = {job for job in after if after[job] != before[job]}
+    assert changed == {job for job in after if before[job] != plain[job]}  # those that stand on the arm
     assert {"train:sft:0", "evaluate:sft:0"} <= changed < {*after}

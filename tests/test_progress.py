@@ -6,12 +6,12 @@ import io
 
 import pytest
 from rich.console import Console
-from study_fixture import STUDY, node_named, small_plan
+from study_fixture import STUDY, job_named, small_plan
 
 from statewise import progress
 from statewise.plan.estimate import PlanEstimate, estimate_plan
 from statewise.progress import ProgressDisplay, plan_table
-from statewise.run.executor import NodeEvent
+from statewise.run.executor import JobEvent
 
 DONE = {"status": "trained", "node_s": 5.0}
 
@@ -35,21 +35,21 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def shown(tmp_path, clock):
-    """A display of the small study of one seed, whose 7 nodes cost 10 s each, and what it has printed."""
+    """A display of the small study of one seed, whose 7 jobs cost 10 s each, and what it has printed."""
     plan = small_plan(tmp_path, "study.seeds=[0]")
     stream = io.StringIO()
-    estimate = PlanEstimate({}, {node.id: 10.0 for node in plan.nodes}, 70.0)
+    estimate = PlanEstimate({}, {job.id: 10.0 for job in plan.jobs}, 70.0)
     display = ProgressDisplay(Console(file=stream, width=80), plan, estimate)
 
     def show(kind, id_, **fields):
-        display.show(NodeEvent(kind, node_named(plan, id_), **fields))
+        display.show(JobEvent(kind, job_named(plan, id_), **fields))
         return stream.getvalue()
 
     show.display = display
     return show
 
 
-def test_off_a_terminal_every_ended_node_is_a_line(shown, clock):
+def test_off_a_terminal_every_ended_job_is_a_line(shown, clock):
     shown("started", "train:sft:0")
     clock.now = 20.0
     printed = shown("done", "train:sft:0", result=DONE)
@@ -68,12 +68,12 @@ def test_a_quiet_stretch_gets_a_line_now_and_then(shown, clock):
     assert len(shown("progress", "train:sft:0", done=3).splitlines()) == 1
 
 
-def test_skipped_nodes_are_done_but_do_not_make_the_rest_look_fast(shown, clock):
+def test_skipped_jobs_are_done_but_do_not_make_the_rest_look_fast(shown, clock):
     for id_ in ("train:sft:0", "evaluate:base:0", "train:rl:0"):
         shown("skipped", id_)
     clock.now = 10.0
     line = shown("done", "train:opd:0", result=DONE).splitlines()[-1]
-    # 4 of 7; the one node that ran took as long as planned: 3 times 10 s left.
+    # 4 of 7; the one job that ran took as long as planned: 3 times 10 s left.
     assert line == "[ 57 %] train:opd:0 trained in 5 s  about 30 s left"
 
 
@@ -89,7 +89,7 @@ def test_a_failure_and_a_warning_are_shown_in_full(shown):
     assert "warning: checkpoint 000002 is damaged and was passed over" in printed
 
 
-def test_a_warning_does_not_end_its_node(shown):
+def test_a_warning_does_not_end_its_job(shown):
     shown("started", "train:sft:0")
     shown("warning", "train:sft:0", message="x")
     assert shown("done", "train:sft:0", result=DONE).splitlines()[-1].startswith("[ 14 %]")
@@ -98,11 +98,11 @@ def test_a_warning_does_not_end_its_node(shown):
 def test_on_a_terminal_there_is_one_bar_for_the_study(tmp_path, clock):
     plan = small_plan(tmp_path, "study.seeds=[0]")
     stream = io.StringIO()
-    estimate = PlanEstimate({}, {node.id: 10.0 for node in plan.nodes}, 70.0)
+    estimate = PlanEstimate({}, {job.id: 10.0 for job in plan.jobs}, 70.0)
     console = Console(file=stream, force_terminal=True, width=120)
     with ProgressDisplay(console, plan, estimate) as display:
-        display.show(NodeEvent("started", node_named(plan, "train:sft:0")))
-        display.show(NodeEvent("done", node_named(plan, "evaluate:base:0"), result=DONE))
+        display.show(JobEvent("started", job_named(plan, "train:sft:0")))
+        display.show(JobEvent("done", job_named(plan, "evaluate:base:0"), result=DONE))
     assert "train:sft:0" in stream.getvalue()
     assert "14 %" in stream.getvalue()
     assert "trained in" not in stream.getvalue()
@@ -119,7 +119,7 @@ def test_the_plan_is_a_table_of_what_every_arm_costs(tmp_path):
     # 4 updates of 8 trajectories of 100 tokens: no documents lie beside the fake model, so 100 is the guess.
     assert rows["sft"][1:7] == ["dataset", "4", "0.0003", "3.2k", "6.4k", "0"]
     assert "  needs sft" in text
-    assert "14 nodes, seeds 0, 1; about" in text
+    assert "14 jobs, seeds 0, 1; about" in text
     assert "on 2 processes" in text
 
 
@@ -131,7 +131,7 @@ def test_the_plan_counts_every_rollout_of_drift(tmp_path):
         seconds[count] = estimate_plan(plan, 2).seconds
         Console(file=stream, width=80).print(plan_table(plan, estimate_plan(plan, 2), 2))
         texts[count] = " ".join(stream.getvalue().split())
-    more = {node: seconds[2][node] - seconds[1][node] for node in ("train:sft:0", "evaluate:sft:0", "evaluate:base:0")}
+    more = {job: seconds[2][job] - seconds[1][job] for job in ("train:sft:0", "evaluate:sft:0", "evaluate:base:0")}
     # 100 rollouts of 100 tokens at 7,000 tokens a second; the base model draws two samples.
     assert more == pytest.approx({"train:sft:0": 0, "evaluate:sft:0": 1e4 / 7e3, "evaluate:base:0": 2e4 / 7e3})
     assert "every model writes 200 rollouts more, the base model twice as many." in texts[2]

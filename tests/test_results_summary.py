@@ -46,13 +46,13 @@ class Folder:
         self.plan = small_plan(folder, text=text)
         self.store = Store(folder / "run")
 
-    def node(self, action, arm, seed):
-        return next(n for n in self.plan.nodes if (n.action, n.arm, n.seed) == (action, arm, seed))
+    def job(self, action, arm, seed):
+        return next(n for n in self.plan.jobs if (n.action, n.arm, n.seed) == (action, arm, seed))
 
     def trained(self, arm, seed, **changes):
         budget = {"num_updates": 4.0, "num_states": 100.0, "num_tokens": 200.0, "num_generated_learner": 50.0}
         result = {"status": "trained", "budget": budget, "num_parameters": 1000, "node_s": 2.0, **changes}
-        self.store.finish(self.node("train", arm, seed), result)
+        self.store.finish(self.job("train", arm, seed), result)
 
     def evaluated(self, arm, seed, math, facts=None, myths=None):
         """Write the evaluation of an arm; every metric of the target has the same scores, sampled ones half of them."""
@@ -71,7 +71,7 @@ class Folder:
             values = {"value": 0.1 * (seed + 1), "floor": 0.05, "p_value": 0.05, "num_rollouts": 8, "num_states": 32}
             records.write_json(folder / "drift.json", {"mmd": values})
         self.store.finish(
-            self.node("evaluate", arm, seed), {"status": "evaluated", "protocols": {"pocket_math": "greedy"}}
+            self.job("evaluate", arm, seed), {"status": "evaluated", "protocols": {"pocket_math": "greedy"}}
         )
 
     def everything(self, **shares):
@@ -107,7 +107,7 @@ def test_answers_that_did_not_end_are_counted_over_seeds_for_the_reward_metric_a
         # The greedy answers to the first item, a right one, and to the last, a wrong one, were cut.
         one["is_finished"] = one["decoding"] != "greedy" or one["item"] not in (0, ITEMS - 1)
     records.write_table(path, rows, records.ITEM_SCHEMA)
-    folder.store.finish(folder.node("evaluate", "sft", 1), {"status": "evaluated", "protocols": {}})
+    folder.store.finish(folder.job("evaluate", "sft", 1), {"status": "evaluated", "protocols": {}})
     own = [one for one in rows if one["metric"] == rewarded]
     num_rewarded = sum(one["score"] > 0 for one in own)
     summary = folder.summarise()
@@ -173,7 +173,7 @@ def test_a_distance_that_a_seed_did_not_measure_is_summarised_over_the_others(tm
     path = folder.store.arm_folder("sft", 1) / "drift.json"
     one = records.read_json(path)["mmd"]
     records.write_json(path, {"mmd": one, "within_prompt_mmd": one})
-    folder.store.finish(folder.node("evaluate", "sft", 1), {"status": "evaluated", "protocols": {}})
+    folder.store.finish(folder.job("evaluate", "sft", 1), {"status": "evaluated", "protocols": {}})
     drift = run_of(folder.summarise(), "sft").drift
     assert {name: estimate.num_seeds for name, estimate in drift.items()} == {"mmd": 2, "within_prompt_mmd": 1}
 
@@ -281,7 +281,7 @@ def test_a_diverged_arm_and_its_student_have_no_scores_and_are_named(tmp_path):
     for seed in (0, 1):
         folder.trained("sft", seed, status="diverged", reason="update 1: loss nan")
         skipped = {"status": "skipped", "reason": "there is no trained model", "node_s": 0.0}
-        folder.store.finish(folder.node("evaluate", "sft", seed), skipped)
+        folder.store.finish(folder.job("evaluate", "sft", seed), skipped)
     summary = folder.summarise()
     sft = run_of(summary, "sft")
     assert (sft.num_seeds, sft.num_diverged, sft.scores, sft.forgetting, sft.drift) == (0, 2, {}, None, {})
@@ -296,7 +296,7 @@ def test_one_diverged_seed_leaves_the_other_and_differences_use_common_seeds(tmp
     folder = Folder(tmp_path)
     folder.everything(sft=0.75)
     folder.trained("sft", 0, status="diverged", reason="update 1: loss nan")
-    folder.store.finish(folder.node("evaluate", "sft", 0), {"status": "skipped", "reason": "x", "node_s": 0.0})
+    folder.store.finish(folder.job("evaluate", "sft", 0), {"status": "skipped", "reason": "x", "node_s": 0.0})
     folder.evaluated("opd", 0, first_right(0.0))
     folder.evaluated("opd", 1, first_right(0.85))
     summary = folder.summarise()
@@ -388,14 +388,14 @@ def test_evaluations_of_different_kinds_in_one_folder_are_a_problem(tmp_path, mo
     folder = Folder(tmp_path)
     for arm in ("base", "sft"):
         folder.evaluated(arm, 0, first_right(0.5))
-        node = folder.node("evaluate", arm, 0)
+        job = folder.job("evaluate", arm, 0)
         asked = {
             "protocols": {"pocket_math": "0-shot"},
             "items_sha256": {"pocket_facts": "a"},
             "device": "cpu, float32",
         }
         stored = {"status": "evaluated", **asked, **(moved if arm == "sft" else {})}
-        folder.store.finish(node, stored)
+        folder.store.finish(job, stored)
     problems = summarise(folder.plan, folder.store, {}).problems
     assert sum(words in problem for problem in problems) == 1
     assert sum("evaluated" in problem for problem in problems) == 1
@@ -510,7 +510,7 @@ def test_parts_of_the_target_s_items_and_pass_at_k_are_columns_of_their_own(tmp_
             for item, score in enumerate(first_right(right))
         ]
         records.write_table(path, rows, records.ITEM_SCHEMA)
-        folder.store.finish(folder.node("evaluate", arm, 0), {"status": "evaluated", "protocols": {}})
+        folder.store.finish(folder.job("evaluate", arm, 0), {"status": "evaluated", "protocols": {}})
     summary = folder.summarise()
     headings = list(summary.columns.values())
     assert headings[:6] == [

@@ -1,4 +1,4 @@
-"""Which node runs when, and what becomes of the others when one fails: with a pool that runs nothing."""
+"""Which job runs when, and what becomes of the others when one fails: with a pool that runs nothing."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from types import SimpleNamespace
 import pytest
 from forked import is_alive
 from study_fixture import small_plan
-from toy_nodes import ALL, DONE, kinds
+from toy_jobs import ALL, DONE, kinds
 
 from statewise.errors import InterruptedTrainingError, UsageError
 from statewise.folder.store import Store
-from statewise.run import executor, nodes, worker
-from statewise.run.executor import Death, NodeEvent, Outcome, execute
+from statewise.run import executor, jobs, worker
+from statewise.run.executor import Death, JobEvent, Outcome, execute
 from statewise.run.pool import ASKING
 
 pytestmark = pytest.mark.usefixtures("heard_signals")
 
 
 class FakePool:
-    """Answers a node by its id, through `answers`; what is not named is done. Notes the order.
+    """Answers a job by its id, through `answers`; what is not named is done. Notes the order.
 
-    An answer is a message of a worker, several of them, or a function that gives them when the node is submitted.
-    `on_wait(how many waits before)` may send signals, and says whether the nodes at work have answered.
+    An answer is a message of a worker, several of them, or a function that gives them when the job is submitted.
+    `on_wait(how many waits before)` may send signals, and says whether the jobs at work have answered.
     """
 
     def __init__(self, answers=None, on_wait=lambda waits: True):
@@ -47,18 +47,18 @@ class FakePool:
         self.is_shut_down = True
 
     @property
-    def nodes(self):
+    def jobs(self):
         return list(self.said)
 
     @property
     def num_free(self):
         return self.count - len(self.said)
 
-    def submit(self, node):
-        self.submitted.append(node.id)
-        answer = self.answers.get(node.id, DONE)
-        answer = answer(node) if callable(answer) else answer
-        self.said[node] = answer if isinstance(answer, list) else [answer]
+    def submit(self, job):
+        self.submitted.append(job.id)
+        answer = self.answers.get(job.id, DONE)
+        answer = answer(job) if callable(answer) else answer
+        self.said[job] = answer if isinstance(answer, list) else [answer]
 
     def stop(self):
         self.num_stops += 1
@@ -69,7 +69,7 @@ class FakePool:
         if not self.on_wait(len(self.sizes) - 1):
             return []
         said, self.said = self.said, {}
-        return [(node, message) for node, messages in said.items() for message in messages]
+        return [(job, message) for job, messages in said.items() for message in messages]
 
 
 @pytest.fixture
@@ -80,16 +80,16 @@ def run(tmp_path, monkeypatch):
         pool = FakePool(answers, also.get("on_wait", lambda waits: True))
         pool.count = num_workers
         plan, store, events = small_plan(tmp_path, *overrides), Store(tmp_path / "run"), []
-        for node in plan.nodes:
-            if node.id in done:
-                store.finish(node, DONE)
+        for job in plan.jobs:
+            if job.id in done:
+                store.finish(job, DONE)
         outcome = execute(plan, store, costs or {}, also.get("on_event", events.append), pool)
         return outcome, events, pool
 
     return run_with
 
 
-def test_every_node_is_run_once_after_what_it_needs(run):
+def test_every_job_is_run_once_after_what_it_needs(run):
     outcome, events, pool = run()
     assert sorted(pool.submitted) == sorted(ALL)
     assert sorted(outcome.done) == sorted(ALL)
@@ -103,7 +103,7 @@ def test_every_node_is_run_once_after_what_it_needs(run):
     assert kinds(events, "started") == pool.submitted
 
 
-def test_the_node_with_the_longest_chain_behind_it_comes_first(run):
+def test_the_job_with_the_longest_chain_behind_it_comes_first(run):
     # Chains: train:sft 1 + train:opd 1 + evaluate:opd 1 = 3; train:rl 1.5 + 1 = 2.5; evaluate:base 1 + 1 = 2.
     _, _, pool = run(costs=dict.fromkeys(ALL, 1.0) | {"train:rl:0": 1.5})
     assert pool.submitted[:2] == ["train:sft:0", "train:rl:0"]
@@ -112,7 +112,7 @@ def test_the_node_with_the_longest_chain_behind_it_comes_first(run):
     assert pool.submitted[0] == "train:rl:0"
 
 
-def test_no_more_nodes_run_at_once_than_there_are_workers(run):
+def test_no_more_jobs_run_at_once_than_there_are_workers(run):
     _, _, pool = run(num_workers=2)
     assert max(pool.sizes) == 2
 
@@ -132,7 +132,7 @@ def test_no_worker_is_started_when_all_is_done(run):
     assert {event.kind for event in events} == {"skipped"}
 
 
-def test_a_failed_node_fails_what_needs_it_and_nothing_else(run):
+def test_a_failed_job_fails_what_needs_it_and_nothing_else(run):
     outcome, events, pool = run({"train:sft:0": {"status": "failed", "reason": "disk full"}})
     assert outcome.failed == {
         "train:sft:0": "disk full",
@@ -152,8 +152,8 @@ def test_a_failed_base_fails_all_evaluations_but_no_training(run):
 
 def test_one_seed_does_not_fail_another(run):
     outcome, _, _ = run({"train:sft:0": {"status": "failed", "reason": "x"}}, overrides=())
-    assert all(node.endswith(":0") for node in outcome.failed)
-    assert sorted(node for node in outcome.done if node.endswith(":1")) == sorted(id_[:-1] + "1" for id_ in ALL)
+    assert all(job.endswith(":0") for job in outcome.failed)
+    assert sorted(job for job in outcome.done if job.endswith(":1")) == sorted(id_[:-1] + "1" for id_ in ALL)
 
 
 def test_diverged_and_skipped_arms_count_as_done(run):
@@ -163,7 +163,7 @@ def test_diverged_and_skipped_arms_count_as_done(run):
 
 
 def sending(number=signal.SIGINT, times=1, answered_at=10**9):
-    """An `on_wait` that sends this process `number` in the first `times` waits; nodes answer from `answered_at` on."""
+    """An `on_wait` that sends this process `number` in the first `times` waits; jobs answer from `answered_at` on."""
 
     def on_wait(waits):
         if waits < times:
@@ -208,19 +208,19 @@ def test_workers_that_do_not_stop_are_ended(run, monkeypatch, times, stop_s):
     assert len(pool.sizes) == times
 
 
-def test_a_node_that_ended_while_ctrl_c_was_handled_is_kept(run):
+def test_a_job_that_ended_while_ctrl_c_was_handled_is_kept(run):
     outcome, _, _ = run(costs={"train:rl:0": 100.0}, on_wait=sending(answered_at=0))
     assert outcome == Outcome(["train:rl:0"], {}, interrupted=True)
 
 
 @pytest.mark.parametrize(("last", "is_interrupted"), [(ALL[0], True), ("none", False)])
-def test_ctrl_c_between_two_nodes_is_an_interrupted_outcome_unless_all_is_done(run, last, is_interrupted):
+def test_ctrl_c_between_two_jobs_is_an_interrupted_outcome_unless_all_is_done(run, last, is_interrupted):
     left = set(ALL)
 
     def on_event(event):
         if event.kind == "done":
-            left.discard(event.node.id)
-            if event.node.id == last or not left:
+            left.discard(event.job.id)
+            if event.job.id == last or not left:
                 signal.raise_signal(signal.SIGINT)
 
     outcome, _, _ = run(on_event=on_event)
@@ -267,8 +267,8 @@ def test_ctrl_c_of_a_terminal_reaches_the_parent_and_no_process_that_it_started(
 
 
 def test_progress_and_warnings_of_workers_are_forwarded(run):
-    def talk(node):
-        return [NodeEvent("progress", node, done=3), NodeEvent("warning", node, message="careful"), DONE]
+    def talk(job):
+        return [JobEvent("progress", job, done=3), JobEvent("warning", job, message="careful"), DONE]
 
     _, events, _ = run({"train:sft:0": talk})
     assert [(e.kind, e.done, e.message) for e in events if e.kind in ("progress", "warning")] == [
@@ -279,25 +279,25 @@ def test_progress_and_warnings_of_workers_are_forwarded(run):
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """Does a node in this process, as a worker does, by the `run_node` of the test; returns what is answered."""
+    """Does a job in this process, as a worker does, by the `run_job` of the test; returns what is answered."""
 
-    def work_with(run_node, tell=lambda event: None, should_stop=lambda: False):
-        monkeypatch.setattr(nodes, "run_node", run_node)
+    def work_with(run_job, tell=lambda event: None, should_stop=lambda: False):
+        monkeypatch.setattr(jobs, "run_job", run_job)
         place = SimpleNamespace(store=Store(tmp_path / "run"))
-        return worker.work(place, small_plan(tmp_path).nodes[1], tell, should_stop)
+        return worker.work(place, small_plan(tmp_path).jobs[1], tell, should_stop)
 
     return work_with
 
 
 def raising(error):
-    def run_node(place, node, observer):
+    def run_job(place, job, observer):
         raise error
 
-    return run_node
+    return run_job
 
 
-def test_a_worker_answers_what_its_node_answers(work):
-    assert work(lambda place, node, observer: DONE) == DONE
+def test_a_worker_answers_what_its_job_answers(work):
+    assert work(lambda place, job, observer: DONE) == DONE
 
 
 @pytest.mark.parametrize(
@@ -312,11 +312,11 @@ def test_a_worker_turns_an_error_into_an_answer(work, error, answer):
     assert work(raising(error)) == answer
 
 
-def test_a_defect_in_a_node_keeps_its_traceback_and_names_the_file(work, tmp_path):
+def test_a_defect_in_a_job_keeps_its_traceback_and_names_the_file(work, tmp_path):
     answer = work(raising(ZeroDivisionError("division by zero")))
     path = tmp_path / "run" / "arms" / "sft" / "0" / "traceback.txt"
     assert answer == {"status": "failed", "reason": f"ZeroDivisionError: division by zero (see {path})"}
-    assert "in run_node" in path.read_text()
+    assert "in run_job" in path.read_text()
 
 
 def test_a_defect_on_a_full_disk_is_told_without_a_traceback(work, monkeypatch):
@@ -329,14 +329,14 @@ def test_a_defect_on_a_full_disk_is_told_without_a_traceback(work, monkeypatch):
 
 
 def test_a_worker_sends_progress_seldom(work):
-    def run_node(place, node, observer):
+    def run_job(place, job, observer):
         for done in range(100):
             observer.progress(done)
         observer.warn("careful")
         return DONE
 
     sent = []
-    work(run_node, sent.append)
+    work(run_job, sent.append)
     assert [event.kind for event in sent][-1] == "warning"
     assert len(sent) < 10
 

@@ -1,4 +1,4 @@
-"""Worker processes that die, hang or never start, real ones with toy nodes: who is blamed, and what goes on."""
+"""Worker processes that die, hang or never start, real ones with toy jobs: who is blamed, and what goes on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import toy_nodes
+import toy_jobs
 from forked import CONTEXT, is_alive, start_server
 from study_fixture import small_plan
-from toy_nodes import ALL, kinds
+from toy_jobs import ALL, kinds
 
 from statewise.folder.store import Store
 from statewise.run import executor, pool
@@ -27,7 +27,7 @@ SIGKILL = "its worker process was ended by SIGKILL (out of memory, or killed)"
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Runs the small study with toy nodes; `script[node id][i]` is what its i-th try does: see `toy_nodes.act`."""
+    """Runs the small study with toy jobs; `script[job id][i]` is what its i-th try does: see `toy_jobs.act`."""
     start_server()
     monkeypatch.setattr(pool.multiprocessing, "get_context", lambda kind: CONTEXT)
 
@@ -40,7 +40,7 @@ def run(tmp_path, monkeypatch):
                 on_event(event)
 
         plan = small_plan(tmp_path, "study.seeds=[0]")
-        begin = partial(toy_nodes.begin, tmp_path, script or {}, list(starts))
+        begin = partial(toy_jobs.begin, tmp_path, script or {}, list(starts))
         outcome = execute(plan, Store(tmp_path / "run"), {}, note, Pool(num_workers, begin))
         left = [int(path.read_text()) for path in tmp_path.glob("pid-*")]
         assert [pid for pid in left if is_alive(pid)] == []
@@ -57,7 +57,7 @@ def tries(folder: Path, name: str) -> int:
     return len(list(folder.glob(f"{name}-[0-9]*")))
 
 
-def test_workers_are_kept_for_the_next_node(run):
+def test_workers_are_kept_for_the_next_job(run):
     outcome, events = run(num_workers=1)
     assert sorted(outcome.done) == sorted(ALL)
     assert len({event.result["pid"] for event in events if event.kind == "done"}) == 1
@@ -76,15 +76,15 @@ def test_workers_end_by_themselves_when_all_is_done_so_that_nothing_of_theirs_is
         ("exit 7", "ended with exit code 7"),
     ],
 )
-def test_the_node_of_a_worker_that_dies_is_tried_once_more_and_all_is_done(run, deed, how):
+def test_the_job_of_a_worker_that_dies_is_tried_once_more_and_all_is_done(run, deed, how):
     outcome, events = run({"train:sft:0": [deed]})
     assert outcome.failed == {} and sorted(outcome.done) == sorted(ALL)
     assert warnings(events) == [
-        f"train:sft:0: its worker process {how}; the node is tried once more, from its last checkpoint"
+        f"train:sft:0: its worker process {how}; the job is tried once more, from its last checkpoint"
     ]
 
 
-def test_a_node_whose_worker_dies_twice_fails_with_what_needs_it_and_nothing_else(run, tmp_path):
+def test_a_job_whose_worker_dies_twice_fails_with_what_needs_it_and_nothing_else(run, tmp_path):
     outcome, events = run({"train:sft:0": ["die SIGKILL", "die SIGKILL"]})
     assert outcome.failed == {
         "train:sft:0": f"{SIGKILL}, as one before it; run the same command to try again",
@@ -97,28 +97,28 @@ def test_a_node_whose_worker_dies_twice_fails_with_what_needs_it_and_nothing_els
     assert not outcome.interrupted
 
 
-def test_a_node_beside_a_dying_worker_is_not_disturbed(run, tmp_path):
+def test_a_job_beside_a_dying_worker_is_not_disturbed(run, tmp_path):
     # It works on while the other worker dies twice.
     outcome, _ = run({"train:sft:0": ["die SIGKILL"] * 2, "train:rl:0": ["wait 0.5"]})
     assert "train:rl:0" in outcome.done
     assert tries(tmp_path, "train:rl:0") == 1
 
 
-def test_every_node_has_a_second_try_of_its_own(run, tmp_path):
+def test_every_job_has_a_second_try_of_its_own(run, tmp_path):
     outcome, events = run({id_: ["die SIGKILL"] for id_ in ALL})
     assert sorted(outcome.done) == sorted(ALL)
     assert sorted(message.partition(": ")[0] for message in warnings(events)) == sorted(ALL)
     assert [tries(tmp_path, id_) for id_ in ALL] == [2] * len(ALL)
 
 
-def test_a_worker_that_dies_while_it_starts_does_not_cost_its_node_the_second_try(run):
+def test_a_worker_that_dies_while_it_starts_does_not_cost_its_job_the_second_try(run):
     outcome, events = run({"train:sft:0": ["die SIGKILL"]}, ["exit 3", "die SIGBUS"], num_workers=1)
     assert sorted(outcome.done) == sorted(ALL)
     assert warnings(events) == [
         "train:sft:0: its worker process ended while it started with exit code 3; another is started",
         "train:sft:0: its worker process was ended while it started by SIGBUS (a crash in native code); another is "
         "started",
-        f"train:sft:0: {SIGKILL}; the node is tried once more, from its last checkpoint",
+        f"train:sft:0: {SIGKILL}; the job is tried once more, from its last checkpoint",
     ]
 
 
@@ -155,7 +155,7 @@ def has_open_files(pid):
 
 def test_an_idle_worker_that_dies_is_replaced_without_a_word(run, tmp_path):
     def on_event(event):
-        if event.kind == "done" and event.node.id == "train:sft:0":
+        if event.kind == "done" and event.job.id == "train:sft:0":
             os.kill(event.result["pid"], signal.SIGKILL)
             while has_open_files(event.result["pid"]):
                 time.sleep(0.01)
@@ -178,7 +178,7 @@ def pressing(*events):
     return on_event
 
 
-def test_a_worker_stops_when_it_is_asked_and_its_node_is_no_failure(run):
+def test_a_worker_stops_when_it_is_asked_and_its_job_is_no_failure(run):
     outcome, events = run({"train:sft:0": ["wait 60"]}, num_workers=1, on_event=pressing("progress"))
     assert outcome == Outcome([], {}, interrupted=True)
     assert (kinds(events, "interrupted"), kinds(events, "failed")) == (["train:sft:0"], [])
@@ -201,7 +201,7 @@ def test_a_worker_that_hangs_while_it_starts_is_ended_by_the_first_ctrl_c(run):
 def test_what_asks_every_process_of_a_run_to_stop_ends_no_worker(run, number):
     # A cluster, or a terminal that is closed, tells each process; the parent asks them to stop at an update.
     def on_event(event):
-        if event.kind == "done" and event.node.id == "train:sft:0":
+        if event.kind == "done" and event.job.id == "train:sft:0":
             os.kill(event.result["pid"], number)
 
     outcome, events = run(on_event=on_event, num_workers=1)
@@ -214,12 +214,12 @@ import sys
 from functools import partial
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import toy_nodes
-from statewise.plan.dag import Node
+import toy_jobs
+from statewise.plan.dag import Job
 from statewise.run.pool import Pool
 print("a script")
-with Pool(1, partial(toy_nodes.begin, Path(), {{}}, [])) as pool:
-    pool.submit(Node("train", "a", 0, (), ""))
+with Pool(1, partial(toy_jobs.begin, Path(), {{}}, [])) as pool:
+    pool.submit(Job("train", "a", 0, (), ""))
     while not any(isinstance(said, dict) and print(said["status"]) is None for _, said in pool.events(1)): pass
 """
 

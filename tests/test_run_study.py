@@ -270,7 +270,7 @@ def test_a_killed_and_an_interrupted_run_end_with_the_same_bytes_as_an_undisturb
     assert runs.send_at_checkpoint("broken", "sft", 6, signal.SIGINT) == 3
     assert "run the same command to continue" in runs.log.read_text().replace("\n", " ")
     plan = plan_study(StudyRequest(str(runs.study)))
-    assert [node.id for node in plan.nodes if node.arm == "opd" and Store(out).result(node)] == []
+    assert [job.id for job in plan.jobs if job.arm == "opd" and Store(out).result(job)] == []
     code, output = runs.finish("broken")
     assert code == 0, output
     expected, got = identical(whole[0]), identical(out)
@@ -284,9 +284,7 @@ def test_a_run_whose_worker_is_killed_ends_by_itself_with_the_same_bytes(whole, 
     out = runs.folder / "orphaned"
     assert runs.send_at_checkpoint("orphaned", "sft", 4, signal.SIGKILL, to_worker=True) == 0
     text = " ".join(runs.log.read_text().split())
-    told = (
-        "train:sft:0: its worker process was ended by SIGKILL (out of memory, or killed); the node is tried once more"
-    )
+    told = "train:sft:0: its worker process was ended by SIGKILL (out of memory, or killed); the job is tried once more"
     assert text.count(told) == text.count("its worker process") == 1
     steps = [json.loads(line)["step"] for line in (out / "arms/sft/0/metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(NUM_UPDATES))

@@ -7,39 +7,39 @@ import threading
 
 
 class ThreadPool:
-    """As `run.pool.Pool`, for nodes that neither die nor hang."""
+    """As `run.pool.Pool`, for jobs that neither die nor hang."""
 
     def __init__(self, count, begin):
         self._begin, self._work, self._stop = begin, None, threading.Event()
         self._said = queue.Queue()
-        self.nodes = []
+        self.jobs = []
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
-        assert not self.nodes or any(error)
+        assert not self.jobs or any(error)
 
     @property
     def num_free(self):
-        return 1 - len(self.nodes)
+        return 1 - len(self.jobs)
 
-    def submit(self, node):
-        self.nodes.append(node)
-        threading.Thread(target=self._serve, args=(node,), daemon=True).start()
+    def submit(self, job):
+        self.jobs.append(job)
+        threading.Thread(target=self._serve, args=(job,), daemon=True).start()
 
-    def _serve(self, node):
+    def _serve(self, job):
         self._work = self._work or self._begin()
-        self._said.put((node, self._work(node, lambda said: self._said.put((node, said)), self._stop.is_set)))
+        self._said.put((job, self._work(job, lambda said: self._said.put((job, said)), self._stop.is_set)))
 
     def events(self, timeout_s):
         try:
-            node, message = self._said.get(timeout=timeout_s)
+            job, message = self._said.get(timeout=timeout_s)
         except queue.Empty:
             return []
         if isinstance(message, dict):
-            self.nodes.remove(node)
-        return [(node, message)]
+            self.jobs.remove(job)
+        return [(job, message)]
 
     def stop(self):
         self._stop.set()

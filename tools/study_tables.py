@@ -2,7 +2,7 @@
 
 uv run python tools/study_tables.py runs/grid --commit 1a2b3c4
 
-Everything between the study's two marks is made of `summary.json` and of the results of the run's nodes. `--commit` is
+Everything between the study's two marks is made of `summary.json` and of the results of the run's jobs. `--commit` is
 the commit that the run was made with, which a run folder does not record.
 """
 
@@ -30,11 +30,11 @@ def main() -> None:
     arguments = parser.parse_args()
     summary = summary_from_json(records.read_json(arguments.run / "summary.json"))
     start, end = (f"<!-- {which} of {summary.name}: tools/study_tables.py -->\n" for which in ("results", "end"))
-    text = results(summary, node_seconds(arguments.run), arguments.commit)
+    text = results(summary, job_seconds(arguments.run), arguments.commit)
     PAGE.write_text(between(PAGE, start, end, text)[1], encoding="utf-8")
 
 
-def node_seconds(run: Path) -> float:
+def job_seconds(run: Path) -> float:
     """Seconds of all trainings and evaluations of a run, each in a process of its own."""
     ends = [path for name in ("train.json", "done.json") for path in run.glob(f"arms/*/*/{name}")]
     return sum(float(records.read_json(path)["node_s"]) for path in ends)

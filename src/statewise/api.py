@@ -159,7 +159,7 @@ class Study:
         Run('runs/small')
 
         Raises:
-            FailedRunError: nodes failed; the others are done, and the same call tries again.
+            FailedRunError: jobs failed; the others are done, and the same call tries again.
             KeyboardInterrupt: by Ctrl-C, once the workers have stopped; the same call continues.
             UsageError: the folder holds another study, or a model or task cannot be used.
         """
@@ -177,7 +177,7 @@ class Study:
         if outcome.interrupted:
             raise KeyboardInterrupt(f"what is done is kept in {where}; the same call continues it")
         if outcome.failed:
-            told = "; ".join(f"{node}: {reason}" for node, reason in outcome.failed.items())
+            told = "; ".join(f"{job}: {reason}" for job, reason in outcome.failed.items())
             raise FailedRunError(f"{told}; what is done: Run.open({str(where)!r})", outcome.failed)
         return Run.open(where)
 

@@ -126,10 +126,10 @@ def _print_plan(request: StudyRequest, workers: int | None, as_json: bool, *, ha
     num_workers = choose_workers(plan, workers).count
     estimate = estimate_plan(plan, num_workers)
     if as_json:
-        nodes = [{"id": n.id, "needs": list(n.needs), "seconds": estimate.seconds[n.id]} for n in plan.nodes]
+        jobs = [{"id": j.id, "needs": list(j.needs), "seconds": estimate.seconds[j.id]} for j in plan.jobs]
         print_json(
             {
-                "nodes": nodes,
+                "jobs": jobs,
                 "arms": {k: asdict(v) for k, v in estimate.arms.items()},
                 "wall_s": estimate.wall_s,
                 "notes": notes,

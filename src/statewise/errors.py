@@ -48,7 +48,7 @@ class OutOfMemoryError(StatewiseError):
 
 
 class FailedRunError(StatewiseError):
-    """Nodes of a run failed; what the others left is in its folder. `failed`: node → reason."""
+    """Jobs of a run failed; what the others left is in its folder. `failed`: job → reason."""
 
     def __init__(self, message: str, failed: dict[str, str]) -> None:
         super().__init__(message)

@@ -11,12 +11,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
-from statewise.plan.dag import BASE, Node, Plan
+from statewise.plan.dag import BASE, Job, Plan
 from statewise.plan.estimate import PlanEstimate, estimate_plan
 from statewise.plan.memory import CARDS, SPARE, estimate_card_seconds, estimate_memory
 from statewise.plan.request import choose_workers
 from statewise.report.numbers import duration
-from statewise.run.executor import NodeEvent, Outcome
+from statewise.run.executor import JobEvent, Outcome
 from statewise.storage.records import StudySummary
 
 PLAIN_INTERVAL_S = 15.0
@@ -52,7 +52,7 @@ class ProgressDisplay:
     def __init__(self, console: Console, plan: Plan, estimate: PlanEstimate) -> None:
         self._console = console
         self._estimate = estimate
-        self._units = {node.id: _units_of(plan, node) for node in plan.nodes}
+        self._units = {job.id: _units_of(plan, job) for job in plan.jobs}
         self._finished: dict[str, float] = {}
         self._running: dict[str, float] = {}
         self._skipped_s = 0.0
@@ -82,13 +82,13 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.stop()
 
-    def show(self, event: NodeEvent) -> None:
+    def show(self, event: JobEvent) -> None:
         """Take one event of the run."""
-        node, cost = event.node, self._estimate.seconds[event.node.id]
+        job, cost = event.job, self._estimate.seconds[event.job.id]
         if event.kind == "started":
-            self._running[node.id] = 0.0
+            self._running[job.id] = 0.0
         elif event.kind == "progress":
-            self._running[node.id] = cost * min(1.0, event.done / self._units[node.id])
+            self._running[job.id] = cost * min(1.0, event.done / self._units[job.id])
         else:
             self._end(event, cost)
         if self._bar is not None:
@@ -97,18 +97,18 @@ class ProgressDisplay:
         elif time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
             self._line(f"{', '.join(self._running)}")
 
-    def _end(self, event: NodeEvent, cost: float) -> None:
+    def _end(self, event: JobEvent, cost: float) -> None:
         if event.kind == "warning":
             self._note(f"warning: {event.message}")
             return
-        self._running.pop(event.node.id, None)
-        self._finished[event.node.id] = cost
+        self._running.pop(event.job.id, None)
+        self._finished[event.job.id] = cost
         if event.kind == "skipped":
             self._skipped_s += cost
         elif event.kind == "failed":
-            self._note(f"{event.node.id} failed: {event.message}")
+            self._note(f"{event.job.id} failed: {event.message}")
         elif event.kind == "done" and self._bar is None:
-            self._line(f"{event.node.id} {event.result['status']} in {event.result['node_s']:.0f} s")
+            self._line(f"{event.job.id} {event.result['status']} in {event.result['node_s']:.0f} s")
 
     @property
     def _done_s(self) -> float:
@@ -130,10 +130,10 @@ class ProgressDisplay:
         self._note(f"[{100 * self._done_s / self._total_s:3.0f} %] {text}  {self._eta()}".rstrip())
 
 
-def _units_of(plan: Plan, node: Node) -> int:
-    """How many steps of progress a node reports."""
-    if node.action == "train":
-        return plan.arms[node.arm].update.num_updates
+def _units_of(plan: Plan, job: Job) -> int:
+    """How many steps of progress a job reports."""
+    if job.action == "train":
+        return plan.arms[job.arm].update.num_updates
     return len(plan.config.shared.retention) + 2
 
 
@@ -161,7 +161,7 @@ def plan_table(plan: Plan, estimate: PlanEstimate, num_workers: int) -> Group:
     text = (
         "Counts are estimates for one seed; tokens pass the learner with gradient, written are those of rollouts and "
         f"teacher.\nFor drift every model writes {num_rollouts:,} rollouts more, the base model twice as many."
-        f"\n{len(plan.nodes)} nodes, seeds {', '.join(map(str, study.seeds))}; about "
+        f"\n{len(plan.jobs)} jobs, seeds {', '.join(map(str, study.seeds))}; about "
         f"{duration(estimate.wall_s)} on {num_workers} processes."
     )
     return Group(Text(f"{study.name}: {study.description}".removesuffix(": ")), table, Text(text))

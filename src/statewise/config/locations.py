@@ -18,7 +18,7 @@ OLD_NAMES = {"phenomena": "hypotheses"}  # sections of a study file, and of a su
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where a study was read from.
 
     `raw`: the study as parsed and overridden, before its grid is expanded. `overrides`: keys and how the override that
@@ -48,7 +48,7 @@ class Place:
 
     @contextmanager
     def naming(self, *keys: str) -> Iterator[None]:
-        """Put the place of the table at `keys`, or of its key that an error is about, before every usage error."""
+        """Put the location of the table at `keys`, or of its key that an error is about, before every usage error."""
         try:
             yield
         except UsageError as error:

@@ -43,53 +43,55 @@ def apply_override(raw: Table, override: str) -> tuple[str, ...]:
         UsageError: no key or no value, an arm, axis or level that is not there, or a value where a table is needed.
     """
     path, separator, text = override.partition("=")
-    keys, place = split_key(path.strip()), f"--set {override}"
+    keys, location = split_key(path.strip()), f"--set {override}"
     if not separator or len(keys) < 2 or not all(keys):
-        raise UsageError(f"{place}: expected arm.key=value, shared.key=value or study.key=value")
+        raise UsageError(f"{location}: expected arm.key=value, shared.key=value or study.key=value")
     try:
         value = parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
     if keys[0] == "grid":
-        _check_grid_keys(raw, keys, place)
+        _check_grid_keys(raw, keys, location)
     elif keys[0] not in ROOTS:
         if keys[0] == "arms" and "arms" not in raw.get("arms", {}):
             rest = override.strip().removeprefix("arms.")
-            raise UsageError(f"{place}: an arm is named without 'arms.' before it; write --set {rest}")
-        _check_arm(raw, keys[0], place)
+            raise UsageError(f"{location}: an arm is named without 'arms.' before it; write --set {rest}")
+        _check_arm(raw, keys[0], location)
         keys = ["arms", *keys]
     table = raw
     for key in keys[:-1]:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
-            raise UsageError(f"{place}: {key!r} is a value, not a table")
+            raise UsageError(f"{location}: {key!r} is a value, not a table")
     table[keys[-1]] = value
     return tuple(keys)
 
 
-def _check_arm(raw: Table, arm: str, place: str) -> None:
+def _check_arm(raw: Table, arm: str, location: str) -> None:
     arms = raw.get("arms", {})
     if not isinstance(arms, dict):
-        raise UsageError(f"{place}: 'arms' of the study file is a value, not a table")
+        raise UsageError(f"{location}: 'arms' of the study file is a value, not a table")
     if arm in arms:
         return
     roots = [root for root in ROOTS if root != "grid" or "grid" in raw]
-    error = unknown("arm", arm, [*arms, *roots], place)
+    error = unknown("arm", arm, [*arms, *roots], location)
     if "grid" in raw:
         raise UsageError(f"{error} Arms of the grid are set by their levels: grid.axes.<axis>.<level>.<key>=value.")
     raise error
 
 
-def _check_grid_keys(raw: Table, keys: list[str], place: str) -> None:
+def _check_grid_keys(raw: Table, keys: list[str], location: str) -> None:
     """Axes exist, and so does a level of which one key is set; a level given as a whole may be new."""
     grid = raw.get("grid")
     if not isinstance(grid, dict):
-        raise UsageError(f"{place}: the study has no [grid]; set keys of its arms")
+        raise UsageError(f"{location}: the study has no [grid]; set keys of its arms")
     axes = grid.get("axes", {})
     if keys[1] != "axes" or len(keys) < 3 or not isinstance(axes, dict):
         return
     if keys[2] not in axes:
-        raise unknown("axis", keys[2], axes, place)
+        raise unknown("axis", keys[2], axes, location)
     levels = axes[keys[2]]
     if len(keys) > 4 and isinstance(levels, dict) and keys[3] not in levels:
-        raise unknown(f"level of axis {keys[2]!r}:", keys[3], levels, f"{place} (a level with dots stands in quotes)")
+        raise unknown(
+            f"level of axis {keys[2]!r}:", keys[3], levels, f"{location} (a level with dots stands in quotes)"
+        )

@@ -17,7 +17,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from statewise.config.grid import NAME_PATTERN, check_levels, expand_grid
-from statewise.config.locations import OLD_NAMES, Place
+from statewise.config.locations import OLD_NAMES, Location
 from statewise.config.overrides import ROOTS, apply_override
 from statewise.config.refusals import first_of, keys_of, refusal
 from statewise.config.study import ArmSection, SharedSection, StudyConfig
@@ -36,7 +36,7 @@ def read_study(path: Path, overrides: Iterable[str] = (), *, is_quick: bool = Fa
 
 def read_study_and_place(
     path: Path, overrides: Iterable[str] = (), *, is_quick: bool = False
-) -> tuple[StudyConfig, Place]:
+) -> tuple[StudyConfig, Location]:
     """Read, override and check a study file; also says where each of its keys stands.
 
     Args:
@@ -64,7 +64,7 @@ def read_study_and_place(
 
 def resolve_tables(
     tables: Mapping[str, Any], called: str, overrides: Iterable[str] = (), *, is_quick: bool = False
-) -> tuple[StudyConfig, Place]:
+) -> tuple[StudyConfig, Location]:
     """As `read_study_and_place`, of the tables of a study file given in Python; `called`: their name in errors.
 
     Paths, sources and other kinds, and NumPy's numbers may stand in the place of text, tables and numbers.
@@ -93,24 +93,26 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r}: a study has no value of type {type(value).__name__}")
 
 
-def _resolve(raw: Table, path: Path, text: str, overrides: Iterable[str], is_quick: bool) -> tuple[StudyConfig, Place]:
+def _resolve(
+    raw: Table, path: Path, text: str, overrides: Iterable[str], is_quick: bool
+) -> tuple[StudyConfig, Location]:
     """The study of the tables `raw`, which overrides change in place; `text`: the file that holds them, or ""."""
     for old, name in OLD_NAMES.items():
         if old in raw and name in raw:
             raise UsageError(f"{path}: has {old!r} and {name!r}, which are the same section; keep the latter")
         raw = {OLD_NAMES.get(key, key): value for key, value in raw.items()}
     quick = _quick_of(raw, path) if is_quick else []
-    by_quick = f"{Place(path, text).of(['study', 'quick'])}: study.quick"
+    by_quick = f"{Location(path, text).of(['study', 'quick'])}: study.quick"
     called = [(override, by_quick) for override in quick] + [(override, "--set") for override in overrides]
     applied = [(apply_override(raw, one), f"{by} {one.partition('=')[0].strip()}") for one, by in called]
     try:
         check_depth(raw)  # overrides have keys of as many parts as they like
     except ValueError as error:
         raise UsageError(f"{path}: an override is {error}") from None
-    place = Place(path, text, raw, tuple(applied))
-    config = _validate(_with_defaults(expand_grid(raw, place.of), place), place)
-    _check_names(config, place)
-    return config, place
+    location = Location(path, text, raw, tuple(applied))
+    config = _validate(_with_defaults(expand_grid(raw, location.of), location), location)
+    _check_names(config, location)
+    return config, location
 
 
 def to_toml(config: StudyConfig) -> str:
@@ -126,7 +128,7 @@ def _quick_of(raw: Table, path: Path) -> list[str]:
     return [str(override) for override in quick]
 
 
-def _with_defaults(raw: Table, place: Place) -> Table:
+def _with_defaults(raw: Table, location: Location) -> Table:
     """Copy `[shared.adapter]`, `[shared.update]`, … into every arm, and leave `[shared]` what only the study has."""
     shared = raw.get("shared", {})
     arms = raw.get("arms", {})
@@ -135,7 +137,7 @@ def _with_defaults(raw: Table, place: Place) -> Table:
         or not isinstance(arms, dict)
         or not all(isinstance(a, dict) for a in arms.values())
     ):
-        raise UsageError(f"{place.path}: 'shared', 'arms' and every arm must be tables")
+        raise UsageError(f"{location.path}: 'shared', 'arms' and every arm must be tables")
     defaults = {key: value for key, value in shared.items() if key in ArmSection.model_fields}
     common = {key: value for key, value in shared.items() if key not in defaults}
     return {**raw, "shared": common, "arms": {name: _merge(defaults, arm) for name, arm in arms.items()}}
@@ -151,14 +153,14 @@ def _merge(defaults: Table, arm: Table) -> Table:
     return merged
 
 
-def _validate(raw: Table, place: Place) -> StudyConfig:
+def _validate(raw: Table, location: Location) -> StudyConfig:
     try:
         return StudyConfig.model_validate(raw)
     except ValidationError as error:
         errors = error.errors()
     first = first_of(errors, raw)
     keys = keys_of(first, raw)
-    where, key, got = place.of(keys), str(keys[-1]), first["input"]
+    where, key, got = location.of(keys), str(keys[-1]), first["input"]
     if first["type"] == "extra_forbidden" and len(keys) == 1:
         what = "section:" if isinstance(got, (dict, list)) else "key before [study]:"
         raise unknown(what, key, [*StudyConfig.model_fields, "grid"], where)
@@ -168,18 +170,18 @@ def _validate(raw: Table, place: Place) -> StudyConfig:
         raise UsageError(f"{where}: needs a section [{key}]")
     if keys == ["arms"] and not got:
         raise UsageError(f"{where}: has no arms; add [arms.<name>] with a source and a signal, or a [grid]")
-    raise refusal(errors, StudyConfig, raw, place.of)
+    raise refusal(errors, StudyConfig, raw, location.of)
 
 
-def _check_names(config: StudyConfig, place: Place) -> None:
+def _check_names(config: StudyConfig, location: Location) -> None:
     """Seeds are different, arms have safe names; teachers and the arms of hypotheses exist."""
     seeds = config.study.seeds
     if twice := [seed for index, seed in enumerate(seeds) if seed in seeds[:index]]:
-        raise UsageError(f"{place.of(['study', 'seeds'])}: seeds: {twice[0]} occurs twice; a seed is run once")
+        raise UsageError(f"{location.of(['study', 'seeds'])}: seeds: {twice[0]} occurs twice; a seed is run once")
     for name, arm in config.arms.items():
         if not re.fullmatch(NAME_PATTERN, name) or name in RESERVED:
             raise UsageError(
-                f"{place.of(['arms', name])}: arm name {name!r} must match {NAME_PATTERN} and not be "
+                f"{location.of(['arms', name])}: arm name {name!r} must match {NAME_PATTERN} and not be "
                 f"{', '.join(RESERVED[:-1])} or {RESERVED[-1]}, which name something else in --set and in hypotheses"
             )
         if (
@@ -188,9 +190,9 @@ def _check_names(config: StudyConfig, place: Place) -> None:
             and arm.teacher != "base"
         ):
             known = [other for other in config.arms if other != name]
-            raise unknown("teacher", arm.teacher, [*known, "base"], place.of(["arms", name, "teacher"]))
-    check_levels({name: arm.levels for name, arm in config.arms.items() if arm.levels}, place.of)
+            raise unknown("teacher", arm.teacher, [*known, "base"], location.of(["arms", name, "teacher"]))
+    check_levels({name: arm.levels for name, arm in config.arms.items() if arm.levels}, location.of)
     for index, hypothesis in enumerate(config.hypotheses):
         for key, arm_name in [*(("arms", arm) for arm in hypothesis.arms), ("than", hypothesis.than)]:
             if arm_name not in config.arms and arm_name != "base":
-                raise unknown("arm", arm_name, [*config.arms, "base"], place.of(["hypotheses", index, key]))
+                raise unknown("arm", arm_name, [*config.arms, "base"], location.of(["hypotheses", index, key]))

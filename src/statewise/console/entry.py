@@ -1,7 +1,7 @@
 """What becomes of a command: its exit code, one line about what went wrong, and no traceback of what is no defect.
 
 Exit codes: 0 everything is done, 1 the run failed, 2 the input cannot be used, 3 partly done (interrupted, or some
-nodes failed; the same command continues), 130 interrupted outside of a run's work (143 by SIGTERM, 129 by SIGHUP), 141
+jobs failed; the same command continues), 130 interrupted outside of a run's work (143 by SIGTERM, 129 by SIGHUP), 141
 nobody read all that a command printed which does nothing else, as of any program before `| head`.
 """
 

@@ -17,8 +17,8 @@ from lm_eval.api.instance import Instance
 
 from statewise import errors
 from statewise.errors import UsageError
-from statewise.evals.bystanders import bystander
 from statewise.evals.policy_lm import Decoding, PolicyLM
+from statewise.evals.preserve import preserve_rng_and_mode
 from statewise.policy.load import Policy
 from statewise.policy.texts import chat_of
 from statewise.tasks.generation import DEFAULT_MAX_NEW_TOKENS
@@ -83,7 +83,7 @@ def evaluate(policy: Policy, task: Task, protocol: EvalProtocol) -> list[dict[st
     if task.lm_eval_task.OUTPUT_TYPE == "loglikelihood_rolling":
         raise _no_item_metric(task)
     rows: list[dict[str, Any]] = []
-    with bystander(policy), quiet_lm_eval():
+    with preserve_rng_and_mode(policy), quiet_lm_eval():
         for decoding in protocol.decodings if task.is_generative else (CHOICES,):
             temperature = TEMPERATURES.get(decoding, 0.0)
             lm = PolicyLM(policy, Decoding(temperature, protocol.seed, protocol.max_new_tokens))

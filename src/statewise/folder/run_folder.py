@@ -11,7 +11,7 @@ from statewise.config.read import read_study
 from statewise.config.study import StudyConfig
 from statewise.errors import UsageError, unknown
 from statewise.folder.item_scores import Scores, read_scores
-from statewise.folder.store import ADVICE, PLAN, RESULT_NAMES, STUDY, Store, faults_of_node
+from statewise.folder.store import ADVICE, PLAN, RESULT_NAMES, STUDY, Store, faults_of_job
 from statewise.plan.dag import BASE
 from statewise.storage import integrity
 from statewise.storage.integrity import is_there
@@ -49,7 +49,7 @@ class RunFolder:
         return Store(self.folder).arm_folder(arm, seed)
 
     def record(self, arm: str, seed: int, action: str) -> dict[str, Any]:
-        """What a node left, after it and all its files were checked; {} if it is not done.
+        """What a job left, after it and all its files were checked; {} if it is not done.
 
         `files` in it are their SHA-256; a record of an older version has none, and was not checked (`is_older`).
 
@@ -61,7 +61,7 @@ class RunFolder:
             return {}
         stored, is_sealed = integrity.read_either(path, ADVICE)
         if is_sealed:
-            integrity.refuse(path.parent, faults_of_node(path.parent, action, stored), ADVICE)
+            integrity.refuse(path.parent, faults_of_job(path.parent, action, stored), ADVICE)
         return {key: value for key, value in stored.items() if is_sealed or key != "files"}
 
     def scores(self, arm: str, seed: int) -> Scores:

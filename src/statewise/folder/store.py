@@ -1,7 +1,7 @@
-"""The run folder of a study: where things lie, and which nodes are done.
+"""The run folder of a study: where things lie, and which jobs are done.
 
-`done.json` (evaluate) and `train.json` (train) are written last. They carry their node's fingerprint, the SHA-256 of
-every file that the node left, and what it read of other nodes, so a node is done if and only if that file is there with
+`done.json` (evaluate) and `train.json` (train) are written last. They carry their job's fingerprint, the SHA-256 of
+every file that the job left, and what it read of other jobs, so a job is done if and only if that file is there with
 the fingerprint of the plan and all of this still holds.
 """
 
@@ -21,21 +21,21 @@ from statewise.config.read import read_study, to_toml
 from statewise.config.study import StudyConfig
 from statewise.errors import DamagedError, UsageError
 from statewise.plan.contract import flatten
-from statewise.plan.dag import Node, Plan
+from statewise.plan.dag import Job, Plan
 from statewise.storage import integrity, records
 from statewise.storage.integrity import is_there
 from statewise.storage.output_folder import LOCK, check_entries, open_lock
 
 PLAN, STUDY, DAMAGED = "plan.json", "study.toml", "damaged"
 RESULT_NAMES = {"train": "train.json", "evaluate": "done.json"}
-# What a node leaves beside its result.
+# What a job leaves beside its result.
 FOLDERS = {"train": ("states", "supervised", "locality", "model", "adapter"), "evaluate": ("evals",)}
 FILES = {
     "train": ("started.json", "config.toml", "metrics.jsonl", "timing.jsonl"),
     "evaluate": ("rollouts.parquet", "rollouts_again.parquet", "drift.json"),
 }
 LEFT = {action: (*FILES[action], *FOLDERS[action]) for action in RESULT_NAMES}
-# Without effect on what others compute from a node.
+# Without effect on what others compute from a job.
 INCIDENTAL = ("started.json", "timing.jsonl")
 ADVICE = "run the same command again: it sets what is damaged aside and does it anew"
 # What a run that was killed before its plan was written leaves behind.
@@ -58,47 +58,47 @@ class Store:
     def arm_folder(self, arm: str, seed: int) -> Path:
         return self.folder / "arms" / arm / str(seed)
 
-    def result_path(self, node: Node) -> Path:
-        return self.arm_folder(node.arm, node.seed) / RESULT_NAMES[node.action]
+    def result_path(self, job: Job) -> Path:
+        return self.arm_folder(job.arm, job.seed) / RESULT_NAMES[job.action]
 
-    def result(self, node: Node) -> dict[str, Any] | None:
-        """What `node` left when it was done, or None.
+    def result(self, job: Job) -> dict[str, Any] | None:
+        """What `job` left when it was done, or None.
 
-        None: it is not done, was done under another fingerprint, or from what other nodes no longer hold; or a file of
+        None: it is not done, was done under another fingerprint, or from what other jobs no longer hold; or a file of
         it is damaged.
         """
         try:
-            return self.checked_result(node)
+            return self.checked_result(job)
         except DamagedError:
             return None
 
-    def checked_result(self, node: Node) -> dict[str, Any] | None:
+    def checked_result(self, job: Job) -> dict[str, Any] | None:
         """As `result`, but damage is an error.
 
         Raises:
             DamagedError: names the file, and says what to do.
         """
-        path = self.result_path(node)
+        path = self.result_path(job)
         if not is_there(path):
             return None
         stored = integrity.read_sealed(path, ADVICE)
-        if stored.get("fingerprint") != node.fingerprint or self._is_outdated(stored):
+        if stored.get("fingerprint") != job.fingerprint or self._is_outdated(stored):
             return None
-        integrity.refuse(path.parent, faults_of_node(path.parent, node.action, stored), ADVICE)
+        integrity.refuse(path.parent, faults_of_job(path.parent, job.action, stored), ADVICE)
         return stored
 
-    def finish(self, node: Node, result: dict[str, Any]) -> dict[str, Any]:
-        """Mark `node` as done, with the digests of all that it left; returns what was written."""
-        path = self.result_path(node)
-        files = integrity.table_of(path.parent, LEFT[node.action])
-        outputs = {need: self._output(need) for need in node.needs}
+    def finish(self, job: Job, result: dict[str, Any]) -> dict[str, Any]:
+        """Mark `job` as done, with the digests of all that it left; returns what was written."""
+        path = self.result_path(job)
+        files = integrity.table_of(path.parent, LEFT[job.action])
+        outputs = {need: self._output(need) for need in job.needs}
         inputs = {need: digest for need, digest in outputs.items() if digest}
-        stored = {"fingerprint": node.fingerprint, **result, "inputs": inputs, "files": files}
+        stored = {"fingerprint": job.fingerprint, **result, "inputs": inputs, "files": files}
         integrity.write_sealed(path, stored)
         return stored
 
     def _output(self, id_: str) -> str:
-        """What others may compute from what a node left, as one digest; "" if it is not done."""
+        """What others may compute from what a job left, as one digest; "" if it is not done."""
         action, arm, seed = id_.split(":")
         try:
             files = integrity.read_sealed(self.arm_folder(arm, int(seed)) / RESULT_NAMES[action])["files"]
@@ -107,7 +107,7 @@ class Store:
         return records.digest_json({name: digest for name, digest in files.items() if name not in INCIDENTAL})
 
     def _is_outdated(self, stored: Mapping[str, Any]) -> bool:
-        """Whether a node that it read was done anew since, with other results."""
+        """Whether a job that it read was done anew since, with other results."""
         return any(self._output(id_) not in ("", digest) for id_, digest in stored["inputs"].items())
 
     def open_for(self, plan: Plan) -> list[str]:
@@ -127,12 +127,12 @@ class Store:
                 raise UsageError(f"{self.folder}: exists and is not a run folder; choose another with --out")
             told.append(f"{path} is missing; it is written anew")
         study = to_toml(plan.config).encode()
-        nodes = [{"id": node.id, "needs": list(node.needs), "fingerprint": node.fingerprint} for node in plan.nodes]
+        jobs = [{"id": job.id, "needs": list(job.needs), "fingerprint": job.fingerprint} for job in plan.jobs]
         value = {
             "fingerprint": plan.fingerprint,
             "model": str(plan.model),
             "model_files": plan.model_files,
-            "nodes": nodes,
+            "jobs": jobs,
         }
         integrity.write_sealed(path, {**value, "files": {STUDY: hashlib.sha256(study).hexdigest()}})
         records.write_bytes(self.folder / STUDY, study)
@@ -159,13 +159,13 @@ class Store:
         return [f"{file} {what}; {self.set_aside(file)}, it is written anew" for file, what in wrong]
 
     def _holds_results_of(self, plan: Plan) -> bool:
-        """Whether something was recorded for `plan`, and nothing in the place of one of its nodes for another one."""
+        """Whether something was recorded for `plan`, and nothing in the place of one of its jobs for another one."""
         found = []
-        for node in plan.nodes:
-            for name in (RESULT_NAMES[node.action], *(("started.json",) if node.action == "train" else ())):
+        for job in plan.jobs:
+            for name in (RESULT_NAMES[job.action], *(("started.json",) if job.action == "train" else ())):
                 with suppress(DamagedError):
-                    stored = integrity.read_sealed(self.arm_folder(node.arm, node.seed) / name)
-                    found.append(stored.get("fingerprint") == node.fingerprint)
+                    stored = integrity.read_sealed(self.arm_folder(job.arm, job.seed) / name)
+                    found.append(stored.get("fingerprint") == job.fingerprint)
         return bool(found) and all(found)
 
     def set_aside(self, path: Path) -> str:
@@ -236,8 +236,8 @@ class Store:
             ) from None
 
 
-def faults_of_node(folder: Path, action: str, stored: Mapping[str, Any]) -> dict[str, str]:
-    """What is wrong with the files that a node left in the folder of its arm: changed, gone, or not recorded."""
+def faults_of_job(folder: Path, action: str, stored: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with the files that a job left in the folder of its arm: changed, gone, or not recorded."""
     files: dict[str, str] = stored["files"]
     return integrity.faults_of(folder, files) | integrity.strays_of(folder, files, LEFT[action])
 

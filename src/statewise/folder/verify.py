@@ -24,7 +24,7 @@ OF_RUN = (PLAN, "summary.json", "report.html", ".lock")
 class Verification:
     """What was found. `num_files` match; `damaged`: what is wrong, by file; `strays` are files that nobody recorded.
 
-    `older`: files of an older version, which recorded no digests; `unfinished`: nodes that are not done, of whose files
+    `older`: files of an older version, which recorded no digests; `unfinished`: jobs that are not done, of whose files
     checkpoints and what they stand on are checked; `num_set_aside`: files in `damaged/`.
     """
 
@@ -58,7 +58,7 @@ def verify_run(folder: Path) -> Verification:
                 _verify_files(found, folder, stored["files"])
     for place in sorted(path for path in (folder / "arms").glob("*/*") if path.is_dir()):
         for action in RESULT_NAMES:
-            _verify_node(found, folder, place, action)
+            _verify_job(found, folder, place, action)
         inside = {name for names in LEFT.values() for name in integrity.files_below(place, names)}
         checkpoints = set(integrity.files_below(place, [CHECKPOINTS]))
         known |= {str((place / name).relative_to(folder)) for name in (*BESIDE, *inside, *checkpoints)}
@@ -83,8 +83,8 @@ def told(found: Verification) -> list[str]:
     return [*lines, f"{count}, {num_others} do not" if num_others else f"all {count}"]
 
 
-def _verify_node(found: Verification, folder: Path, place: Path, action: str) -> None:
-    """Check what a node left in the folder `place` of its arm and seed."""
+def _verify_job(found: Verification, folder: Path, place: Path, action: str) -> None:
+    """Check what a job left in the folder `place` of its arm and seed."""
     inside, id_ = str(place.relative_to(folder)), f"{action}:{place.parent.name}:{place.name}"
     result = f"{inside}/{RESULT_NAMES[action]}"
     if not integrity.is_there(folder / result):

@@ -13,8 +13,8 @@ from statewise.errors import UsageError
 from statewise.locality import Adapter, Locality
 from statewise.loop.account import Account
 from statewise.loop.documents import Documents, read_documents, rule_of
-from statewise.loop.fit import TokenLimit
 from statewise.loop.history import WeightHistory
+from statewise.loop.oom import TokenLimit
 from statewise.policy.act import draw_actions
 from statewise.policy.check import check_packing
 from statewise.policy.engine import RolloutEngine

@@ -17,7 +17,7 @@ from statewise.locality import LocalityContext, Memory
 from statewise.locality.locality import Constraint, Metrics
 from statewise.loop.build import Setup
 from statewise.loop.documents import remembered_prompts
-from statewise.loop.fit import recomputed_activations
+from statewise.loop.oom import recomputed_activations
 from statewise.loop.score import Term
 from statewise.loop.tensors import write_tensors
 from statewise.policy.sampler import Sampling, sample

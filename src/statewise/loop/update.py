@@ -19,7 +19,7 @@ from statewise.errors import DivergedError
 from statewise.locality.schedule import Schedule
 from statewise.loop.build import Setup
 from statewise.loop.constrain import Constraints
-from statewise.loop.fit import recomputed_activations
+from statewise.loop.oom import recomputed_activations
 from statewise.loop.reduce import state_weights
 from statewise.loop.score import OTHERS, Scored, Term, group_terms, score_terms
 from statewise.policy.act import label_logprobs

@@ -8,7 +8,7 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel
 
-from statewise.config.locations import Place
+from statewise.config.locations import Location
 from statewise.config.refusals import known_keys
 from statewise.config.study import StudyConfig, UpdateSection
 from statewise.errors import UsageError, unknown
@@ -76,7 +76,7 @@ def _prefixes(key: str) -> Iterator[str]:
     return (".".join(parts[: count + 1]) for count in range(len(parts)))
 
 
-def check_measures(config: StudyConfig, place: Place) -> None:
+def check_measures(config: StudyConfig, location: Location) -> None:
     """Refuse a hypothesis about something that the study does not measure; call it when the tasks are known to exist.
 
     Raises:
@@ -86,7 +86,7 @@ def check_measures(config: StudyConfig, place: Place) -> None:
     measures = [target, f"{target}:greedy", f"{target}:sampled", *retention, *(["forgetting"] if retention else [])]
     for index, hypothesis in enumerate(config.hypotheses):
         if hypothesis.measure not in measures:
-            where = place.of(["hypotheses", index, "measure"])
+            where = location.of(["hypotheses", index, "measure"])
             raise unknown("measure", hypothesis.measure, measures, f"{where}: [[hypotheses]] {hypothesis.name!r}")
 
 

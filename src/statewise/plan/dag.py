@@ -1,6 +1,6 @@
-"""The plan of a study: which nodes run, what each needs, and the fingerprint by which a finished one is recognised.
+"""The plan of a study: which jobs run, what each needs, and the fingerprint by which a finished one is recognised.
 
-A node is (action, arm, seed). `train` needs the teacher's `train`; `evaluate` needs its own `train` and the base
+A job is (action, arm, seed). `train` needs the teacher's `train`; `evaluate` needs its own `train` and the base
 model's `evaluate`, whose rollouts are what drift is measured against. The arm `base` is never trained.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from statewise.config.locations import Place
+from statewise.config.locations import Location
 from statewise.config.study import ArmSection, StudyConfig
 from statewise.drift import DISTANCES
 from statewise.errors import UsageError, unknown
@@ -28,13 +28,13 @@ from statewise.states.pairs import read_pairs
 from statewise.storage import records
 
 BASE = "base"
-# Raised when the meaning of a record or the arithmetic of the loop changes: finished nodes are then done again.
+# Raised when the meaning of a record or the arithmetic of the loop changes: finished jobs are then done again.
 RECORD_VERSION = 4
 
 
 @dataclass(frozen=True)
-class Node:
-    """One piece of work. `needs` are ids of nodes that must be done first."""
+class Job:
+    """One piece of work. `needs` are ids of jobs that must be done first."""
 
     action: Literal["train", "evaluate"]
     arm: str
@@ -49,7 +49,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked study, and its nodes in an order in which they can run.
+    """A checked study, and its jobs in an order in which they can run.
 
     `is_dry`: to be shown only, since the weights were not read; `download_bytes` of them are not on this machine.
     `task_code`: Python of task files that the user trusts (`tasks.task_file`); no part of the fingerprint, since
@@ -59,7 +59,7 @@ class Plan:
 
     config: StudyConfig
     model: Path
-    nodes: tuple[Node, ...]
+    jobs: tuple[Job, ...]
     fingerprint: str
     is_dry: bool = False
     download_bytes: int = 0
@@ -81,8 +81,8 @@ class Plan:
         return (self.config.shared.target, *self.config.shared.retention)
 
 
-def make_plan(config: StudyConfig, model: Path, where: str | Place, *, is_dry: bool = False) -> Plan:
-    """Check every arm and lay out the nodes; needs neither torch nor a GPU.
+def make_plan(config: StudyConfig, model: Path, where: str | Location, *, is_dry: bool = False) -> Plan:
+    """Check every arm and lay out the jobs; needs neither torch nor a GPU.
 
     Args:
         config: the resolved study.
@@ -94,11 +94,11 @@ def make_plan(config: StudyConfig, model: Path, where: str | Place, *, is_dry: b
         UsageError: an unknown or misconfigured source or signal, a teacher missing, unused or circular, arms that
             differ outside the declared factors, or a hypothesis about what is not measured.
     """
-    place = where if isinstance(where, Place) else Place(Path(where))
+    location = where if isinstance(where, Location) else Location(Path(where))
     sources = {name: arm.source for name, arm in config.arms.items()}
     known = dict(sources)
     for name, arm in config.arms.items():
-        with place.naming("arms", name, "source"):
+        with location.naming("arms", name, "source"):
             _check_records(name, sources, f"[arms.{name}]")
             for file in arm.source.pair_files:
                 read_pairs(Path(file))
@@ -107,16 +107,16 @@ def make_plan(config: StudyConfig, model: Path, where: str | Place, *, is_dry: b
                 _digest_records(arm.source, seed, config.shared.model_dump(mode="json"))
     for name, arm in config.arms.items():
         told = f"[arms.{name}]"
-        with place.naming("arms", name, "signal"):
+        with location.naming("arms", name, "signal"):
             check_cell(arm, resolve(arm.source, known), told)
-        with place.naming("arms", name, "teacher"):
+        with location.naming("arms", name, "teacher"):
             _check_teacher(arm, told)
-        with place.naming("arms", name, "locality"):
+        with location.naming("arms", name, "locality"):
             _check_memory(config, arm, told)
-    order = _in_order(config, str(place.path))
+    order = _in_order(config, str(location.path))
     arms = {name: _resolve(config.arms[name]) for name in order}
-    check_factors(arms, config.study.factors, place.of(["study", "factors"]))
-    check_measures(config, place)
+    check_factors(arms, config.study.factors, location.of(["study", "factors"]))
+    check_measures(config, location)
     inputs: dict[str, Any] = {
         "version": RECORD_VERSION,
         "model": digest_model(model, is_dry),
@@ -125,11 +125,11 @@ def make_plan(config: StudyConfig, model: Path, where: str | Place, *, is_dry: b
     }
     if distances := _digest_code((DISTANCES, name) for name in DISTANCES):
         inputs["distances"] = distances
-    nodes: list[Node] = []
+    jobs: list[Job] = []
     for seed in config.study.seeds:
-        nodes.extend(_nodes_of_seed(config, arms, seed, inputs))
+        jobs.extend(_jobs_of_seed(config, arms, seed, inputs))
     fingerprint = records.digest_json({**inputs, "arms": arms})
-    return Plan(config, model, tuple(nodes), fingerprint, is_dry, model_files=inputs["model"])
+    return Plan(config, model, tuple(jobs), fingerprint, is_dry, model_files=inputs["model"])
 
 
 def _resolve(arm: ArmSection) -> dict[str, Any]:
@@ -142,39 +142,39 @@ def _resolve(arm: ArmSection) -> dict[str, Any]:
     }
 
 
-def _check_teacher(arm: ArmSection, place: str) -> None:
+def _check_teacher(arm: ArmSection, location: str) -> None:
     """An arm has a teacher exactly where its cell uses one."""
     if arm.needs_teacher and arm.teacher is None:
-        raise UsageError(f'{place}: {arm.cell} needs a teacher; add teacher = "<arm>"')
+        raise UsageError(f'{location}: {arm.cell} needs a teacher; add teacher = "<arm>"')
     if arm.teacher is not None and not arm.needs_teacher:
         raise UsageError(
-            f"{place}: teacher {arm.teacher!r} is never asked by {arm.cell}; remove it, or use a signal such as "
+            f"{location}: teacher {arm.teacher!r} is never asked by {arm.cell}; remove it, or use a signal such as "
             "'continuation' or 'reverse_kl'"
         )
 
 
-def _check_memory(config: StudyConfig, arm: ArmSection, place: str) -> None:
+def _check_memory(config: StudyConfig, arm: ArmSection, location: str) -> None:
     for one in arm.locality:
         if one.memory and not config.shared.retention:
             raise UsageError(
-                f"{place}: locality {one.kind!r} remembers the retention tasks, and the study has none; name some in "
-                "shared.retention, or use 'kl_to_base'"
+                f"{location}: locality {one.kind!r} remembers the retention tasks, and the study has none; name some "
+                "in shared.retention, or use 'kl_to_base'"
             )
 
 
-def _check_records(name: str, sources: dict[str, Source], place: str) -> None:
+def _check_records(name: str, sources: dict[str, Source], location: str) -> None:
     """The arms that `name` replays are trained, and are others."""
     for arm in sources[name].replayed_arms:
         others = [other for other in sources if other != name]
         if arm in (name, BASE):
             reason = "an arm cannot replay itself" if arm == name else "the base model is not trained and has no record"
             raise UsageError(
-                f"{place}: source 'log' of arm {arm!r}: {reason}; name another arm of the study "
+                f"{location}: source 'log' of arm {arm!r}: {reason}; name another arm of the study "
                 f"({', '.join(others) or 'there is none'}), or give the path of an arm of another run",
                 ("arm",),
             )
         if arm not in sources:
-            raise unknown("arm to replay", arm, others, place, ("arm",))
+            raise unknown("arm to replay", arm, others, location, ("arm",))
 
 
 def _in_order(config: StudyConfig, where: str) -> list[str]:
@@ -193,13 +193,11 @@ def _in_order(config: StudyConfig, where: str) -> list[str]:
     return order
 
 
-def _nodes_of_seed(
-    config: StudyConfig, arms: dict[str, dict[str, Any]], seed: int, inputs: dict[str, Any]
-) -> list[Node]:
-    """The nodes of one seed; `arms` are the resolved ones of `config`, those that others need first."""
+def _jobs_of_seed(config: StudyConfig, arms: dict[str, dict[str, Any]], seed: int, inputs: dict[str, Any]) -> list[Job]:
+    """The jobs of one seed; `arms` are the resolved ones of `config`, those that others need first."""
     base_fingerprint = records.digest_json({**inputs, "node": "evaluate", "arm": BASE, "seed": seed})
-    base = Node("evaluate", BASE, seed, (), base_fingerprint)
-    nodes, trained = [base], dict[str, str]()
+    base = Job("evaluate", BASE, seed, (), base_fingerprint)
+    jobs, trained = [base], dict[str, str]()
     shared = inputs["shared"]
     target = {
         key: shared[key] for key in ("target", "reward_metric", "chat", "end_of_text", "device", "dtype", "sampler")
@@ -228,10 +226,10 @@ def _nodes_of_seed(
         needs = tuple(
             f"train:{other}:{seed}" for other in dict.fromkeys([*([teacher] if is_taught else []), *replayed])
         )
-        nodes.append(Node("train", name, seed, needs, trained[name]))
+        jobs.append(Job("train", name, seed, needs, trained[name]))
         evaluated = records.digest_json({"train": trained[name], "base": base_fingerprint})
-        nodes.append(Node("evaluate", name, seed, (f"train:{name}:{seed}", base.id), evaluated))
-    return nodes
+        jobs.append(Job("evaluate", name, seed, (f"train:{name}:{seed}", base.id), evaluated))
+    return jobs
 
 
 def _digest_code(things: Iterable[tuple[Registry[Any], str]]) -> dict[str, str]:

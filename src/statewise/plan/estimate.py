@@ -1,4 +1,4 @@
-"""What a plan will cost before anything is computed: states, tokens and seconds of every node.
+"""What a plan will cost before anything is computed: states, tokens and seconds of every job.
 
 Token counts come from the first documents of the target's training file, tokenised; seconds from rates measured on one
 core with the pocket model and scaled by parameters. An estimate orders the work and sets the expectation; it decides
@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass, replace
 
 from statewise.config.study import BudgetSection
 from statewise.plan.catalog import task_folder
-from statewise.plan.dag import BASE, Node, Plan
+from statewise.plan.dag import BASE, Job, Plan
 from statewise.states.source import Lengths, Visit
 
 # Measured on one core of a 2-core cloud machine with the 0.9 M pocket model: tokens a second.
 TRAIN_RATE, GENERATE_RATE, SCORE_RATE = 7_000.0, 7_000.0, 100_000.0
 RATE_PARAMETERS = 0.92e6
-NODE_OVERHEAD_S = 1.5
+JOB_OVERHEAD_S = 1.5
 WORKER_START_S = 12.0
 DOCUMENTS_READ = 200
 
@@ -56,7 +56,7 @@ class ArmEstimate:
 
 @dataclass(frozen=True)
 class PlanEstimate:
-    """`seconds` by node id; `wall_s` for `num_workers` processes."""
+    """`seconds` by job id; `wall_s` for `num_workers` processes."""
 
     arms: dict[str, ArmEstimate]
     seconds: dict[str, float]
@@ -64,15 +64,15 @@ class PlanEstimate:
 
 
 def estimate_plan(plan: Plan, num_workers: int) -> PlanEstimate:
-    """Estimate every node of `plan`."""
+    """Estimate every job of `plan`."""
     lengths = _measure_lengths(plan)
     scale = (plan.num_parameters or RATE_PARAMETERS) / RATE_PARAMETERS
     arms = {name: _estimate_arm(plan, name, lengths, scale) for name in plan.arms}
     seconds = {}
-    for node in plan.nodes:
-        work_s = arms[node.arm].train_s if node.action == "train" else scale * _evaluation_s(plan, node, lengths)
-        seconds[node.id] = NODE_OVERHEAD_S + work_s
-    wall = max(sum(seconds.values()) / num_workers, _longest_chain(plan.nodes, seconds))
+    for job in plan.jobs:
+        work_s = arms[job.arm].train_s if job.action == "train" else scale * _evaluation_s(plan, job, lengths)
+        seconds[job.id] = JOB_OVERHEAD_S + work_s
+    wall = max(sum(seconds.values()) / num_workers, _longest_chain(plan.jobs, seconds))
     return PlanEstimate(arms, seconds, WORKER_START_S + wall)
 
 
@@ -99,10 +99,10 @@ def _is_open(plan: Plan, name: str) -> bool:
     return plan.arms[name].source.is_open(lambda other: _is_open(plan, other))
 
 
-def _longest_chain(nodes: tuple[Node, ...], seconds: dict[str, float]) -> float:
+def _longest_chain(jobs: tuple[Job, ...], seconds: dict[str, float]) -> float:
     ends: dict[str, float] = {}
-    for node in nodes:
-        ends[node.id] = seconds[node.id] + max((ends[need] for need in node.needs), default=0.0)
+    for job in jobs:
+        ends[job.id] = seconds[job.id] + max((ends[need] for need in job.needs), default=0.0)
     return max(ends.values())
 
 
@@ -161,13 +161,13 @@ def _within(whole: ArmEstimate, budget: BudgetSection) -> ArmEstimate:
     )
 
 
-def _evaluation_s(plan: Plan, node: Node, lengths: Lengths) -> float:
+def _evaluation_s(plan: Plan, job: Job, lengths: Lengths) -> float:
     """Seconds to evaluate one arm and to roll it out, on the reference model."""
     shared = plan.config.shared
     items = shared.evaluation.limit or 600
     num_answers = 1 + (shared.evaluation.samples or 1)
     generated = num_answers * items * min(lengths.gold, shared.evaluation.max_new_tokens)
-    num_samples = 2 if node.arm == BASE else 1
+    num_samples = 2 if job.arm == BASE else 1
     generated += num_samples * shared.drift.num_rollouts * min(lengths.gold, shared.drift.max_new_tokens)
     scored = len(shared.retention) * items * 4 * lengths.prompt
     return generated / GENERATE_RATE + scored / SCORE_RATE

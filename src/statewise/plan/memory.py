@@ -2,7 +2,7 @@
 
 Counts weights, what is trained (float32, with AdamW's two moments), the activations of a micro-batch, chunks of logits
 and the cache of rollouts. Speed is a card's published peak times an assumed share of it. Good for choosing a card; a
-run that does not fit halves its micro-batches anyway (`loop.fit`).
+run that does not fit halves its micro-batches anyway (`loop.oom`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statewise.config.study import ArmSection
 from statewise.plan.dag import BASE, Plan
 from statewise.plan.estimate import ArmEstimate, PlanEstimate
-from statewise.plan.model_size import Shape
+from statewise.plan.model_size import ModelSize
 
 HALF, FULL = 2, 4  # bytes
 CHUNK_BYTES = 4 * 10 * 2**20  # `policy.score.CHUNK_LOGITS` in float32
@@ -56,11 +56,11 @@ class MemoryEstimate:
 
 def estimate_memory(plan: Plan) -> dict[str, MemoryEstimate]:
     """Peak memory of every arm of `plan`, by name."""
-    shape = Shape.of(plan.model)
+    shape = ModelSize.of(plan.model)
     return {name: _estimate_arm(shape, plan, name) for name in plan.arms}
 
 
-def _estimate_arm(shape: Shape, plan: Plan, name: str) -> MemoryEstimate:
+def _estimate_arm(shape: ModelSize, plan: Plan, name: str) -> MemoryEstimate:
     arm = plan.arms[name]
     is_adapter, trained = arm.adapter.keeps_base, arm.adapter.num_trained(shape)
     weights = shape.num_parameters * (HALF if is_adapter else FULL)
@@ -82,7 +82,7 @@ def _estimate_arm(shape: Shape, plan: Plan, name: str) -> MemoryEstimate:
     return MemoryEstimate(fixed + optimiser + activations + chunk, fixed + optimiser + cache + chunk)
 
 
-def _activation_bytes(shape: Shape, arm: ArmSection, is_adapter: bool) -> float:
+def _activation_bytes(shape: ModelSize, arm: ArmSection, is_adapter: bool) -> float:
     """What a backward pass keeps of a micro-batch: per layer and token, or per layer's input where it is recomputed."""
     width = HALF if is_adapter else FULL
     inputs = sum(a for a, _ in shape.linear_widths)
@@ -96,11 +96,11 @@ def _activation_bytes(shape: Shape, arm: ArmSection, is_adapter: bool) -> float:
 
 def estimate_card_seconds(plan: Plan, estimate: PlanEstimate, card: Card) -> dict[str, float]:
     """Seconds to train each arm once on `card`; evaluation is not counted."""
-    shape = Shape.of(plan.model)
+    shape = ModelSize.of(plan.model)
     return {name: _card_seconds(shape, plan, name, estimate.arms[name], card) for name in plan.arms}
 
 
-def _card_seconds(shape: Shape, plan: Plan, name: str, cost: ArmEstimate, card: Card) -> float:
+def _card_seconds(shape: ModelSize, plan: Plan, name: str, cost: ArmEstimate, card: Card) -> float:
     written = 2 * shape.num_parameters * cost.num_generated  # bound by memory, not by arithmetic: counted in steps
     training = (cost.flops_forward + cost.flops_backward - written) / (card.peak_tflops * 1e12 * TRAINING_SHARE)
     step_s = max(STEP_OVERHEAD_S, shape.num_parameters * HALF / (card.bandwidth_tb_s * 1e12))

@@ -11,7 +11,7 @@ from statewise.storage.parsing import parse_json
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelSize:
     """The sizes of a decoder, from its config.json."""
 
     num_layers: int
@@ -23,7 +23,7 @@ class Shape:
     is_tied: bool
 
     @classmethod
-    def of(cls, folder: Path) -> Shape:
+    def of(cls, folder: Path) -> ModelSize:
         """Raises: UsageError: config.json lacks a size that decoders of the Llama family have."""
         try:
             config: dict[str, Any] = parse_json((folder / "config.json").read_text(encoding="utf-8"))

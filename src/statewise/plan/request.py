@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from statewise.assets import SHAPES
-from statewise.config.locations import Place
+from statewise.config.locations import Location
 from statewise.config.read import read_study_and_place, resolve_tables
 from statewise.config.study import MAX_SEEDS, StudyConfig
 from statewise.errors import UsageError, unknown
 from statewise.plan.catalog import find_study, task_folder
 from statewise.plan.dag import Plan, make_plan
-from statewise.plan.model_size import Shape
+from statewise.plan.model_size import ModelSize
 from statewise.policy.find import ModelReference, look_up_model, resolve_model
 from statewise.tasks.find import check_task_name, find_code
 
@@ -51,7 +51,7 @@ def plan_study(request: StudyRequest) -> Plan:
     Raises:
         UsageError: anything in the study or the overrides that cannot run, or that this machine lacks.
     """
-    config, place = _read(request)
+    config, location = _read(request)
     if request.num_seeds is not None:
         if request.num_seeds < 1:
             raise UsageError(f"--seeds {request.num_seeds}: expected a number >= 1")
@@ -64,15 +64,15 @@ def plan_study(request: StudyRequest) -> Plan:
         raise UsageError(f"--data {config.shared.data}: no such folder; give one with local copies of the data sets")
     if request.is_dry:
         reference = _look_up(config.shared.model)
-        code = _check_tasks(config, reference.folder, place, request.trusts_task_code)
-        plan = make_plan(config, reference.folder, place, is_dry=True)
+        code = _check_tasks(config, reference.folder, location, request.trusts_task_code)
+        plan = make_plan(config, reference.folder, location, is_dry=True)
         return replace(plan, download_bytes=reference.missing_bytes, task_code=code)
     model = _find_all(config)
-    code = _check_tasks(config, model, place, request.trusts_task_code)
-    return replace(make_plan(config, model, place), task_code=code)
+    code = _check_tasks(config, model, location, request.trusts_task_code)
+    return replace(make_plan(config, model, location), task_code=code)
 
 
-def _read(request: StudyRequest) -> tuple[StudyConfig, Place]:
+def _read(request: StudyRequest) -> tuple[StudyConfig, Location]:
     overrides = (*request.overrides, *_overrides_of(request))
     if isinstance(request.study, str):
         return read_study_and_place(find_study(request.study), overrides, is_quick=request.is_quick)
@@ -110,8 +110,8 @@ def _find_all(config: StudyConfig) -> Path:
     except UsageError as error:
         missing.append(str(error))
     if missing:
-        place = f"study {config.study.name!r} cannot run here: " if config.study.requires else ""
-        raise UsageError(place + "; ".join(missing))
+        location = f"study {config.study.name!r} cannot run here: " if config.study.requires else ""
+        raise UsageError(location + "; ".join(missing))
     return model
 
 
@@ -123,7 +123,7 @@ def _look_up(model: str) -> ModelReference:
         shape = SHAPES / model.replace("/", "__")
         if not shape.is_dir():
             raise
-        return ModelReference(model, shape, None, ("model.safetensors",), 2 * Shape.of(shape).num_parameters)
+        return ModelReference(model, shape, None, ("model.safetensors",), 2 * ModelSize.of(shape).num_parameters)
 
 
 def _has_gpu() -> bool:
@@ -132,11 +132,11 @@ def _has_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _check_tasks(config: StudyConfig, model: Path, place: Place, trusts_code: bool) -> tuple[str, ...]:
+def _check_tasks(config: StudyConfig, model: Path, location: Location, trusts_code: bool) -> tuple[str, ...]:
     """Refuse a task that is not there, or whose Python is not trusted; returns the Python that is."""
     shared, code = config.shared, list[str]()
     for key, task in [("target", shared.target), *(("retention", task) for task in shared.retention)]:
-        with place.naming("shared", key):
+        with location.naming("shared", key):
             if "/" in task or task.endswith(".yaml"):
                 raise UsageError(
                     f"task {task!r}: a study names its tasks, since its records are filed by name; put the YAML and "
@@ -146,7 +146,7 @@ def _check_tasks(config: StudyConfig, model: Path, place: Place, trusts_code: bo
             code += find_code(task, task_folder(model), is_trusted=trusts_code)
     for task in shared.protocol:
         if task not in (shared.target, *shared.retention):
-            where = f"{place.of(['shared', 'protocol', task])}: [shared.protocol.<task>]"
+            where = f"{location.of(['shared', 'protocol', task])}: [shared.protocol.<task>]"
             raise unknown("task", task, (shared.target, *shared.retention), where)
     return tuple(dict.fromkeys(code))
 

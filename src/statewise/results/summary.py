@@ -19,7 +19,7 @@ from statewise.drift.over_seeds import over_seeds
 from statewise.errors import DamagedError
 from statewise.folder.item_scores import Column, Scores, read_scores
 from statewise.folder.store import Store
-from statewise.plan.dag import BASE, Node, Plan
+from statewise.plan.dag import BASE, Job, Plan
 from statewise.plan.estimate import plan_budgets
 from statewise.results.effects import Cell, estimate_effects
 from statewise.results.hypotheses import hold_together, judge_hypotheses, weigh_runs
@@ -32,16 +32,16 @@ from statewise.results.measured import FORGETTING, GAIN, Measured
 from statewise.storage import integrity, records
 from statewise.storage.records import DriftEstimate, EffectTable, Estimate, RunSummary, StudySummary
 
-Results = dict[Node, dict[str, Any]]
+Results = dict[Job, dict[str, Any]]
 
 
 def summarise(plan: Plan, store: Store, environment: dict[str, str]) -> StudySummary:
     """Summarise what is done; arms that are not yet evaluated are left out and named among the problems."""
     config, (results, damaged) = plan.config, _read_results(plan, store)
     evaluated = {
-        node: result
-        for node, result in results.items()
-        if node.action == "evaluate" and result.get("status") == "evaluated"
+        job: result
+        for job, result in results.items()
+        if job.action == "evaluate" and result.get("status") == "evaluated"
     }
     measured = _measure(config, store, evaluated)
     planned = plan_budgets(plan)
@@ -51,7 +51,7 @@ def summarise(plan: Plan, store: Store, environment: dict[str, str]) -> StudySum
     )
     target = measured.columns[0].key if measured.columns else ""
     families = weigh_runs(measured)
-    missing = [node.id for node in plan.nodes if node not in results]
+    missing = [job.id for job in plan.jobs if job not in results]
     problems = [f"not done yet: {', '.join(missing)}"] if missing else []
     problems += [*damaged, *_mixed(plan, evaluated.values()), *_problems(results, measured)]
     reference = config.reference
@@ -91,25 +91,25 @@ def write_summary(summary: StudySummary, store: Store) -> None:
 
 
 def _read_results(plan: Plan, store: Store) -> tuple[Results, list[str]]:
-    """What every node that is done left; and what was damaged while the run went on, which does not enter the table."""
+    """What every job that is done left; and what was damaged while the run went on, which does not enter the table."""
     results: Results = {}
     damaged = []
-    for node in plan.nodes:
+    for job in plan.jobs:
         try:
-            result = store.checked_result(node)
+            result = store.checked_result(job)
         except DamagedError as error:
-            damaged.append(f"{node.id}: {error}")
+            damaged.append(f"{job.id}: {error}")
             continue
         if result is not None:
-            results[node] = result
+            results[job] = result
     return results, damaged
 
 
 def _measure(config: StudyConfig, store: Store, evaluated: Results) -> Measured:
     # Parts are told apart of the target alone; of others, as MMLU's 57, they would be kept and never shown.
     scores = {
-        (node.arm, node.seed): read_scores(store.arm_folder(node.arm, node.seed), result["files"], config.shared.target)
-        for node, result in evaluated.items()
+        (job.arm, job.seed): read_scores(store.arm_folder(job.arm, job.seed), result["files"], config.shared.target)
+        for job, result in evaluated.items()
     }
     seen = dict.fromkeys(column for one in scores.values() for column in one)
     return Measured(config, _choose_columns(config, list(seen)), scores)
@@ -163,7 +163,7 @@ def _heading(column: Column, others: list[Column]) -> str:
 
 def _summarise_run(plan: Plan, store: Store, measured: Measured, results: Results, name: str) -> RunSummary:
     arm = plan.arms.get(name)
-    trained = {node.seed: one for node, one in results.items() if (node.action, node.arm) == ("train", name)}
+    trained = {job.seed: one for job, one in results.items() if (job.action, job.arm) == ("train", name)}
     seeds, paired = measured.seeds_of(name), measured.seeds_of(name, BASE)
     columns = measured.columns
     teacher = arm.teacher if arm else None
@@ -263,10 +263,10 @@ def _mean_budget(results: list[dict[str, object]]) -> dict[str, float]:
 def _problems(results: Results, measured: Measured) -> list[str]:
     """What a reader must know beside the table: diverged and skipped arms, unscored answers."""
     problems = []
-    for node, result in results.items():
+    for job, result in results.items():
         if result.get("status") in ("diverged", "skipped"):
-            problems.append(f"{node.id} {result['status']}: {result['reason']}")
-        problems += [f"{node.id}: {note}" for note in result.get("notes", [])]
+            problems.append(f"{job.id} {result['status']}: {result['reason']}")
+        problems += [f"{job.id}: {note}" for note in result.get("notes", [])]
     for (arm, seed), scores in measured.scores.items():
         for column in measured.columns:
             if unscored := scores[column].num_unscored:

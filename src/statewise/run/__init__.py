@@ -1,1 +1,1 @@
-"""A study at work: its worker processes, and what each does for one node. `run_study` is one `statewise run`."""
+"""A study at work: its worker processes, and what each does for one job. `run_study` is one `statewise run`."""

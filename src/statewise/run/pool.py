@@ -1,8 +1,8 @@
-"""Warm worker processes with a pipe each, so that the death of one concerns its own node and nobody else.
+"""Warm worker processes with a pipe each, so that the death of one concerns its own job and nobody else.
 
-`concurrent.futures` ends the whole pool when one process dies, and does not say whose node it had; so does loky, which
+`concurrent.futures` ends the whole pool when one process dies, and does not say whose job it had; so does loky, which
 builds on it. Their processes also share queues and locks, and one that is killed while it holds a lock never gives it
-back. Here nothing is shared: a worker reads nodes from its pipe and writes to it what it has to say, and its stop
+back. Here nothing is shared: a worker reads jobs from its pipe and writes to it what it has to say, and its stop
 signal is that the pipe has something to read while it works.
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 from statewise.console.interruption import ASKING
 from statewise.console.printing import clean_streams
 from statewise.console.streams import outlive_readers
-from statewise.plan.dag import Node
+from statewise.plan.dag import Job
 from statewise.run.executor import Death
 from statewise.run.worker import Work
 
@@ -47,7 +47,7 @@ class _Started:
 class _Worker:
     process: BaseProcess
     pipe: Connection
-    node: Node | None = None
+    job: Job | None = None
     started: _Started | None = None
 
     @property
@@ -67,10 +67,10 @@ class _Worker:
 
 
 class Pool:
-    """An `Executor` on this machine: up to `count` processes, each started when a node needs it, kept for the next."""
+    """An `Executor` on this machine: up to `count` processes, each started when a job needs it, kept for the next."""
 
     def __init__(self, count: int, begin: Callable[[], Work]) -> None:
-        """`begin` is called in every new process: it imports what is slow, and returns what does a node."""
+        """`begin` is called in every new process: it imports what is slow, and returns what does a job."""
         self._context = multiprocessing.get_context("spawn")
         self._count, self._begin = count, begin
         self._workers: list[_Worker] = []
@@ -87,7 +87,7 @@ class Pool:
         are a warning below the results.
         """
         for worker in self._workers:
-            if worker.node is not None:
+            if worker.job is not None:
                 worker.process.kill()
             worker.pipe.close()
         deadline = time.monotonic() + END_S
@@ -97,24 +97,24 @@ class Pool:
             worker.process.join(END_S)
 
     @property
-    def nodes(self) -> list[Node]:
-        return [worker.node for worker in self._workers if worker.node is not None]
+    def jobs(self) -> list[Job]:
+        return [worker.job for worker in self._workers if worker.job is not None]
 
     @property
     def num_free(self) -> int:
-        """How many nodes can be submitted now; where workers do not start any more, those that live go on."""
+        """How many jobs can be submitted now; where workers do not start any more, those that live go on."""
         is_sound = self._num_failed_starts < MAX_FAILED_STARTS
-        return (self._count if is_sound else len(self._workers)) - len(self.nodes)
+        return (self._count if is_sound else len(self._workers)) - len(self.jobs)
 
-    def submit(self, node: Node) -> None:
+    def submit(self, job: Job) -> None:
         # An idle worker says nothing: if there is something to read, it is that it has ended.
-        idle = (worker for worker in self._workers if worker.node is None and not worker.pipe.poll())
+        idle = (worker for worker in self._workers if worker.job is None and not worker.pipe.poll())
         worker = next(idle, None) or self._start()
-        worker.node = node
+        worker.job = job
         with suppress(OSError):  # it has just died, as `events` finds
-            worker.pipe.send(node)
+            worker.pipe.send(job)
 
-    def events(self, timeout_s: float) -> list[tuple[Node, Any]]:
+    def events(self, timeout_s: float) -> list[tuple[Job, Any]]:
         handles = [handle for worker in self._workers for handle in (worker.pipe, worker.process.sentinel)]
         connection.wait(handles, timeout_s)
         return [said for worker in [*self._workers] for said in self._hear(worker)]
@@ -139,7 +139,7 @@ class Pool:
         self._workers.append(_Worker(process, here))
         return self._workers[-1]
 
-    def _hear(self, worker: _Worker) -> Iterator[tuple[Node, Any]]:
+    def _hear(self, worker: _Worker) -> Iterator[tuple[Job, Any]]:
         is_dead = not worker.process.is_alive()  # asked first, so that its last words are read
         try:
             while worker.pipe.poll():
@@ -149,25 +149,25 @@ class Pool:
         if is_dead:
             yield from self._bury(worker)
 
-    def _take(self, worker: _Worker, message: Any) -> Iterator[tuple[Node, Any]]:
+    def _take(self, worker: _Worker, message: Any) -> Iterator[tuple[Job, Any]]:
         if isinstance(message, _Started):
             worker.started = message
             self._num_failed_starts *= not worker.is_ready
             return
-        assert worker.node is not None
-        yield worker.node, message
+        assert worker.job is not None
+        yield worker.job, message
         if isinstance(message, dict):
-            worker.node = None
+            worker.job = None
 
-    def _bury(self, worker: _Worker) -> Iterator[tuple[Node, Death]]:
+    def _bury(self, worker: _Worker) -> Iterator[tuple[Job, Death]]:
         worker.process.join(END_S)
         worker.process.kill()
         worker.process.join(END_S)
         self._workers.remove(worker)
         # One that worked leaves its memory to the next, which may start now.
         self._num_failed_starts = 0 if worker.is_ready else self._num_failed_starts + 1
-        if worker.node is not None:
-            yield worker.node, Death(worker.end, is_early=not worker.is_ready)
+        if worker.job is not None:
+            yield worker.job, Death(worker.end, is_early=not worker.is_ready)
         worker.pipe.close()
 
 
@@ -196,7 +196,7 @@ def _without_main() -> Iterator[None]:
 
 
 def _serve(pipe: Connection, begin: Callable[[], Work]) -> None:
-    """A worker's life: begin once, then a node at a time, until there is none, or the parent is gone."""
+    """A worker's life: begin once, then a job at a time, until there is none, or the parent is gone."""
     for number in ASKING:
         signal.signal(number, signal.SIG_IGN)
     _end_with_parent()
@@ -209,8 +209,8 @@ def _serve(pipe: Connection, begin: Callable[[], Work]) -> None:
         return
     with suppress(EOFError, ConnectionError):
         pipe.send(_Started())
-        while (node := pipe.recv()) is not None:
-            pipe.send(work(node, pipe.send, pipe.poll))
+        while (job := pipe.recv()) is not None:
+            pipe.send(work(job, pipe.send, pipe.poll))
 
 
 def _end_with_parent() -> None:

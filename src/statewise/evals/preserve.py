@@ -17,7 +17,7 @@ from statewise.policy.load import Policy, eval_mode
 
 
 @contextmanager
-def bystander(policy: Policy) -> Iterator[None]:
+def preserve_rng_and_mode(policy: Policy) -> Iterator[None]:
     """Within the block the model is in evaluation mode and gradients are off.
 
     Afterwards python's, numpy's and torch's generators and the mode of every module are as they were.

@@ -1,4 +1,4 @@
-"""Nodes that do nothing but what a test says, for real worker processes: they train nothing and import no torch."""
+"""Jobs that do nothing but what a test says, for real worker processes: they train nothing and import no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from multiprocessing.util import Finalize
 from pathlib import Path
 
-from statewise.run.executor import NodeEvent
+from statewise.run.executor import JobEvent
 
 DONE = {"status": "trained", "node_s": 0.0}
 ALL = [  # of `study_fixture.STUDY` with one seed
@@ -24,7 +24,7 @@ ALL = [  # of `study_fixture.STUDY` with one seed
 
 
 def begin(folder: Path, script: dict[str, list[str]], starts: list[str]):
-    """What a worker calls once: the i-th process does `starts[i]` first, and `script[id][i]` in a node's i-th try."""
+    """What a worker calls once: the i-th process does `starts[i]` first, and `script[id][i]` in a job's i-th try."""
     number = count(folder, "starts")
     (folder / f"pid-{number}").write_text(str(os.getpid()))
     Finalize(None, (folder / f"ended-{number}").touch, exitpriority=1)
@@ -32,9 +32,9 @@ def begin(folder: Path, script: dict[str, list[str]], starts: list[str]):
     return partial(work, folder, script)
 
 
-def work(folder, script, node, tell, should_stop):
-    tell(NodeEvent("progress", node))
-    act(script.get(node.id, []), count(folder, node.id), should_stop)
+def work(folder, script, job, tell, should_stop):
+    tell(JobEvent("progress", job))
+    act(script.get(job.id, []), count(folder, job.id), should_stop)
     return {"status": "interrupted"} if should_stop() else {**DONE, "pid": os.getpid()}
 
 
@@ -66,4 +66,4 @@ def act(deeds: list[str], index: int, should_stop=lambda: False) -> None:
 
 
 def kinds(events, kind):
-    return [event.node.id for event in events if event.kind == kind]
+    return [event.job.id for event in events if event.kind == kind]
