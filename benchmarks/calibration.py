@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from statewise.config.study import PhenomenonSection
-from statewise.results.hypotheses import RunFamily, conclude, weigh_claim
+from statewise.config.study import HypothesisSection
+from statewise.results.hypotheses import RunFamily, conclude, weigh_hypothesis
 from statewise.results.intervals import (
     Evidence,
     Matrix,
@@ -39,7 +39,7 @@ NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(61)
 CHURN, SHIFT = 0.3, -0.2
 SEEDS = (1, 2, 3, 5)
 SIZES, SHARES, SEED_SDS = (60, 200, 600), (0.5, 0.9), (0.0, 0.2)
-# (claims, contrasts of each).
+# (hypotheses, contrasts of each).
 FAMILIES = ((1, 1), (1, 3), (3, 1), (6, 1))
 
 
@@ -62,7 +62,7 @@ def truth(share: float, shift: float, seed_sd: float) -> float:
 
 
 def covers(found: Estimate | None, value: float) -> bool:
-    """Whether the interval holds `value`; a number without an interval claims nothing."""
+    """Whether the interval holds `value`; a number without an interval hypotheses nothing."""
     return found is None or found.low is None or found.high is None or found.low <= value <= found.high
 
 
@@ -127,9 +127,9 @@ def null_contrasts(
 def verdict_rows(rng: np.random.Generator, num_studies: int, num_items: int = 200) -> Iterator[list[str]]:
     """Share of null studies with at least one false verdict."""
     yield ["statements", "contrasts of each", "seed SD", *(f"{seeds} seed{'s' * (seeds > 1)}" for seeds in SEEDS)]
-    for num_claims, num_contrasts in FAMILIES:
+    for num_hypotheses, num_contrasts in FAMILIES:
         arms = [f"arm-{index}" for index in range(num_contrasts)]
-        claim = PhenomenonSection(
+        hypothesis = HypothesisSection(
             name="null", statement="", measure="forgetting", comparison="more", arms=arms, than="other"
         )
         for seed_sd in SEED_SDS:
@@ -137,11 +137,13 @@ def verdict_rows(rng: np.random.Generator, num_studies: int, num_items: int = 20
             for num_seeds in SEEDS:
                 false = 0
                 for _ in range(num_studies):
-                    found = iter(null_contrasts(rng, num_claims * num_contrasts, num_seeds, seed_sd, num_items))
-                    tested = [weigh_claim(claim, {arm: next(found) for arm in arms}) for _ in range(num_claims)]
+                    found = iter(null_contrasts(rng, num_hypotheses * num_contrasts, num_seeds, seed_sd, num_items))
+                    tested = [
+                        weigh_hypothesis(hypothesis, {arm: next(found) for arm in arms}) for _ in range(num_hypotheses)
+                    ]
                     false += any(one.verdict != "not resolved" for one in conclude(tested))
                 shares.append(false / num_studies)
-            yield [str(num_claims), str(num_contrasts), f"{seed_sd:g}", *(f"{share:.3f}" for share in shares)]
+            yield [str(num_hypotheses), str(num_contrasts), f"{seed_sd:g}", *(f"{share:.3f}" for share in shares)]
 
 
 def largest_rows(rng: np.random.Generator, num_studies: int, num_items: int = 200) -> Iterator[list[str]]:

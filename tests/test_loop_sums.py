@@ -12,7 +12,7 @@ from statewise.errors import DivergedError
 from statewise.locality import LOCALITIES
 from statewise.locality.adapter import Lora
 from statewise.locality.gem import project_agem
-from statewise.loop import fit, score
+from statewise.loop import oom, score
 from statewise.loop.constrain import memory_gradient
 from statewise.loop.train import Observer, supervise, train
 from statewise.loop.update import Updater
@@ -58,7 +58,7 @@ def test_kl_to_base_is_the_reverse_kl_to_a_teacher_that_is_the_base(toy_policy):
         WeightedSignal(signal=SIGNALS["imitate"]()),
         WeightedSignal(signal=SIGNALS["reverse_kl"](), weight=0.7),
     )
-    taught.engine.policies["teacher"] = taught.engine.policies["base"]
+    taught.writers.policies["teacher"] = taught.writers.policies["base"]
     for name, value in gradient_after(taught).items():
         torch.testing.assert_close(bound[name], value, atol=1e-6, rtol=1e-4)
 
@@ -263,7 +263,7 @@ def test_a_step_that_overflows_is_diverged_before_anything_is_made_of_the_weight
 
 
 def test_memories_and_old_laws_are_halved_too_where_memory_runs_out(toy_policy, monkeypatch):
-    whole = fit.TokenLimit.within
+    whole = oom.TokenLimit.within
     most = []
 
     def two_rows_at_most(self, batch, split, run, **how):
@@ -275,7 +275,7 @@ def test_memories_and_old_laws_are_halved_too_where_memory_runs_out(toy_policy, 
 
         return whole(self, batch, split, run_small, **how)
 
-    monkeypatch.setattr(fit.TokenLimit, "within", two_rows_at_most)
+    monkeypatch.setattr(oom.TokenLimit, "within", two_rows_at_most)
     gem = LOCALITIES["gem"](num_prompts=4, max_new_tokens=4)
     setup = make_setup(toy_policy, make_source(), SIGNALS["reward"](), localities=(gem,), num_epochs=2)
     Updater(setup).apply(supervised_terms(setup), 0)

@@ -14,6 +14,7 @@ from statewise.locality.adapter import Lora
 from statewise.loop.build import Material
 from statewise.loop.train import Observer, mismatch_problem, train
 from statewise.policy.load import copy_policy
+from statewise.policy.sampler import OwnEngine
 from statewise.signals import SIGNALS
 from statewise.storage import records
 
@@ -75,12 +76,12 @@ def test_rewarded_answers_are_counted_and_those_among_them_that_had_not_ended(to
 @pytest.mark.parametrize(("off", "warned"), [(0.0, 0), (5e-4, 0), (5e-3, 1)])
 def test_a_sampler_that_is_off_is_told_once_while_it_runs(toy_policy, tmp_path, off, warned):
     setup, told = small_arm(toy_policy, "reward", make_source()), []
-    right = setup.writers.sampler
 
-    def sampler(*asked):
-        return [replace(one, logprobs=tuple(p + off for p in one.logprobs)) for one in right(*asked)]
+    class Off(OwnEngine):
+        def sample(self, *asked):
+            return [replace(one, logprobs=tuple(p + off for p in one.logprobs)) for one in super().sample(*asked)]
 
-    setup.writers.sampler = sampler
+    setup.writers.engine = Off()
     train(setup, tmp_path, Observer(warn=told.append))
     assert len(told) == warned
     assert all("0.005 nats from those that the policy is trained with" in one for one in told)

@@ -302,6 +302,6 @@ def _teller(console: CleanConsole | None) -> Callable[[str], None]:
 
 
 def _tell_code(task_code: Iterable[str], tell: Callable[[str], None]) -> None:
-    """Name the Python of task files, before it runs."""
+    """Name the Python of task files and rewards, before it runs."""
     for line in task_code:
-        tell(f"Python of a task file: {line}")
+        tell(f"Python that this runs: {line}")

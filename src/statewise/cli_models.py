@@ -27,9 +27,9 @@ def print_json(value: Any) -> None:
 
 
 def tell_code(task_code: tuple[str, ...]) -> None:
-    """Name the Python of task files, before it runs."""
+    """Name the Python of task files and rewards, before it runs."""
     for line in task_code:
-        typer.echo(f"Python of a task file: {line}", err=True)
+        typer.echo(f"Python that this runs: {line}", err=True)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from statewise.storage.parsing import parse_toml
 
 Table = dict[str, Any]
 ROOTS = ("study", "shared", "grid")
+DATA = "data"  # a section as well, where a study has it
 # A part of a dotted key: quoted, and then it may have dots, or bare.
 _PART = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^."']+?))\s*(\.|$)""")
 
@@ -52,7 +53,7 @@ def apply_override(raw: Table, override: str) -> tuple[str, ...]:
         value = text
     if keys[0] == "grid":
         _check_grid_keys(raw, keys, location)
-    elif keys[0] not in ROOTS:
+    elif keys[0] not in ROOTS and not (keys[0] == DATA and DATA in raw):
         if keys[0] == "arms" and "arms" not in raw.get("arms", {}):
             rest = override.strip().removeprefix("arms.")
             raise UsageError(f"{location}: an arm is named without 'arms.' before it; write --set {rest}")
@@ -73,7 +74,7 @@ def _check_arm(raw: Table, arm: str, location: str) -> None:
         raise UsageError(f"{location}: 'arms' of the study file is a value, not a table")
     if arm in arms:
         return
-    roots = [root for root in ROOTS if root != "grid" or "grid" in raw]
+    roots = [root for root in (*ROOTS, DATA) if root not in ("grid", DATA) or root in raw]
     error = unknown("arm", arm, [*arms, *roots], location)
     if "grid" in raw:
         raise UsageError(f"{error} Arms of the grid are set by their levels: grid.axes.<axis>.<level>.<key>=value.")

@@ -18,12 +18,13 @@ from pydantic import ValidationError
 
 from statewise.config.grid import NAME_PATTERN, check_levels, expand_grid
 from statewise.config.locations import OLD_NAMES, Location
-from statewise.config.overrides import ROOTS, apply_override
+from statewise.config.overrides import DATA, ROOTS, apply_override
 from statewise.config.refusals import first_of, keys_of, refusal
 from statewise.config.study import ArmSection, SharedSection, StudyConfig
 from statewise.errors import UsageError, unknown
 from statewise.kind import Kind, Strict
 from statewise.storage.parsing import check_depth, parse_toml
+from statewise.tasks.own_data import REWARD_METRIC
 
 Table = dict[str, Any]
 RESERVED = ("base", *ROOTS)
@@ -110,9 +111,30 @@ def _resolve(
     except ValueError as error:
         raise UsageError(f"{path}: an override is {error}") from None
     location = Location(path, text, raw, tuple(applied))
-    config = _validate(_with_defaults(expand_grid(raw, location.of), location), location)
+    config = _with_data(_validate(_with_defaults(expand_grid(raw, location.of), location), location), raw, location)
     _check_names(config, location)
     return config, location
+
+
+def _with_data(config: StudyConfig, raw: Table, location: Location) -> StudyConfig:
+    """The study whose target is its own data, where it has some; their files are read for their digests."""
+    if config.data is None:
+        return config
+    with location.naming("data"):
+        data = config.data.located(location.path.parent, config.study.name)
+    own, given = {"target": data.name, "reward_metric": REWARD_METRIC}, raw.get("shared", {})
+    for key, value in own.items():
+        if given.get(key, value) != value:
+            raise UsageError(
+                f"{location.of(['shared', key])}: shared.{key} is {given[key]!r}, but the study has [data], which is "
+                f"its target and says its reward; leave shared.{key} out"
+            )
+    if data.name in config.shared.retention:
+        raise UsageError(
+            f"{location.of(['shared', 'retention'])}: the study's own data are called {data.name!r}, as this task; "
+            "give data.name"
+        )
+    return config.model_copy(update={"data": data, "shared": config.shared.model_copy(update=own)})
 
 
 def to_toml(config: StudyConfig) -> str:
@@ -178,21 +200,31 @@ def _check_names(config: StudyConfig, location: Location) -> None:
     seeds = config.study.seeds
     if twice := [seed for index, seed in enumerate(seeds) if seed in seeds[:index]]:
         raise UsageError(f"{location.of(['study', 'seeds'])}: seeds: {twice[0]} occurs twice; a seed is run once")
+    reserved = (*RESERVED, DATA) if config.data else RESERVED
     for name, arm in config.arms.items():
-        if not re.fullmatch(NAME_PATTERN, name) or name in RESERVED:
+        if not re.fullmatch(NAME_PATTERN, name) or name in reserved:
             raise UsageError(
                 f"{location.of(['arms', name])}: arm name {name!r} must match {NAME_PATTERN} and not be "
-                f"{', '.join(RESERVED[:-1])} or {RESERVED[-1]}, which name something else in --set and in hypotheses"
+                f"{', '.join(reserved[:-1])} or {reserved[-1]}, which name something else in --set and in hypotheses"
             )
-        if (
-            arm.teacher is not None
-            and (arm.teacher not in config.arms or arm.teacher == name)
-            and arm.teacher != "base"
-        ):
-            known = [other for other in config.arms if other != name]
-            raise unknown("teacher", arm.teacher, [*known, "base"], location.of(["arms", name, "teacher"]))
+        known = ["base", *config.models, *(other for other in config.arms if other != name)]
+        if arm.teacher is not None and arm.teacher not in known:
+            raise unknown("teacher", arm.teacher, known, location.of(["arms", name, "teacher"]))
+    _check_models(config, reserved, location)
     check_levels({name: arm.levels for name, arm in config.arms.items() if arm.levels}, location.of)
     for index, hypothesis in enumerate(config.hypotheses):
         for key, arm_name in [*(("arms", arm) for arm in hypothesis.arms), ("than", hypothesis.than)]:
             if arm_name not in config.arms and arm_name != "base":
                 raise unknown("arm", arm_name, [*config.arms, "base"], location.of(["hypotheses", index, key]))
+
+
+def _check_models(config: StudyConfig, reserved: tuple[str, ...], location: Location) -> None:
+    """Models from elsewhere have names of their own, and teach."""
+    for name in config.models:
+        if not re.fullmatch(NAME_PATTERN, name) or name in (*reserved, *config.arms):
+            raise UsageError(
+                f"{location.of(['models', name])}: model name {name!r} must match {NAME_PATTERN} and not be that of an "
+                f"arm, {', '.join(reserved[:-1])} or {reserved[-1]}"
+            )
+        if name not in {arm.teacher for arm in config.arms.values()}:
+            raise UsageError(f"{location.of(['models', name])}: model {name!r} is no arm's teacher; remove it")

@@ -25,6 +25,7 @@ from statewise.locality import Adapter, Full, Locality
 from statewise.policy.engine import ENGINES
 from statewise.signals import WeightedSignal
 from statewise.states import Source
+from statewise.tasks.own_data import DataSection
 
 MAX_SEEDS = 1000
 # Of AdamW: averages over the past, which forget.
@@ -247,10 +248,18 @@ class ReferenceSection(Strict):
     rows: list[list[str]]
 
 
+class ModelSection(Strict):
+    """`[models.<name>]`: a model from elsewhere that arms may have as their teacher: a folder or a hub name."""
+
+    model: str
+
+
 class StudyConfig(Strict):
     """A whole study, resolved: every arm carries its defaults."""
 
     study: StudySection
+    data: DataSection | None = None
+    models: dict[str, ModelSection] = {}
     shared: SharedSection = SharedSection()
     arms: Annotated[dict[str, ArmSection], Field(min_length=1)]
     hypotheses: list[HypothesisSection] = []

@@ -16,8 +16,10 @@ from statewise.loop.documents import (
 )
 from statewise.plan.catalog import task_folder
 from statewise.plan.dag import Plan
-from statewise.policy.load import Policy, load_without_weights
+from statewise.policy.load import Policy, check_same_tokenizer, load_without_weights
 from statewise.tasks.load import load_task
+from statewise.tasks.own_data import overlap_note, read_own_data
+from statewise.tasks.own_task import own_task
 from statewise.tasks.task import Task, TaskOptions
 
 
@@ -27,13 +29,16 @@ def build_task(plan: Plan, name: str) -> Task:
     Raises:
         UsageError: its data or its YAML cannot be used, or it has no such metric.
     """
-    shared = plan.config.shared
+    shared, own = plan.config.shared, plan.config.data
+    options = TaskOptions(shared.protocol[name].num_fewshot if name in shared.protocol else None)
+    if own and name == own.name:
+        return own_task(own, options)
     return load_task(
         name,
         task_folder=task_folder(plan.model),
         data=Path(shared.data) if shared.data else None,
         reward_metric=shared.reward_metric if name == shared.target else "",
-        options=TaskOptions(shared.protocol[name].num_fewshot if name in shared.protocol else None),
+        options=options,
         trusted=plan.task_code,
     )
 
@@ -75,9 +80,16 @@ def check_texts(plan: Plan) -> tuple[str, ...]:
             notes.append(f"Not checked: {error}")
     if target := tasks.get(shared.target):
         target.check_target()
+    if (own := plan.config.data) and (note := overlap_note(own, read_own_data(own))):
+        notes.append(note)
     if plan.model.parent == SHAPES:
         return (*notes, f"Not checked: whether texts fit {shared.model}, whose tokenizer is not on this machine")
     policy = load_without_weights(plan.model, shared.model, shared.end_of_text)
+    for name, folder in plan.others.items():
+        if folder.parent == SHAPES:
+            notes.append(f"Not checked: the tokenizer of {name}, which is not on this machine")
+        else:
+            check_same_tokenizer(policy, load_without_weights(folder, name, shared.end_of_text))
     _check_evaluation(plan, policy, tasks)
     _check_memories(plan, policy, tasks)
     if target:

@@ -6,9 +6,10 @@ model's `evaluate`, whose rollouts are what drift is measured against. The arm `
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from statewise.config.locations import Location
@@ -54,7 +55,7 @@ class Plan:
     `is_dry`: to be shown only, since the weights were not read; `download_bytes` of them are not on this machine.
     `task_code`: Python of task files that the user trusts (`tasks.task_file`); no part of the fingerprint, since
     without it nothing is computed at all.
-    `model_files`: SHA-256 of the base model's files.
+    `model_files`: SHA-256 of the base model's files; `others`: folders of the models from elsewhere, by name.
     """
 
     config: StudyConfig
@@ -65,6 +66,7 @@ class Plan:
     download_bytes: int = 0
     task_code: tuple[str, ...] = ()
     model_files: dict[str, str] = field(default_factory=dict)
+    others: dict[str, Path] = field(default_factory=dict)
 
     @property
     def num_parameters(self) -> float:
@@ -81,7 +83,14 @@ class Plan:
         return (self.config.shared.target, *self.config.shared.retention)
 
 
-def make_plan(config: StudyConfig, model: Path, where: str | Location, *, is_dry: bool = False) -> Plan:
+def make_plan(
+    config: StudyConfig,
+    model: Path,
+    where: str | Location,
+    *,
+    is_dry: bool = False,
+    others: Mapping[str, Path] = MappingProxyType({}),
+) -> Plan:
     """Check every arm and lay out the jobs; needs neither torch nor a GPU.
 
     Args:
@@ -89,6 +98,7 @@ def make_plan(config: StudyConfig, model: Path, where: str | Location, *, is_dry
         model: folder of the base model; its files enter the fingerprints.
         where: the study file or where its keys stand, for errors.
         is_dry: leave the weights unread; such a plan cannot be run.
+        others: folders of the models from elsewhere, by their name in the study.
 
     Raises:
         UsageError: an unknown or misconfigured source or signal, a teacher missing, unused or circular, arms that
@@ -104,7 +114,7 @@ def make_plan(config: StudyConfig, model: Path, where: str | Location, *, is_dry
                 read_pairs(Path(file))
             known |= recorded_sources(arm.source, config.study.seeds[0])
             for seed in config.study.seeds:
-                _digest_records(arm.source, seed, config.shared.model_dump(mode="json"))
+                _digest_records(arm.source, seed, config)
     for name, arm in config.arms.items():
         told = f"[arms.{name}]"
         with location.naming("arms", name, "signal"):
@@ -123,13 +133,16 @@ def make_plan(config: StudyConfig, model: Path, where: str | Location, *, is_dry
         "data": digest_data(Path(config.shared.data)) if config.shared.data else {},
         "shared": config.shared.model_dump(mode="json", exclude={"model", "data"}),
     }
+    if config.data:
+        inputs["own_data"] = config.data.identity
     if distances := _digest_code((DISTANCES, name) for name in DISTANCES):
         inputs["distances"] = distances
+    models = {name: records.digest_json(digest_model(folder, is_dry)) for name, folder in others.items()}
     jobs: list[Job] = []
     for seed in config.study.seeds:
-        jobs.extend(_jobs_of_seed(config, arms, seed, inputs))
-    fingerprint = records.digest_json({**inputs, "arms": arms})
-    return Plan(config, model, tuple(jobs), fingerprint, is_dry, model_files=inputs["model"])
+        jobs.extend(_jobs_of_seed(config, arms, seed, inputs, models))
+    fingerprint = records.digest_json({**inputs, "arms": arms, **({"models": models} if models else {})})
+    return Plan(config, model, tuple(jobs), fingerprint, is_dry, model_files=inputs["model"], others=dict(others))
 
 
 def _resolve(arm: ArmSection) -> dict[str, Any]:
@@ -181,7 +194,7 @@ def _in_order(config: StudyConfig, where: str) -> list[str]:
     """Arms with their teachers, and the arms whose states they replay, before them."""
     needs = {name: {*arm.source.replayed_arms} for name, arm in config.arms.items()}
     for name, arm in config.arms.items():
-        if arm.teacher is not None and arm.teacher != BASE:
+        if arm.teacher in config.arms:
             needs[name].add(arm.teacher)
     order: list[str] = []
     while len(order) < len(needs):
@@ -193,8 +206,13 @@ def _in_order(config: StudyConfig, where: str) -> list[str]:
     return order
 
 
-def _jobs_of_seed(config: StudyConfig, arms: dict[str, dict[str, Any]], seed: int, inputs: dict[str, Any]) -> list[Job]:
-    """The jobs of one seed; `arms` are the resolved ones of `config`, those that others need first."""
+def _jobs_of_seed(
+    config: StudyConfig, arms: dict[str, dict[str, Any]], seed: int, inputs: dict[str, Any], models: dict[str, str]
+) -> list[Job]:
+    """The jobs of one seed; `arms` are the resolved ones of `config`, those that others need first.
+
+    `models`: digests of the models from elsewhere, by name.
+    """
     base_fingerprint = records.digest_json({**inputs, "node": "evaluate", "arm": BASE, "seed": seed})
     base = Job("evaluate", BASE, seed, (), base_fingerprint)
     jobs, trained = [base], dict[str, str]()
@@ -203,11 +221,13 @@ def _jobs_of_seed(config: StudyConfig, arms: dict[str, dict[str, Any]], seed: in
         key: shared[key] for key in ("target", "reward_metric", "chat", "end_of_text", "device", "dtype", "sampler")
     }
     target["protocol"] = shared["protocol"].get(shared["target"])
+    if config.data:
+        target["own_data"] = config.data.identity
     if shared["too_long"] == "skip":  # then all are trained on the documents that fit every arm
         target["needs_gold"] = any(one.source.needs_gold for one in config.arms.values())
     for name, arm in arms.items():
         teacher = arm["teacher"]
-        is_taught = teacher not in (None, BASE)
+        is_taught = teacher in config.arms
         replayed = config.arms[name].source.replayed_arms
         trained[name] = records.digest_json(
             {
@@ -218,9 +238,9 @@ def _jobs_of_seed(config: StudyConfig, arms: dict[str, dict[str, Any]], seed: in
                 "arm": {key: value for key, value in arm.items() if key != "teacher"},
                 # An arm's randomness derives from its name, so that arms of equal configuration are replicates.
                 "name": name,
-                "teacher": trained[teacher] if is_taught else teacher,
+                "teacher": trained[teacher] if is_taught else models.get(teacher, teacher),
                 "seed": seed,
-                **_outside(config.arms[name], {other: trained[other] for other in replayed}, seed, shared),
+                **_outside(config, name, {other: trained[other] for other in replayed}, seed),
             }
         )
         needs = tuple(
@@ -238,13 +258,14 @@ def _digest_code(things: Iterable[tuple[Registry[Any], str]]) -> dict[str, str]:
     return {name: digest for name, digest in digests.items() if digest}
 
 
-def _digest_records(source: Source, seed: int, shared: dict[str, Any]) -> dict[str, str]:
+def _digest_records(source: Source, seed: int, config: StudyConfig) -> dict[str, str]:
     """The hashes of the records of other runs that `source` replays, by path."""
-    return {path: digest_record(path, seed, shared) for path in source.replayed_paths}
+    return {path: digest_record(path, seed, config) for path in source.replayed_paths}
 
 
-def _outside(arm: ArmSection, replayed: dict[str, str], seed: int, shared: dict[str, Any]) -> dict[str, Any]:
+def _outside(config: StudyConfig, name: str, replayed: dict[str, str], seed: int) -> dict[str, Any]:
     """What an arm's training depends on beside its own table: only where it does, so that others keep their print."""
+    arm, shared = config.arms[name], config.shared.model_dump(mode="json")
     remembers = any(one.memory for one in arm.locality)
     kinds: list[Kind] = [
         arm.source, *arm.source.leaves, *(one.signal for one in arm.signal), *arm.locality, arm.adapter,
@@ -252,7 +273,7 @@ def _outside(arm: ArmSection, replayed: dict[str, str], seed: int, shared: dict[
     outside: dict[str, Any] = {
         "code": _digest_code([*((one.registry, one.kind) for one in kinds), (ENGINES, shared["sampler"])]),
         "replayed": replayed,
-        "records": _digest_records(arm.source, seed, shared),
+        "records": _digest_records(arm.source, seed, config),
         "pairs": {path: records.digest_file(Path(path)) for path in arm.source.pair_files},
         "retention": {task: shared["protocol"].get(task) for task in shared["retention"]} if remembers else {},
     }

@@ -11,11 +11,15 @@ import itertools
 import json
 import math
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from statewise.config.study import BudgetSection
 from statewise.plan.catalog import task_folder
 from statewise.plan.dag import BASE, Job, Plan
+from statewise.plan.model_size import ModelSize
+from statewise.policy.find import count_parameters
 from statewise.states.source import Lengths, Visit
+from statewise.tasks.own_data import read_own_data
 
 # Measured on one core of a 2-core cloud machine with the 0.9 M pocket model: tokens a second.
 TRAIN_RATE, GENERATE_RATE, SCORE_RATE = 7_000.0, 7_000.0, 100_000.0
@@ -125,10 +129,18 @@ def _estimate_arm(plan: Plan, name: str, lengths: Lengths, scale: float) -> ArmE
     num_tokens = updates * epochs * visit.trajectories * passed
     generated = {writer: int(updates * tokens) for writer, tokens in written.items()}
     size = plan.num_parameters or RATE_PARAMETERS
-    read = sum(generated.values()) + updates * visit.trajectories * lengths.prompt * len(generated)
+    elsewhere = plan.others.get(str(arm.teacher))
+    # Of each model, in sizes of the base model.
+    sizes = dict.fromkeys((*generated, "teacher", "base"), 1.0)
+    if elsewhere:
+        weights = sum(count_parameters(elsewhere).values()) or ModelSize.of(elsewhere).num_parameters
+        sizes["teacher"] = weights / size
+    prompts = updates * visit.trajectories * lengths.prompt
+    read = sum(sizes[writer] * (tokens + prompts) for writer, tokens in generated.items())
     # Each other model that is scored makes a forward pass of its own, a third of a training pass.
-    others = len(wants & {"teacher", "base"})
-    train_s = scale * (num_tokens * (1 + others / 3) / TRAIN_RATE + sum(generated.values()) / GENERATE_RATE)
+    others = sum(sizes[one] for one in wants & {"teacher", "base"})
+    written_s = sum(sizes[writer] * tokens for writer, tokens in generated.items()) / GENERATE_RATE
+    train_s = scale * (num_tokens * (1 + others / 3) / TRAIN_RATE + written_s)
     whole = ArmEstimate(
         num_updates=updates,
         num_trajectories=int(updates * visit.trajectories),
@@ -175,17 +187,24 @@ def _evaluation_s(plan: Plan, job: Job, lengths: Lengths) -> float:
 
 def _measure_lengths(plan: Plan) -> Lengths:
     """Token counts of the first training documents; a guess of 100 + 100 where there are none of these columns."""
-    folder, target = task_folder(plan.model), plan.config.shared.target
-    path = folder / f"{target}_train.jsonl" if folder else None
-    if path is None or not path.exists():
+    texts, path = _first_texts(plan), plan.model / "tokenizer.json"
+    if not texts or not path.exists() or not all(isinstance(text, str) for pair in texts for text in pair):
         return Lengths(100.0, 100.0)
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(plan.model / "tokenizer.json"))
-    with path.open(encoding="utf-8") as stream:
-        documents = [json.loads(line) for line in itertools.islice(stream, DOCUMENTS_READ)]
-    texts = [(document.get("question"), document.get("answer")) for document in documents]
-    if not all(isinstance(text, str) for pair in texts for text in pair):
-        return Lengths(100.0, 100.0)
+    tokenizer = Tokenizer.from_file(str(path))
     prompts, golds = (sum(len(tokenizer.encode(text).ids) for text in column) for column in zip(*texts, strict=True))
     return Lengths(prompts / len(texts), golds / len(texts), is_measured=True)
+
+
+def _first_texts(plan: Plan) -> list[tuple[Any, Any]]:
+    """Prompt and gold text of the first training documents, where they lie in a file."""
+    if plan.config.data:
+        rows = itertools.islice(read_own_data(plan.config.data)["train"], DOCUMENTS_READ)
+        return [(row.prompt, row.completion) for row in rows]
+    path = task_folder(plan.model) / f"{plan.config.shared.target}_train.jsonl"
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as stream:
+        documents = [json.loads(line) for line in itertools.islice(stream, DOCUMENTS_READ)]
+    return [(document.get("question"), document.get("answer")) for document in documents]

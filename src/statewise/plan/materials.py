@@ -32,6 +32,7 @@ def is_known_to_be_sound(plan: Plan) -> bool:
     keys = ("target", "reward_metric", "chat", "end_of_text", "protocol")
     return (
         plan.model == POCKET_MODEL
+        and not plan.others
         and set(plan.tasks) <= set(pocket_tasks())
         and all(getattr(shared, key) == getattr(usual, key) for key in keys)
         and shared.evaluation.max_new_tokens == EvaluationSection().max_new_tokens

@@ -65,9 +65,9 @@ def _estimate_arm(shape: ModelSize, plan: Plan, name: str) -> MemoryEstimate:
     is_adapter, trained = arm.adapter.keeps_base, arm.adapter.num_trained(shape)
     weights = shape.num_parameters * (HALF if is_adapter else FULL)
     if arm.teacher is not None:
-        teacher = plan.arms.get(arm.teacher)
+        teacher, other = plan.arms.get(arm.teacher), plan.others.get(arm.teacher)
         is_shared = is_adapter and (arm.teacher == BASE or (teacher is not None and teacher.adapter.keeps_base))
-        weights += 0 if is_shared else shape.num_parameters * HALF
+        weights += 0 if is_shared else (ModelSize.of(other) if other else shape).num_parameters * HALF
     if arm.needs_base and not is_adapter:
         weights += shape.num_parameters * HALF
     num_memories = len(plan.config.shared.retention)

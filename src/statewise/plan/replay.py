@@ -11,12 +11,14 @@ from typing import Any
 
 from statewise.batch import States, states_of_rows
 from statewise.config.refusals import read_kind
+from statewise.config.study import StudyConfig
 from statewise.errors import DamagedError, UsageError
 from statewise.states import RecordedStates, Source
 from statewise.storage import integrity, records
 from statewise.storage.integrity import is_there
 from statewise.storage.parsing import parse_toml
 from statewise.storage.state_records import FIRST_HASH, chain_hash, chain_rewards
+from statewise.tasks.own_data import DataSection
 
 
 def folder_of(path: str, seed: int) -> Path:
@@ -24,13 +26,13 @@ def folder_of(path: str, seed: int) -> Path:
     return Path(path.replace("{seed}", str(seed)))
 
 
-def digest_record(path: str, seed: int, shared: Mapping[str, Any]) -> str:
+def digest_record(path: str, seed: int, config: StudyConfig) -> str:
     """The hash of the states that an arm of another run recorded, with their rewards.
 
     Args:
         path: the arm's folder.
         seed: what `{seed}` in it stands for.
-        shared: `[shared]` of the study that replays it.
+        config: the study that replays it.
 
     Raises:
         UsageError: no such arm, one that was not trained to its end, or one of another target task or reward metric,
@@ -39,18 +41,24 @@ def digest_record(path: str, seed: int, shared: Mapping[str, Any]) -> str:
     folder = folder_of(path, seed)
     trained = _read_trained(folder, seed)
     _Parts(folder, trained["files"]).check()
-    config = {name: digest for name, digest in trained["files"].items() if name == "config.toml"}
-    integrity.refuse(folder, integrity.faults_of(folder, config), "the record cannot be trusted; train its arm again")
+    told = {name: digest for name, digest in trained["files"].items() if name == "config.toml"}
+    integrity.refuse(folder, integrity.faults_of(folder, told), "the record cannot be trusted; train its arm again")
     study = folder.parent.parent.parent / "study.toml"
     if study.is_file():
-        theirs = _read_table(study, "shared")
-        for key in ("target", "reward_metric"):
-            if theirs.get(key) != shared[key]:
-                raise UsageError(
-                    f"source 'log': {folder} was trained with {key} {theirs.get(key)!r}, but this study has "
-                    f"{shared[key]!r}"
-                )
+        _check_target(folder, study, config)
     return records.digest_json([trained["state_hash"], trained["reward_hash"]])
+
+
+def _check_target(folder: Path, study: Path, config: StudyConfig) -> None:
+    """The documents and rewards of the record are those of `config`."""
+    theirs = _read_table(study, "shared")
+    for key in ("target", "reward_metric"):
+        if theirs.get(key) != (ours := getattr(config.shared, key)):
+            raise UsageError(
+                f"source 'log': {folder} was trained with {key} {theirs.get(key)!r}, but this study has {ours!r}"
+            )
+    if config.data and DataSection.model_validate(_read_table(study, "data")).identity != config.data.identity:
+        raise UsageError(f"source 'log': {folder} was trained on another [data] than that of this study, see {study}")
 
 
 def _read_trained(folder: Path, seed: int) -> dict[str, Any]:

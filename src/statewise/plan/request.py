@@ -65,11 +65,14 @@ def plan_study(request: StudyRequest) -> Plan:
     if request.is_dry:
         reference = _look_up(config.shared.model)
         code = _check_tasks(config, reference.folder, location, request.trusts_task_code)
-        plan = make_plan(config, reference.folder, location, is_dry=True)
-        return replace(plan, download_bytes=reference.missing_bytes, task_code=code)
-    model = _find_all(config)
+        found = {name: _look_up(one.model) for name, one in config.models.items()}
+        others = {name: one.folder for name, one in found.items()}
+        plan = make_plan(config, reference.folder, location, is_dry=True, others=others)
+        missing_bytes = reference.missing_bytes + sum(one.missing_bytes for one in found.values())
+        return replace(plan, download_bytes=missing_bytes, task_code=code)
+    model, others = _find_all(config)
     code = _check_tasks(config, model, location, request.trusts_task_code)
-    return replace(make_plan(config, model, location), task_code=code)
+    return replace(make_plan(config, model, location, others=others), task_code=code)
 
 
 def _read(request: StudyRequest) -> tuple[StudyConfig, Location]:
@@ -97,22 +100,28 @@ def _overrides_of(request: StudyRequest) -> list[str]:
     return overrides
 
 
-def _find_all(config: StudyConfig) -> Path:
-    """The folder of the base model, on a machine that has what the study requires; all that is missing is named."""
+def _find_all(config: StudyConfig) -> tuple[Path, dict[str, Path]]:
+    """The folder of the base model and those of the models from elsewhere, by name.
+
+    Raises:
+        UsageError: names all of them that are missing, and what else of what the study requires.
+    """
     missing = []
     if "gpu" in config.study.requires and not _has_gpu():
         missing.append(
             "it needs a GPU, and torch sees none (run it on one, try its small size with --quick, or insist with "
             "--set study.requires=[])"
         )
-    try:
-        model = resolve_model(config.shared.model)
-    except UsageError as error:
-        missing.append(str(error))
+    folders, names = {}, {"base": config.shared.model} | {name: one.model for name, one in config.models.items()}
+    for name, wanted in names.items():
+        try:
+            folders[name] = resolve_model(wanted)
+        except UsageError as error:
+            missing.append(str(error))
     if missing:
         location = f"study {config.study.name!r} cannot run here: " if config.study.requires else ""
         raise UsageError(location + "; ".join(missing))
-    return model
+    return folders.pop("base"), folders
 
 
 def _look_up(model: str) -> ModelReference:
@@ -135,7 +144,10 @@ def _has_gpu() -> bool:
 def _check_tasks(config: StudyConfig, model: Path, location: Location, trusts_code: bool) -> tuple[str, ...]:
     """Refuse a task that is not there, or whose Python is not trusted; returns the Python that is."""
     shared, code = config.shared, list[str]()
-    for key, task in [("target", shared.target), *(("retention", task) for task in shared.retention)]:
+    if config.data and config.data.code:
+        code.append(f"reward {config.data.code}")
+    target = [] if config.data else [("target", shared.target)]
+    for key, task in [*target, *(("retention", task) for task in shared.retention)]:
         with location.naming("shared", key):
             if "/" in task or task.endswith(".yaml"):
                 raise UsageError(

@@ -112,20 +112,31 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], keys: Sequence[int]
         while len(rollouts) < len(order):
             group = order[len(rollouts) : len(rollouts) + max_rows]
             texts = [tuple(int(token) for token in prompts[row]) for row in group]
-            try:
-                written = _sample_group(policy, texts, [keys[row] for row in group], sampling)
-            except torch.OutOfMemoryError as error:
-                if len(group) == 1:
-                    raise OutOfMemoryError(
-                        f"sampling: one text of {len(texts[0])} + {sampling.max_new_tokens} tokens does not fit the "
-                        f"device's memory ({error}); lower max_new_tokens"
-                    ) from None
-                written = []
-            if not written:  # outside of the handler, whose traceback would keep the tensors of the failed pass alive
+            written = _sample_if_it_fits(policy, texts, [keys[row] for row in group], sampling)
+            rollouts.update(zip(group, written, strict=False))
+            if not written:
                 max_rows = len(group) // 2
                 torch.cuda.empty_cache()
-            rollouts.update(zip(group[: len(written)], written, strict=True))
     return [rollouts[row] for row in range(len(prompts))]
+
+
+def _sample_if_it_fits(
+    policy: Policy, prompts: list[tuple[int, ...]], keys: list[int], sampling: Sampling
+) -> list[Rollout]:
+    """The rollouts of one group; [] where the memory of the device ends. A handler would keep the tensors alive.
+
+    Raises:
+        OutOfMemoryError: the group is one row.
+    """
+    try:
+        return _sample_group(policy, prompts, keys, sampling)
+    except torch.OutOfMemoryError as error:
+        if len(prompts) == 1:
+            raise OutOfMemoryError(
+                f"sampling: one text of {len(prompts[0])} + {sampling.max_new_tokens} tokens does not fit the device's "
+                f"memory ({error}); lower max_new_tokens"
+            ) from None
+    return []
 
 
 def check_prompts(policy: Policy, prompts: Sequence[Sequence[int]], keys: Sequence[int]) -> None:

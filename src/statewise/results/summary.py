@@ -167,7 +167,7 @@ def _summarise_run(plan: Plan, store: Store, measured: Measured, results: Result
     seeds, paired = measured.seeds_of(name), measured.seeds_of(name, BASE)
     columns = measured.columns
     teacher = arm.teacher if arm else None
-    with_teacher = measured.seeds_of(name, teacher) if teacher else []
+    with_teacher = measured.seeds_of(name, teacher) if teacher in (BASE, *plan.arms) else []  # else from elsewhere
     is_compared = name != BASE and bool(paired)
     base, post = (measured.retained(one, paired) if is_compared else [] for one in (BASE, name))
     return RunSummary(

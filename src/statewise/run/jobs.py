@@ -99,7 +99,7 @@ def _train(workplace: Workplace, job: Job, observer: Observer) -> dict[str, Any]
     shared = learner if arm.adapter.keeps_base else None
     others: dict[str, Policy] = {}
     for other in [arm.teacher, *arm.source.replayed_arms]:
-        if other not in (None, BASE) and not _is_trained(workplace, str(other), job.seed):
+        if other in workplace.plan.arms and not _is_trained(workplace, str(other), job.seed):
             return {"status": SKIPPED, "reason": f"{other}, which it needs, diverged"}
     if arm.teacher is not None:
         others["teacher"] = _load(workplace, arm.teacher, job.seed, "teacher", shared)
@@ -195,6 +195,8 @@ def _is_trained(workplace: Workplace, arm: str, seed: int) -> bool:
 
 def _load(workplace: Workplace, arm: str, seed: int, name: str, shared: Policy | None = None) -> Policy:
     """The policy of an arm; on the base weights of `shared`, without a copy, where it is the base or its adapter."""
+    if arm in workplace.plan.others:
+        return _load_folder(workplace, workplace.plan.others[arm], name)
     folder = workplace.store.arm_folder(arm, seed)
     files = {} if arm == BASE else workplace.needed("train", arm, seed)["files"]
     if any(file.startswith("model/") for file in files):

@@ -166,23 +166,23 @@ def _parse(file: Path, told: Path, code: list[Function]) -> dict[str, Any]:
 def _check_size(text: bytes, told: Path) -> None:
     """Refuse what unfolds to too many values, or too deep: read event by event, nothing is built."""
     sizes: dict[str, int] = {}  # values below an anchor
-    open_jobs: list[tuple[str | None, int]] = []
+    open_nodes: list[tuple[str | None, int]] = []
     count = 0
     for event in yaml.parse(text, Loader=SAFE_LOADER):
         if isinstance(event, yaml.AliasEvent):
-            if event.anchor in [anchor for anchor, _ in open_jobs]:
+            if event.anchor in [anchor for anchor, _ in open_nodes]:
                 raise UsageError(f"task file {told}: the alias *{event.anchor} holds itself")
             count += sizes.get(str(event.anchor), 1)
         elif isinstance(event, yaml.CollectionStartEvent):
-            open_jobs.append((event.anchor, count))
+            open_nodes.append((event.anchor, count))
             count += 1
         elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = open_jobs.pop()
+            anchor, before = open_nodes.pop()
             sizes |= {anchor: count - before} if anchor else {}
         elif isinstance(event, yaml.ScalarEvent):
             count += 1
             sizes |= {event.anchor: 1} if event.anchor else {}
-        if count > MAX_VALUES or len(open_jobs) > MAX_DEPTH:
+        if count > MAX_VALUES or len(open_nodes) > MAX_DEPTH:
             what = f"nested more than {MAX_DEPTH} deep" if count <= MAX_VALUES else f"more than {MAX_VALUES:,} values"
             raise UsageError(f"task file {told}: holds {what}, which no task needs; put data into a data file")
 

@@ -1,0 +1,62 @@
+"""A user's own data as a task of lm-eval's. Importing this module takes seconds (lm-eval)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+from lm_eval.api.task import ConfigurableTask
+
+from statewise.errors import UsageError
+from statewise.tasks.own_data import METRIC, MOST_NEW_TOKENS, REWARD_METRIC, DataSection, OwnRow, read_own_data
+from statewise.tasks.quiet import quiet_lm_eval
+from statewise.tasks.rewards import RewardFunction, make_reward
+from statewise.tasks.task import Task, TaskOptions
+
+NUM_TRIED = 20  # completions that are rewarded before a run: what fails on the right answer fails on every other
+
+
+def own_task(data: DataSection, options: TaskOptions = TaskOptions()) -> Task:  # noqa: B008  (frozen)
+    """The task of `data`, whose one metric is its reward.
+
+    Raises:
+        UsageError: its files or its reward cannot be used; says which, and where.
+    """
+    splits, reward = read_own_data(data), make_reward(data.reward, data.completion)
+    if data.completion:
+        _try_reward(data, reward, [row for rows in splits.values() for row in rows[:NUM_TRIED]])
+    loaded = datasets.DatasetDict(
+        {split: datasets.Dataset.from_list([row.document for row in rows]) for split, rows in splits.items()}
+    )
+
+    def score(doc: Mapping[str, str], answers: Sequence[str]) -> dict[str, float]:
+        return {METRIC: reward(doc["prompt"], answers[0], json.loads(doc["row"]))}
+
+    config: dict[str, Any] = {
+        "task": data.name,
+        "custom_dataset": lambda **_: loaded,
+        "training_split": "train",
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{prompt}}",
+        "doc_to_target": "{{completion}}",
+        "target_delimiter": data.delimiter,
+        "process_results": score,
+        "metric_list": [{"metric": METRIC, "aggregation": "mean", "higher_is_better": True}],
+        "generation_kwargs": {"until": list(data.stop), "max_gen_toks": MOST_NEW_TOKENS},
+        "num_fewshot": options.num_fewshot or 0,
+        "metadata": {"version": 1},
+    }
+    with quiet_lm_eval():
+        return Task(data.name, (ConfigurableTask(config=config),), REWARD_METRIC, options)
+
+
+def _try_reward(data: DataSection, reward: RewardFunction, rows: Sequence[OwnRow]) -> None:
+    """Refuse a reward that cannot score the right answers."""
+    for row in rows:
+        if problem := reward.problem(row.prompt, row.completion, row.values):
+            raise UsageError(
+                f"{row.place}: reward {reward.told} {problem}, for this row's own completion {row.completion[:60]!r}"
+            )

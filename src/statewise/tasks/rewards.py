@@ -1,0 +1,197 @@
+"""Rewards of a user's own data: by name, or a Python function `(prompt, completion, row) -> float` in 0..1.
+
+A function that raises, takes too long or returns no number could not be scored: nan, which is counted, and never 0.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import math
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from statewise.errors import UsageError
+
+LIMIT_S = 5.0  # of one answer; a function that asks a server may need a second
+REGEX = "regex"
+NUMBER = re.compile(r"-?(?:\d[\d,]*)?\.?\d+")
+# Of a prompt, an answer and its row: 0..1.
+Function = Callable[[str, str, Mapping[str, Any]], Any]
+
+
+def file_of_reward(reward: str) -> str | None:
+    """The Python file that a reward names, as it is written; None of one by name."""
+    path, _, function = reward.rpartition(":")
+    return path if path.endswith(".py") and function.isidentifier() else None
+
+
+@dataclass(frozen=True)
+class RewardFunction:
+    """How an answer is rewarded; `told`: what it is called in errors."""
+
+    told: str
+    function: Function
+
+    def __call__(self, prompt: str, answer: str, row: Mapping[str, Any]) -> float:
+        """The reward 0..1 of an answer; nan if it could not be scored.
+
+        Raises:
+            UsageError: it is a number outside of 0..1.
+        """
+        try:
+            return self.checked(prompt, answer, row)
+        except (_Unscored, TimeoutError):
+            return math.nan
+
+    def checked(self, prompt: str, answer: str, row: Mapping[str, Any]) -> float:
+        """As a call, but an answer that could not be scored is an error, which says why.
+
+        Raises:
+            _Unscored, TimeoutError: it could not be scored.
+            UsageError: a number outside of 0..1.
+        """
+        with _limited(), redirect_stdout(_Nowhere()), redirect_stderr(_Nowhere()):
+            try:
+                value = self.function(prompt, answer, dict(row))
+            except TimeoutError:
+                raise
+            except Exception as error:
+                raise _Unscored(f"raised {type(error).__name__}: {error}") from error
+        if isinstance(value, bool):
+            return float(value)
+        if not isinstance(value, Real) or math.isnan(float(value)):
+            raise _Unscored(f"returned {value!r}, which is no number")
+        if not 0 <= float(value) <= 1:
+            raise UsageError(f"reward {self.told}: returned {value!r}; a reward is a number from 0 to 1")
+        return float(value)
+
+    def problem(self, prompt: str, answer: str, row: Mapping[str, Any]) -> str:
+        """Why an answer could not be scored; "" if it could. Raises as a call."""
+        try:
+            self.checked(prompt, answer, row)
+        except TimeoutError:
+            return f"took more than {LIMIT_S:g} s"
+        except _Unscored as error:
+            return str(error)
+        return ""
+
+
+class _Unscored(Exception):
+    """A function gave no reward."""
+
+
+class _Nowhere(io.TextIOBase):
+    """What a function prints is not kept: an answer at a time, it could fill memory and screen."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """At most `LIMIT_S` seconds of Python inside, in the main thread, in which workers and commands run."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only a main thread can be interrupted
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def make_reward(reward: str, completion: str) -> RewardFunction:
+    """The reward that `[data]` names; `completion`: the column of the right answer.
+
+    Raises:
+        UsageError: a file that cannot be imported or has no such function, or a pattern that is none.
+    """
+    if (path := file_of_reward(reward)) is not None:
+        name = reward.rpartition(":")[2]
+        return RewardFunction(f"{Path(path).name}:{name}", _import(Path(path), name))
+    kind, _, argument = reward.partition(":")
+    compare = NAMED[kind]
+    pattern = None
+    if kind == REGEX:
+        try:
+            pattern = re.compile(argument)
+        except re.error as error:
+            raise UsageError(f"data.reward {reward!r}: no regular expression: {error}", ("reward",)) from None
+        if not argument:
+            raise UsageError(f"data.reward {reward!r}: needs a pattern after the colon", ("reward",))
+    return RewardFunction(reward, lambda prompt, answer, row: compare(answer, str(row[completion]), pattern))
+
+
+def _import(path: Path, name: str) -> Function:
+    """The function `name` of a Python file, which is run for it."""
+    spec = importlib.util.spec_from_file_location(f"statewise_reward_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"data.reward: {path} cannot be imported: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        raise UsageError(f"data.reward: {path} has no function {name!r}; it has {known or 'none'}")
+    return function  # type: ignore[no-any-return]
+
+
+def exact_match(answer: str, right: str, pattern: re.Pattern[str] | None = None) -> bool:
+    """The answer is the completion, but for white space around it."""
+    return answer.strip() == right.strip()
+
+
+def contains(answer: str, right: str, pattern: re.Pattern[str] | None = None) -> bool:
+    """The answer holds the completion."""
+    return right.strip() in answer
+
+
+def math_equal(answer: str, right: str, pattern: re.Pattern[str] | None = None) -> bool:
+    """The last number of the answer is that of the completion; commas between thousands do not count."""
+    given, wanted = _last_number(answer), _last_number(right)
+    if wanted is None:
+        raise ValueError("the completion holds no number")
+    return given == wanted
+
+
+def _last_number(text: str) -> Decimal | None:
+    found = NUMBER.findall(text)
+    return Decimal(found[-1].replace(",", "")) if found else None
+
+
+def regex_equal(answer: str, right: str, pattern: re.Pattern[str] | None = None) -> bool:
+    """What the pattern finds last in the answer (its first group, if it has one) is what it finds in the completion."""
+    given, wanted = (_last_found(text, pattern) for text in (answer, right))
+    if wanted is None:
+        raise ValueError("the pattern finds nothing in the completion")
+    return given == wanted
+
+
+def _last_found(text: str, pattern: re.Pattern[str] | None) -> str | None:
+    assert pattern is not None
+    found = [match[1] if pattern.groups else match[0] for match in pattern.finditer(text)]
+    return found[-1] if found else None
+
+
+NAMED: dict[str, Callable[[str, str, re.Pattern[str] | None], bool]] = {
+    "exact_match": exact_match, "contains": contains, "math": math_equal, REGEX: regex_equal,
+}  # fmt: skip
