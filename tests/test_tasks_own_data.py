@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 
@@ -226,3 +227,33 @@ def test_a_record_made_on_other_rows_is_not_replayed(folder, monkeypatch):
     write_rows(folder / "train.jsonl", ROWS[:-1])
     with pytest.raises(UsageError, match=r"was trained on another \[data\] than that of this study"):
         plan_of(folder, text=replaying)
+
+
+@pytest.mark.parametrize("completion", ["[1, 2]", "['a']", "{{ prompt }}", "7", "{% if %}"])
+def test_a_completion_is_taken_as_it_stands(folder, completion):
+    write_rows(folder / "train.jsonl", [{**row, "answer": completion} for row in ROWS])
+    task = own_task(section(folder))
+    assert {one.gold for one in task.examples("train")} == {f" {completion}"}
+    assert (task.reward(0, f" {completion}"), task.reward(0, " 1")) == (1.0, 0.0)
+
+
+def test_a_stop_that_cuts_the_right_answer_is_refused_before_a_run(folder):
+    write_rows(folder / "train.jsonl", [{**row, "answer": f"{row['answer']}\nas it is"} for row in ROWS])
+    told = (
+        r"train\.jsonl:\d+: reward exact_match is 0 for this row's own completion '.*', which data\.stop cuts to ' \d+'"
+    )
+    with pytest.raises(UsageError, match=told):
+        own_task(section(folder, stop=["\n"]))
+
+
+def test_a_test_of_one_row_is_refused(folder):
+    write_rows(folder / "test.jsonl", ROWS[:1])
+    with pytest.raises(UsageError, match=r"test\.jsonl: 1 test row; an interval needs 2 or more"):
+        read_own_data(section(folder, test="test.jsonl", test_share=None))
+
+
+def test_a_row_of_dates_reaches_the_reward_as_text(folder):
+    day = datetime.date(2026, 1, 2)
+    pq.write_table(pa.Table.from_pylist([{**row, "day": day} for row in ROWS]), folder / "train.parquet")
+    (folder / "own.py").write_text("def f(prompt, completion, row): return row['day'] == '2026-01-02'")
+    assert own_task(section(folder, train="train.parquet", reward="own.py:f")).reward(0, "x") == 1.0

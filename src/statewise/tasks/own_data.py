@@ -25,6 +25,7 @@ FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parque
 METRIC = "reward"
 REWARD_METRIC = f"{METRIC},none"  # of such a task, as `shared.reward_metric` names it
 MOST_NEW_TOKENS = 2**20  # the study's own limit is the one that counts
+MIN_TEST_ROWS = 2
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
 
 
@@ -114,16 +115,25 @@ class OwnRow:
     @property
     def document(self) -> dict[str, str]:
         """As lm-eval holds it."""
-        return {"prompt": self.prompt, "completion": self.completion, "row": json.dumps(self.values), "at": self.place}
+        row = json.dumps(self.values, default=str)  # Parquet has dates
+        return {"prompt": self.prompt, "completion": self.completion, "row": row, "at": self.place}
 
 
 def read_own_data(data: DataSection) -> dict[str, list[OwnRow]]:
     """The rows of `train` and `test`.
 
     Raises:
-        UsageError: a file cannot be read, a row lacks a column or holds no text in it, or a split is empty.
+        UsageError: a file cannot be read, a row lacks a column or holds no text in it, or a split is too small.
     """
-    train = _rows(data, data.train)
+    splits = _split(data, _rows(data, data.train))
+    if len(splits["test"]) < MIN_TEST_ROWS:
+        raise UsageError(
+            f"{data.test or data.train}: {len(splits['test'])} test row; an interval needs {MIN_TEST_ROWS} or more"
+        )
+    return splits
+
+
+def _split(data: DataSection, train: list[OwnRow]) -> dict[str, list[OwnRow]]:
     if data.test is not None:
         return {"train": train, "test": _rows(data, data.test)}
     kept = [_share_of(row.prompt) < (data.test_share or 0) for row in train]

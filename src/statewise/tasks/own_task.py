@@ -10,6 +10,7 @@ import datasets
 from lm_eval.api.task import ConfigurableTask
 
 from statewise.errors import UsageError
+from statewise.tasks.generation import cut_at
 from statewise.tasks.own_data import METRIC, MOST_NEW_TOKENS, REWARD_METRIC, DataSection, OwnRow, read_own_data
 from statewise.tasks.quiet import quiet_lm_eval
 from statewise.tasks.rewards import RewardFunction, make_reward
@@ -40,8 +41,9 @@ def own_task(data: DataSection, options: TaskOptions = TaskOptions()) -> Task:  
         "training_split": "train",
         "test_split": "test",
         "output_type": "generate_until",
-        "doc_to_text": "{{prompt}}",
-        "doc_to_target": "{{completion}}",
+        # Columns, not templates: what a template prints lm-eval reads as Python where it looks like a list.
+        "doc_to_text": "prompt",
+        "doc_to_target": "completion",
         "target_delimiter": data.delimiter,
         "process_results": score,
         "metric_list": [{"metric": METRIC, "aggregation": "mean", "higher_is_better": True}],
@@ -54,9 +56,12 @@ def own_task(data: DataSection, options: TaskOptions = TaskOptions()) -> Task:  
 
 
 def _try_reward(data: DataSection, reward: RewardFunction, rows: Sequence[OwnRow]) -> None:
-    """Refuse a reward that cannot score the right answers."""
+    """Refuse a reward that cannot score the right answers, and one by name that does not reward them."""
     for row in rows:
-        if problem := reward.problem(row.prompt, row.completion, row.values):
-            raise UsageError(
-                f"{row.place}: reward {reward.told} {problem}, for this row's own completion {row.completion[:60]!r}"
-            )
+        answer = cut_at(data.delimiter + row.completion, data.stop)
+        told = f"for this row's own completion {row.completion[:60]!r}"
+        if problem := reward.problem(row.prompt, answer, row.values):
+            raise UsageError(f"{row.place}: reward {reward.told} {problem}, {told}")
+        if data.code is None and reward(row.prompt, answer, row.values) < 1:
+            why = f", which data.stop cuts to {answer!r}" if answer.strip() != row.completion.strip() else ""
+            raise UsageError(f"{row.place}: reward {reward.told} is 0 {told}{why}")

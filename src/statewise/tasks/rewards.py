@@ -10,6 +10,7 @@ import io
 import math
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -143,7 +144,7 @@ def _import(path: Path, name: str) -> Function:
     spec = importlib.util.spec_from_file_location(f"statewise_reward_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look it up
     try:
         spec.loader.exec_module(module)
     except Exception as error:
