@@ -20,7 +20,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 LEVELS = {
     "__init__": 12,
     "__main__": 11, "api": 11,
-    "cli": 10, "cli_models": 10, "progress": 10, "frames": 10,
+    "cli": 10, "cli_models": 10, "cli_data": 10, "progress": 10, "frames": 10,
     "run": 9, "models": 9,
     "results": 8, "report": 8,
     "folder": 7,
@@ -40,7 +40,7 @@ CHECKERS = {
     "assert_equal_updates", "assert_restored", "assert_resumes", "assert_trains_as_on_the_cpu", "check_digests",
 }  # fmt: skip
 # The files that are one room: commands about single models, and what is shown while a run goes on.
-SAME_ROOM = {("cli", "cli_models"), ("cli", "progress")}
+SAME_ROOM = {("cli", "cli_models"), ("cli", "cli_data"), ("cli_data", "cli_models"), ("cli", "progress")}
 # Lines of each room as they are meant to be; one that outgrows its figure by half is two rooms, or holds something that
 # a library does already. Change a figure on purpose only.
 ROOM_LINES = {

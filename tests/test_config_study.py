@@ -66,7 +66,7 @@ def test_an_unknown_key_is_named_with_line_and_nearest_word(tmp_path, old, new, 
         (
             "[arms.sft]",
             "[gird.axes.lr]\n[arms.sft]",
-            "unknown section: 'gird'. Did you mean 'grid'? Known: arms, grid,",
+            "unknown section: 'gird'. Did you mean 'grid'? Known: arms, data, grid,",
         ),
         ("[arms.sft]", "[[hypothesis]]\n[arms.sft]", "unknown section: 'hypothesis'. Did you mean 'hypotheses'?"),
         ("[study]", 'nmae = "x"\n[study]', "unknown key before [study]: 'nmae'."),

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from toy_arm import ToyTask, make_setup, make_source
@@ -10,7 +12,9 @@ from statewise.states import SOURCES
 from statewise.storage import integrity, records
 from statewise.storage.state_records import chain_hash
 
-SHARED = {"target": "toy", "reward_metric": "exact"}
+STUDY = SimpleNamespace(
+    shared=SimpleNamespace(**{"target": "toy", "reward_metric": "exact"}), data=None
+)  # of it, what a log looks at
 
 
 def record_arm(policy, folder, signal="imitate", **options):
@@ -149,27 +153,27 @@ def test_an_arm_of_another_run_is_named_by_its_folder_and_seed(tmp_path):
     path = str(run / "arms" / "rl" / "{seed}")
     records.write_json(run / "arms" / "rl" / "3" / "train.json", {"state_hash": "cafe"})
     with pytest.raises(UsageError, match="was recorded by an older version, without digests of its files"):
-        digest_record(path, 3, SHARED)
+        digest_record(path, 3, STUDY)
     result = {"state_hash": "cafe", "reward_hash": "beef", "files": {"states/000001.parquet": "0" * 64}}
     integrity.write_sealed(run / "arms" / "rl" / "3" / "train.json", result)
     records.write_bytes(run / "arms" / "rl" / "3" / "states" / "000001.parquet", b"")
-    assert digest_record(path, 3, SHARED) == records.digest_json(["cafe", "beef"])
+    assert digest_record(path, 3, STUDY) == records.digest_json(["cafe", "beef"])
     with pytest.raises(UsageError, match=r"holds no trained arm: .*rl has 3; this study asks for seed 4"):
-        digest_record(path, 4, SHARED)
+        digest_record(path, 4, STUDY)
     with pytest.raises(UsageError, match="holds no trained arm: there is no such folder"):
-        digest_record(str(run / "arms" / "lr" / "{seed}"), 3, SHARED)
+        digest_record(str(run / "arms" / "lr" / "{seed}"), 3, STUDY)
     records.write_json(run / "arms" / "rl" / "5" / "started.json", {})
     with pytest.raises(UsageError, match="holds no trained arm: its training has not ended"):
-        digest_record(path, 5, SHARED)
+        digest_record(path, 5, STUDY)
     records.write_json(run / "arms" / "rl" / "5" / "train.json", {"status": "diverged", "reason": "loss nan"})
     with pytest.raises(UsageError, match="holds no trained arm: its arm is 'diverged': loss nan"):
-        digest_record(path, 5, SHARED)
+        digest_record(path, 5, STUDY)
     records.write_bytes(run / "arms" / "rl" / "5" / "train.json", b"{")
     with pytest.raises(UsageError, match=r"train\.json is damaged"):
-        digest_record(path, 5, SHARED)
+        digest_record(path, 5, STUDY)
     records.write_bytes(run / "study.toml", b"[shared")
     with pytest.raises(UsageError, match=r"study\.toml is damaged"):
-        digest_record(path, 3, SHARED)
+        digest_record(path, 3, STUDY)
     records.write_bytes(run / "study.toml", b'[shared]\ntarget = "other"\nreward_metric = "exact"\n')
     with pytest.raises(UsageError, match="target 'other', but this study has 'toy'"):
-        digest_record(path, 3, SHARED)
+        digest_record(path, 3, STUDY)

@@ -109,7 +109,7 @@ def test_prompts_of_the_test_that_are_trained_on_are_told(folder):
     [
         (
             {"question": "a"},
-            r"train\.jsonl:21: no value in column 'answer' \(data\.completion\); the columns are 'ans",
+            r"train\.jsonl:21: no value in column 'answer' \(data\.completion\); its columns are 'que",
         ),
         ({"question": "a", "answer": None}, r"train\.jsonl:21: no value in column 'answer'"),
         ({"question": "a", "answer": " "}, r"train\.jsonl:21: column 'answer' \(data\.completion\) is empty"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from statewise import cli_models
+from statewise import cli_data, cli_models
 from statewise.cli_models import ChatOption, JsonOption, RunArgument, TrustOption, print_json
 from statewise.console.entry import FAILED, PARTIAL, answer
 from statewise.errors import UsageError, unknown
@@ -324,7 +324,7 @@ def pretrain(
         )
 
 
-app.registered_commands += cli_models.app.registered_commands
+app.registered_commands += [*cli_models.app.registered_commands, *cli_data.app.registered_commands]
 
 
 def main() -> None:

@@ -179,24 +179,32 @@ def _rows(data: DataSection, name: str) -> list[OwnRow]:
     ]
 
 
+def text_of(row: Row, column: str, told: str = "") -> str:
+    """The text in a column of a row; a number as it prints.
+
+    Raises:
+        UsageError: there is none; `told` says whose column it is.
+    """
+    value = row.values.get(column)
+    if value is None:
+        raise UsageError(
+            f"{row.place}: no value in column {column!r}{told}; its columns are {', '.join(map(repr, row.values))}"
+        )
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise UsageError(f"{row.place}: column {column!r}{told} is no text, but {type(value).__name__}")
+    if not (text := str(value)).strip():
+        raise UsageError(f"{row.place}: column {column!r}{told} is empty")
+    return text
+
+
 def _column(rows: list[Row], column: str, key: str) -> list[str]:
-    """The texts of a column, which all rows have; numbers as they print."""
-    known = Counter(type(row.values.get(column)) for row in rows)
-    usual = known.most_common(1)[0][0]
-    texts = []
-    for row in rows:
-        value = row.values.get(column)
-        if value is None:
-            columns = ", ".join(map(repr, sorted({name for one in rows for name in one.values})))
-            raise UsageError(f"{row.place}: no value in column {column!r} (data.{key}); the columns are {columns}")
-        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            raise UsageError(f"{row.place}: column {column!r} (data.{key}) is no text, but {type(value).__name__}")
-        if type(value) is not usual:
-            raise UsageError(
-                f"{row.place}: column {column!r} (data.{key}) is of type {type(value).__name__}, in most rows "
-                f"{usual.__name__}; make them all of one type"
-            )
-        if not (text := str(value)).strip():
-            raise UsageError(f"{row.place}: column {column!r} (data.{key}) is empty")
-        texts.append(text)
+    """The texts of a column, which all rows have, in values of one type."""
+    told = f" (data.{key})"
+    texts = [text_of(row, column, told) for row in rows]
+    usual = Counter(type(row.values[column]) for row in rows).most_common(1)[0][0]
+    if odd := next((row for row in rows if type(row.values[column]) is not usual), None):
+        raise UsageError(
+            f"{odd.place}: column {column!r}{told} is of type {type(odd.values[column]).__name__}, in most rows "
+            f"{usual.__name__}; make them all of one type"
+        )
     return texts
