@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict
+from importlib.metadata import version
 
 import pytest
 from report_fixture import fake_study
 from study_fixture import STUDY, write_study
+from typer.main import get_command
 
+from statewise import cli
 from statewise.run.executor import Outcome
 from statewise.storage import records
 
@@ -38,6 +42,7 @@ def study(tmp_path):
         (["run", "pocket", "--set", "shared.reward_metric=em"], "unknown reward metric 'em'. "),
         (["run", "grid", "--set", "shared.target=pocket_facts"], "task 'pocket_facts'"),
         (["run", "pocket", "--out", "/dev/null/x"], "/dev/null/x: cannot be used as a folder of results (Not a dir"),
+        (["list", "pocket", "-o", "x"], "No such option"),
         (["list", "sgnals"], "unknown shelf 'sgnals'. Did you mean 'signals'?"),
         (["pretrain", "--out", "x", "--size", "smok"], "unknown size 'smok'. Did you mean 'smoke'?"),
         (["pretrain", "--out", "/dev/null/x"], "Not a directory: /dev/null/x; give another place"),
@@ -218,7 +223,55 @@ def test_pretraining_needs_an_empty_folder(call, tmp_path):
         assert (code, "exists and is not an empty folder" in err) == (2, True)
 
 
+COMMANDS = get_command(cli.app)
+# Under the help of a command, without what a shell would take for a comment.
+EXAMPLES = {
+    name: [shlex.split(line, comments=True) for line in (command.epilog or "").splitlines() if "statewise" in line]
+    for name, command in {"": COMMANDS, **COMMANDS.commands}.items()
+}
+# That compute nothing, and need nothing that is not there.
+QUICK = [
+    words for lines in EXAMPLES.values() for words in lines if {"list", "plan", "--dry-run"}.intersection(words[1:])
+]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_help_ends_with_examples_that_can_be_parsed(call, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = call(*name.split(), "--help")
+    lines = out.partition("Examples:")[2].splitlines()
+    assert code == 0
+    assert len([line for line in lines if line.startswith("  statewise ")]) == len(EXAMPLES[name]) > 0
+    assert max(map(len, lines)) <= 80
+    for _, command, *rest in EXAMPLES[name]:
+        assert name in ("", command)
+        assert COMMANDS.commands[command].make_context(command, list(rest)).params  # an option that is none is an error
+
+
+@pytest.mark.parametrize("words", QUICK, ids=" ".join)
+def test_every_example_that_takes_no_time_does_what_it_says(call, words):
+    code, out, _ = call(*words[1:])
+    assert code == 0
+    assert len(out) > 100
+
+
+@pytest.mark.parametrize("start", [["-c", "from statewise.cli import main; main()"], ["-m", "statewise"]])
+def test_the_version_is_that_of_the_package(tmp_path, start):
+    done = subprocess.run(
+        [sys.executable, *start, "--version"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"statewise {version('statewise')}\n", "")
+
+
+@pytest.mark.parametrize("name", COMMANDS.commands)
+def test_what_writes_a_folder_takes_its_name_in_short_too(name):
+    options = [one.opts for one in COMMANDS.commands[name].params if "--out" in one.opts]
+    assert all(opts == ["--out", "-o"] for opts in options)
+    assert bool(options) == (name in ("run", "eval", "export", "pretrain"))
+
+
 LIGHT = [
+    ["--version"],
     ["--help"], ["run", "--help"], ["run", "poket"], ["run", "pocket", "--set", "rl.update.lrr=1"],
     ["run", "pocket", "--dry-run"], ["list", "studies"], ["list", "sources"], ["list", "signals"], ["list", "tasks"],
     ["list", "distances"], ["export", "--help"], ["export", "nowhere", "sft", "--out", "x"],
@@ -246,7 +299,7 @@ def test_light_commands_import_nothing_heavy(tmp_path):
     code = WATCH.format(commands=LIGHT, names=names, log=str(log))
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, timeout=300)
     codes, heavy = log.read_text().splitlines()
-    assert json.loads(codes) == [0, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2]
+    assert json.loads(codes) == [0, 0, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2]
     for arguments, found in zip(LIGHT[:-1], json.loads(heavy.replace("'", '"')), strict=False):
         assert found == [], f"statewise {' '.join(arguments)} imports {', '.join(found)}"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from statewise import cli_data, cli_models
-from statewise.cli_models import ChatOption, JsonOption, RunArgument, TrustOption, print_json
+from statewise.cli_models import ChatOption, JsonOption, RunArgument, TrustOption, examples, print_json
 from statewise.console.entry import FAILED, PARTIAL, answer
 from statewise.errors import UsageError, unknown
 
@@ -24,13 +24,13 @@ SHELF = ("studies", "sources", "signals", "localities", "cells", "tasks", "dista
 
 app = typer.Typer(
     name="statewise",
-    help="Post-train language models with the states they are trained on as a knob of their own.\n\n"
-    "Examples:\n\n"
-    "  statewise run pocket              the paper's six runs, three seeds, on the embedded model\n\n"
-    "  statewise run pocket --dry-run    what would run, and how long it takes\n\n"
-    "  statewise run pocket --set rl.update.lr=3e-5 --seeds 1 --out runs/low-lr\n\n"
-    "  statewise list signals            what can be combined\n\n"
-    "  statewise compare runs/pocket:base runs/pocket:rl",
+    help="Post-train language models with the states they are trained on as a knob of their own.",
+    epilog=examples(
+        "statewise run pocket              # the paper's six runs, three seeds",
+        "statewise run pocket --dry-run    # what would run, and how long it takes",
+        "statewise list signals            # what can be combined",
+        "statewise compare runs/pocket:base runs/pocket:rl",
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -50,12 +50,35 @@ WorkersOption = Annotated[
 ]
 
 
-@app.command()
+def _tell_version(is_asked: bool) -> None:
+    if is_asked:
+        import statewise
+
+        typer.echo(f"statewise {statewise.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    epilog=examples(
+        "statewise run pocket --workers 2",
+        "statewise run pocket --set rl.update.lr=3e-5 --seeds 1 -o runs/low-lr",
+        "statewise run grid --quick --dry-run",
+    )
+)
 def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has options)
     study: StudyArgument,
     overrides: SetOption = None,
     seeds: SeedsOption = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<study>.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default: runs/<study>.")] = None,
     world: Annotated[
         Path | None, typer.Option(help="Folder of `statewise pretrain`: another world's model and tasks.")
     ] = None,
@@ -146,7 +169,7 @@ def _print_plan(request: StudyRequest, workers: int | None, as_json: bool, *, ha
         typer.echo(f"Model {plan.config.shared.model}: {plan.download_bytes / 1e9:.1f} GB to be downloaded.")
 
 
-@app.command()
+@app.command(epilog=examples("statewise plan pocket", "statewise plan grid --seeds 1 --quick --json"))
 def plan(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has options)
     study: StudyArgument,
     overrides: SetOption = None,
@@ -166,7 +189,7 @@ def plan(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has
     _print_plan(request, workers, as_json, has_cards=True)
 
 
-@app.command()
+@app.command(epilog=examples("statewise report runs/pocket"))
 def report(
     folder: RunArgument,
 ) -> None:
@@ -182,7 +205,7 @@ def report(
     typer.echo(f"Report: {write_report(summary, folder)}")
 
 
-@app.command()
+@app.command(epilog=examples("statewise verify runs/pocket"))
 def verify(
     folder: RunArgument,
     as_json: JsonOption = False,
@@ -201,7 +224,7 @@ def verify(
         raise typer.Exit(FAILED)
 
 
-@app.command(name="list")
+@app.command(name="list", epilog=examples("statewise list signals", "statewise list cells --json"))
 def list_(
     what: Annotated[str, typer.Argument(help="studies, sources, signals, localities, cells, tasks or distances.")],
     as_json: JsonOption = False,
@@ -275,9 +298,11 @@ def _fields_of(kind: Any) -> str:
     return f"({', '.join(fields)})" if fields else ""
 
 
-@app.command()
+@app.command(epilog=examples("statewise pretrain --world-seed 1 -o world-1", "statewise pretrain --check world-1"))
 def pretrain(
-    out: Annotated[Path | None, typer.Option(help="Folder to write; it must not exist or be empty.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write; it must not exist or be empty.")
+    ] = None,
     world_seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of the world; default: 0, that of the embedded model.")
     ] = None,

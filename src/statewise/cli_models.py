@@ -26,17 +26,26 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
+def examples(*commands: str) -> str:
+    """The end of a command's help: click leaves the lines after a backspace as they are."""
+    return "\n".join(["Examples:", "", "\b", *commands])
+
+
 def tell_code(task_code: tuple[str, ...]) -> None:
     """Name the Python of task files and rewards, before it runs."""
     for line in task_code:
         typer.echo(f"Python that this runs: {line}", err=True)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "statewise export runs/pocket rl -o rl-model", "statewise export runs/pocket rl --seed 1 --merge -o rl-1"
+    )
+)
 def export(
     run: RunArgument,
     arm: Annotated[str, typer.Argument(help="An arm of its study, or base.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist or be empty.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not exist or be empty.")],
     seed: Annotated[int | None, typer.Option(help="Seed of the arm; default: the study's first.")] = None,
     merge: Annotated[
         bool, typer.Option("--merge", help="Add a LoRA adapter to the base model's weights (float32).")
@@ -54,7 +63,13 @@ def export(
     typer.echo(f"Written: {out}, the {what} of arm {facts.arm}, seed {facts.seed}. Its card: {out / 'README.md'}")
 
 
-@app.command(name="eval")
+@app.command(
+    name="eval",
+    epilog=examples(
+        "statewise eval pocket --tasks pocket_math,pocket_myths",
+        "statewise eval rl-model --tasks gsm8k --limit 200 -o evals/rl-gsm8k",
+    ),
+)
 def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has options)
     model: Annotated[str, typer.Argument(help="pocket, a model folder, or RUN/arms/<arm>/<seed>/model.")],
     tasks: Annotated[str, typer.Option(metavar="A,B", help="Tasks by name, or paths of YAML files.")],
@@ -67,7 +82,9 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     samples: Annotated[int | None, typer.Option(min=2, help="Sampled answers an item, for pass@k.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with local data of the tasks.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampled answers.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder of the scores; default: evals/<model>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the scores; default: evals/<model>.")
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of an answer; default: that of a study.")
     ] = None,
@@ -104,7 +121,9 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     typer.echo(f"Items: {plan.out / 'evals'}")
 
 
-@app.command()
+@app.command(
+    epilog=examples("statewise compare runs/pocket:base runs/pocket:rl", "statewise compare evals/a evals/b --json")
+)
 def compare(
     a: Annotated[str, typer.Argument(help="A folder of `statewise eval`, RUN:ARM (all seeds) or RUN:ARM:SEED.")],
     b: Annotated[str, typer.Argument(help="The same; differences are B minus A.")],
