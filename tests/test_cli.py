@@ -66,6 +66,39 @@ def test_what_cannot_be_used_ends_with_code_2_one_message_and_no_file(call, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "kind", "words"),
+    [
+        (["run", "poket"], "UsageError", "unknown study 'poket'. Did you mean 'pocket'?"),
+        (["run", "pocket", "--dry-run", "--seeds", "0"], "UsageError", "--seeds 0: expected a number >= 1"),
+        (["plan", "poket"], "UsageError", "unknown study 'poket'. Did you mean 'pocket'?"),
+        (["list", "sgnals"], "UsageError", "unknown shelf 'sgnals'. Did you mean 'signals'?"),
+        (["verify", "nowhere"], "UsageError", "nowhere: not a run folder"),
+        (["eval", "pocket", "--tasks", ","], "UsageError", "--tasks ',': names no task"),
+        (["compare", "nowhere", "nowhere:rl"], "UsageError", "nowhere: no such folder"),
+        (["run", "pocket", "--workers", "0"], "UsageError", "Invalid value for '--workers'"),
+        (["eval", "pocket"], "UsageError", "Missing option '--tasks'"),
+    ],
+)
+def test_an_error_under_json_is_an_object_in_the_place_of_the_answer(call, arguments, kind, words):
+    code, out, err = call(*arguments, "--json")
+    error = json.loads(out)["error"]
+    assert (code, error["type"]) == (2, kind)
+    assert error["message"].startswith(words)
+    assert " ".join(error["message"].split()[:3]) in " ".join(err.split())  # people read it where they always do
+    assert out.isascii()
+
+
+def test_a_failed_disk_and_ctrl_c_under_json_are_objects_too(call, study, fake_run):
+    fake_run(OSError(28, "No space left on device", "runs/small/plan.json"))
+    code, out, err = call("run", study, "--json")
+    assert (code, json.loads(out)["error"]["type"]) == (1, "OSError")
+    assert err.startswith("statewise: No space left on device: runs/small/plan.json")
+    fake_run(KeyboardInterrupt())
+    code, out, _ = call("run", study, "--json")
+    assert (code, json.loads(out)["error"]["type"]) == (130, "KeyboardInterrupt")
+
+
 def test_a_mistyped_key_of_a_file_is_named_with_its_line(call, study):
     study.write_text(STUDY.replace("num_updates = 4", "num_updats = 4"))
     code, _, err = call("run", study)
