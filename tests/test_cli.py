@@ -44,6 +44,10 @@ def study(tmp_path):
         (["run", "pocket", "--out", "/dev/null/x"], "/dev/null/x: cannot be used as a folder of results (Not a dir"),
         (["list", "pocket", "-o", "x"], "No such option"),
         (["list", "sgnals"], "unknown shelf 'sgnals'. Did you mean 'signals'?"),
+        (["list", "signals", "--all"], "list signals: takes no --all; list tasks --all WORD does"),
+        (["list", "cells", "kl"], "list cells: takes no word"),
+        (["list", "tasks", "mth"], "list tasks: no name of 3 contains 'mth'"),
+        (["list", "tasks", "--all", "gsm9k"], "contains 'gsm9k'; the nearest: gsm8k"),
         (["pretrain", "--out", "x", "--size", "smok"], "unknown size 'smok'. Did you mean 'smoke'?"),
         (["pretrain", "--out", "/dev/null/x"], "Not a directory: /dev/null/x; give another place"),
         (["report", "nowhere"], "nowhere: no summary.json; give the folder of a `statewise run`"),
@@ -167,6 +171,26 @@ def test_every_shelf_is_listed_as_text_and_as_json(call, what):
     assert known[what] <= names
     code, out, _ = call("list", what, "--json")
     assert (code, set(json.loads(out))) == (0, names)
+
+
+def test_lm_evals_own_tasks_are_listed_on_demand_and_searched_by_a_part_of_their_name(call):
+    code, out, _ = call("list", "tasks", "--all", "GSM8K_cot")
+    rows = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert code == 0
+    assert rows["gsm8k_cot_zeroshot"] == "lm-eval: gsm8k/gsm8k-cot-zeroshot.yaml"
+    assert "gsm8k_cot_self_consistency" in rows
+    assert all("gsm8k_cot" in name for name in rows)
+    code, out, _ = call("list", "tasks", "--all", "--json")
+    names = json.loads(out)
+    assert len(names) > 13_000
+    assert names["gsm8k_cot_zeroshot"] == rows["gsm8k_cot_zeroshot"]
+    assert names["pocket_math"] == "embedded"
+    assert list(json.loads(call("list", "tasks", "--json")[1])) == ["pocket_facts", "pocket_math", "pocket_myths"]
+
+
+def test_a_word_searches_every_shelf(call):
+    code, out, _ = call("list", "signals", "kl", "--json")
+    assert (code, set(json.loads(out))) == (0, {"forward_kl", "reverse_kl"})
 
 
 FAKE = fake_study()
@@ -307,7 +331,8 @@ LIGHT = [
     ["--version"],
     ["--help"], ["run", "--help"], ["run", "poket"], ["run", "pocket", "--set", "rl.update.lrr=1"],
     ["run", "pocket", "--dry-run"], ["list", "studies"], ["list", "sources"], ["list", "signals"], ["list", "tasks"],
-    ["list", "distances"], ["export", "--help"], ["export", "nowhere", "sft", "--out", "x"],
+    ["list", "distances"], ["list", "tasks", "--all", "gsm8k"], ["export", "--help"],
+    ["export", "nowhere", "sft", "--out", "x"],
     ["eval", "pocket", "--tasks", "pocket_mth"], ["compare", "nowhere", "nowhere:rl"], ["report", "nowhere"],
 ]  # fmt: skip
 WATCH = """
@@ -332,7 +357,7 @@ def test_light_commands_import_nothing_heavy(tmp_path):
     code = WATCH.format(commands=LIGHT, names=names, log=str(log))
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, timeout=300)
     codes, heavy = log.read_text().splitlines()
-    assert json.loads(codes) == [0, 0, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2]
+    assert json.loads(codes) == [0, 0, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2]
     for arguments, found in zip(LIGHT[:-1], json.loads(heavy.replace("'", '"')), strict=False):
         assert found == [], f"statewise {' '.join(arguments)} imports {', '.join(found)}"
 

@@ -5,6 +5,7 @@ Exit codes: see `entry`.
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from pathlib import Path
@@ -224,33 +225,45 @@ def verify(
         raise typer.Exit(FAILED)
 
 
-@app.command(name="list", epilog=examples("statewise list signals", "statewise list cells --json"))
+@app.command(
+    name="list",
+    epilog=examples("statewise list signals", "statewise list cells --json", "statewise list tasks --all gsm8k"),
+)
 def list_(
     what: Annotated[str, typer.Argument(help="studies, sources, signals, localities, cells, tasks or distances.")],
+    word: Annotated[str | None, typer.Argument(help="Only names that contain it.")] = None,
+    is_all: Annotated[bool, typer.Option("--all", help="Of tasks, lm-eval's own, groups and tags too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List what can be named in a study file; cells: what each source × signal is called, or why it is refused."""
     if what not in SHELF:
         raise unknown("shelf", what, SHELF)
+    if (is_all and what != "tasks") or (word and what == "cells"):
+        raise UsageError(f"list {what}: takes no {'--all' if is_all else 'word'}; list tasks --all WORD does")
     if what == "cells":
         _print_cells(as_json)
         return
-    rows = _rows_of(what)
+    rows = _rows_of(what, is_all)
+    found = {name: text for name, text in rows.items() if (word or "").casefold() in name.casefold()}
+    if word and not found:
+        nearest = difflib.get_close_matches(word, rows, n=3, cutoff=0.5)
+        hint = f"; the nearest: {', '.join(nearest)}" if nearest else ""
+        raise UsageError(f"list {what}: no name of {len(rows):,} contains {word!r}{hint}")
     if as_json:
-        print_json(rows)
+        print_json(found)
         return
-    width = max((len(name) for name in rows), default=0)
-    for name, text in rows.items():
+    width = max((len(name) for name in found), default=0)
+    for name, text in found.items():
         typer.echo(f"{name:<{width}}  {text}".rstrip())
 
 
-def _rows_of(what: str) -> dict[str, str]:
+def _rows_of(what: str, is_all: bool) -> dict[str, str]:
     from statewise.plan import catalog
 
     if what == "studies":
         return {name: catalog.describe_study(path) for name, path in catalog.built_in_studies().items()}
     if what == "tasks":
-        return dict.fromkeys(catalog.pocket_tasks(), "embedded")
+        return (_tasks_of_lm_eval() if is_all else {}) | dict.fromkeys(catalog.pocket_tasks(), "embedded")
     if what == "distances":
         from statewise.drift import DISTANCES
 
@@ -264,6 +277,15 @@ def _rows_of(what: str) -> dict[str, str]:
     }  # fmt: skip
     registry = registries[what]
     return {name: f"{_first_line(kind.__doc__)} {_fields_of(kind)}" for name, kind in registry.items()}
+
+
+def _tasks_of_lm_eval() -> dict[str, str]:
+    """Every name with the first file that mentions it, below lm-eval's folder of tasks."""
+    from statewise.tasks.find import lm_eval_names
+    from statewise.tasks.task_file import built_in_folder
+
+    folder = built_in_folder()
+    return {name: f"lm-eval: {paths[0].relative_to(folder)}" for name, paths in sorted(lm_eval_names().items())}
 
 
 def _print_cells(as_json: bool) -> None:
