@@ -53,8 +53,10 @@ def test_off_a_terminal_every_ended_job_is_a_line(shown, clock):
     shown("started", "train:sft:0")
     clock.now = 20.0
     printed = shown("done", "train:sft:0", result=DONE)
-    # 10 of 70 estimated seconds in 20 s, and the plan's pace of 1 counts as 30 s: 60 (20 + 30) / (10 + 30) = 75.
-    assert printed.splitlines()[-1] == "[ 14 %] train:sft:0 trained in 5 s  about 75 s left"
+    # It took 5 s instead of 10: all jobs (5 + 30) / (10 + 30) = .875 of their estimates, trainings (5 + .875 30) /
+    # (10 + 30) = .78125. Left are two of them and four evaluations: 20 .78125 + 40 .875 = 50.625 s of work. 5 s of it
+    # took 20 s, and the plan's pace of 1 counts as 30: 50.625 (20 + 30) / (5 + 30) = 72.3.
+    assert printed.splitlines()[-1] == "[ 14 %] train:sft:0 trained in 5 s  about 72 s left"
     assert "\x1b" not in printed
 
 
@@ -73,8 +75,33 @@ def test_skipped_jobs_are_done_but_do_not_make_the_rest_look_fast(shown, clock):
         shown("skipped", id_)
     clock.now = 10.0
     line = shown("done", "train:opd:0", result=DONE).splitlines()[-1]
-    # 4 of 7; the one job that ran took as long as planned: 3 times 10 s left.
+    # 4 of 7; three evaluations are left. The one job that ran took 5 s instead of 10, so 30 .875 = 26.25 s of work;
+    # within 10 s: 26.25 (10 + 30) / (5 + 30) = 30.
     assert line == "[ 57 %] train:opd:0 trained in 5 s  about 30 s left"
+
+
+def test_what_jobs_took_corrects_those_of_their_kind_and_by_less_the_others(shown, clock):
+    for id_, seconds in (("train:sft:0", 100.0), ("evaluate:base:0", 10.0)):
+        clock.now += seconds
+        printed = shown("done", id_, result=DONE | {"node_s": seconds})
+    # All: (110 + 30) / (20 + 30) = 2.8; trainings (100 + 84) / 40 = 4.6, evaluations (10 + 84) / 40 = 2.35. Two and
+    # three of them are left: 92 + 70.5 = 162.5 s of work, at a pace of (110 + 30) / (110 + 30) = 1.
+    assert printed.splitlines()[-1].endswith("about 3 min left")
+    assert shown.display._eta() == "about 3 min left"
+    assert shown.display._corrections() == pytest.approx({"train": 4.6, "evaluate": 2.35})
+
+
+def test_at_the_end_nothing_is_left_and_never_less(tmp_path, clock):
+    plan = small_plan(tmp_path, "study.seeds=[0]")
+    costs = {job.id: 0.1 * (1 + place) for place, job in enumerate(plan.jobs)}  # whose sums are not exact
+    display = ProgressDisplay(Console(file=io.StringIO()), plan, PlanEstimate({}, costs, 2.8))
+    for job in plan.jobs:
+        clock.now += 1.0
+        display.show(JobEvent("started", job))
+        display.show(JobEvent("progress", job, done=400))
+        assert not display._eta().startswith("about -")
+        display.show(JobEvent("done", job, result=DONE))
+    assert display._eta() == "about 0 s left"
 
 
 def test_more_progress_than_promised_is_not_more_than_all(shown, clock):

@@ -20,7 +20,7 @@ from statewise.run.executor import JobEvent, Outcome
 from statewise.storage.records import StudySummary
 
 PLAIN_INTERVAL_S = 15.0
-PLAN_WEIGHT_S = 30.0  # the plan's pace counts as much as this many seconds of work
+PLAN_WEIGHT_S = 30.0  # the plan's pace, and its costs, count as much as this many seconds of work
 
 
 def run_to_report(
@@ -44,9 +44,14 @@ def run_to_report(
 
 
 class ProgressDisplay:
-    """Follows the events of a run. Work is counted in estimated seconds; the ETA scales them by the pace.
+    """Follows the events of a run. Work is counted in estimated seconds; the ETA corrects and scales them.
 
-    The pace is the plan's at first, and more and more that of the work done, workers' start included.
+    Corrected, by what jobs that are done took: those of the same action, and as far as they are few, all.
+
+        c = (m + W) / (e + W),  c_a = (m_a + c W) / (e_a + W),  m, e = measured and estimated seconds, a = an action
+
+    Scaled by the pace, seconds of the clock for one of work: the plan's at first, and more and more that of the work
+    done, workers' start included. W = `PLAN_WEIGHT_S` in all of them.
     """
 
     def __init__(self, console: Console, plan: Plan, estimate: PlanEstimate) -> None:
@@ -55,7 +60,8 @@ class ProgressDisplay:
         self._units = {job.id: _units_of(plan, job) for job in plan.jobs}
         self._finished: dict[str, float] = {}
         self._running: dict[str, float] = {}
-        self._skipped_s = 0.0
+        self._measured: dict[str, float] = {}
+        self._actions = {job.id: job.action for job in plan.jobs}
         self._total_s = sum(estimate.seconds.values())
         self._began = time.monotonic()
         self._last_line = self._began
@@ -103,11 +109,11 @@ class ProgressDisplay:
             return
         self._running.pop(event.job.id, None)
         self._finished[event.job.id] = cost
-        if event.kind == "skipped":
-            self._skipped_s += cost
-        elif event.kind == "failed":
+        if event.kind == "failed":
             self._note(f"{event.job.id} failed: {event.message}")
-        elif event.kind == "done" and self._bar is None:
+        elif event.kind == "done":
+            self._measured[event.job.id] = event.result["node_s"]
+        if event.kind == "done" and self._bar is None:
             self._line(f"{event.job.id} {event.result['status']} in {event.result['node_s']:.0f} s")
 
     @property
@@ -115,12 +121,26 @@ class ProgressDisplay:
         return sum(self._finished.values()) + sum(self._running.values())
 
     def _eta(self) -> str:
-        done = self._done_s - self._skipped_s
+        done, left = sum(self._measured.values()), 0.0
+        factors = self._corrections()
+        for id_, action in self._actions.items():
+            if id_ not in self._finished:
+                begun = self._running.get(id_, 0.0)
+                done += begun * factors[action]
+                left += (self._estimate.seconds[id_] - begun) * factors[action]
         planned_pace = self._estimate.wall_s / self._total_s
         elapsed = time.monotonic() - self._began
-        pace = (elapsed + PLAN_WEIGHT_S * planned_pace) / (done + PLAN_WEIGHT_S)
-        left = pace * (self._total_s - self._done_s)
+        left *= (elapsed + PLAN_WEIGHT_S * planned_pace) / (done + PLAN_WEIGHT_S)
         return f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left"
+
+    def _corrections(self) -> dict[str, float]:
+        """Seconds of a job for one of its estimate, by action."""
+        sums = {action: [0.0, 0.0] for action in self._actions.values()}
+        for id_, measured in self._measured.items():
+            sums[self._actions[id_]][0] += measured
+            sums[self._actions[id_]][1] += self._estimate.seconds[id_]
+        of_all = (sum(m for m, _ in sums.values()) + PLAN_WEIGHT_S) / (sum(e for _, e in sums.values()) + PLAN_WEIGHT_S)
+        return {action: (m + of_all * PLAN_WEIGHT_S) / (e + PLAN_WEIGHT_S) for action, (m, e) in sums.items()}
 
     def _note(self, text: str) -> None:
         self._console.print(Text(text))
