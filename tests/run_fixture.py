@@ -83,7 +83,11 @@ def trained(run: Path, arm: str, seed: int) -> Path:
     return folder
 
 
-def item_rows(task: str, decoding: str, metric: str, scores: list[float | None]) -> list[dict]:
+def item_rows(
+    task: str, decoding: str, metric: str, scores: list[float | None] | dict[int, float | None], answer: str = ""
+) -> list[dict]:
+    """Rows of items that are numbered from 0, or as the keys of `scores` say."""
+    numbered = scores if isinstance(scores, dict) else dict(enumerate(scores))
     return [
         {
             "task": task,
@@ -92,9 +96,11 @@ def item_rows(task: str, decoding: str, metric: str, scores: list[float | None])
             "decoding": decoding,
             "metric": metric,
             "score": score,
-            "response": "",
+            "response": answer and f"{answer} {item}",
+            "item_sha256": f"{task} {item}",
+            "prompt": f"{task}, question {item}:\n",
         }
-        for item, score in enumerate(scores)
+        for item, score in numbered.items()
     ]
 
 
@@ -105,7 +111,7 @@ def evaluated(
     folder = run / "arms" / arm / str(seed)
     for task, decoding, metric, scores in (("sums", "greedy", METRIC, sums), ("facts", "choices", "acc,none", facts)):
         path = folder / "evals" / f"{task}.parquet"
-        records.write_table(path, item_rows(task, decoding, metric, scores), ITEM_SCHEMA)
+        records.write_table(path, item_rows(task, decoding, metric, scores, f"{arm} says"), ITEM_SCHEMA)
     both = {"sums": protocol, "facts": protocol}
     done = {"fingerprint": f"evaluate-{arm}-{seed}", "status": "evaluated", "protocols": both}
     done |= {"items_sha256": dict.fromkeys(both, digest) if digest else {}}

@@ -19,7 +19,7 @@ from statewise.models.sides import read_side
 from statewise.policy.load import save_weights
 from statewise.report.comparison import comparison_to_json, items_needed, print_comparison
 from statewise.results.intervals import Part, weigh_forgetting, weigh_sum
-from statewise.storage import records
+from statewise.storage import integrity, records
 
 A, B = [1, 1, 0, 0], [1, 0, 1, 1]
 
@@ -144,7 +144,6 @@ def test_a_resolved_difference_is_not_marked(two):
         (PROTOCOL.replace("0-shot", "5-shot"), "A 0-shot, B 5-shot"),
         (PROTOCOL.replace("split test", "split validation"), "A split test, B split validation"),
         (PROTOCOL.replace("version 1.0", "version 2.0"), "A task version 1.0, B task version 2.0"),
-        (PROTOCOL + "; 4 items only", "A without that, B 4 items only"),
     ],
 )
 def test_a_task_of_another_protocol_is_refused_and_the_difference_named(two, protocol, words):
@@ -165,6 +164,57 @@ def test_other_items_under_the_same_name_and_protocol_are_refused(two):
 def test_missing_items_are_refused(two):
     with pytest.raises(UsageError, match="its items differ: 3 and 4 items"):
         two(A, B[:3])
+
+
+SAMPLED, FIRST = (f"{PROTOCOL}; 4 items only; {which}" for which in ("a seeded sample of the items", "the first items"))
+
+
+def test_under_other_limits_the_common_items_are_compared_and_counted(two):
+    # Items 1, 2, 5 are common: A 1 0 1, B 0 1 1, of which each side has one alone.
+    comparison = two([1, 1, 0, 0, 1, 1], {1: 0, 2: 1, 5: 1, 9: 1}, protocol=SAMPLED, digest="of four")
+    (score,) = comparison.scores
+    assert (score.a.value, score.b.value) == pytest.approx((2 / 3, 2 / 3))
+    assert (score.difference.value, score.difference.num_items, score.num_pairs) == (0, 3, 3)
+    assert (score.num_only_a, score.num_only_b, score.num_items_a, score.num_items_b) == (1, 1, 6, 4)
+    assert comparison.protocols == {"sums": PROTOCOL}
+    (note,) = comparison.notes
+    assert note.startswith("sums: limits differ; compared on the 3 items in common, of 6 of ")
+    assert "/a and 4 of " in note
+    assert f"Note: {note.split()[0]}" in printed(comparison)
+
+
+def test_an_evaluation_is_compared_with_an_arm_of_another_limit(run, tmp_path):
+    model = write_evaluation(tmp_path / "model", {"sums": {0: 0, 2: 1}}, protocol=FIRST, digest="of two")
+    (score,) = compare(read_side(str(model)), read_side(f"{run}:sft")).scores
+    # Items 0 and 2 of sft are right in both seeds: only B on item 0, twice.
+    assert score.difference == estimate_sum(np.array([[1, 1], [0, 0]], dtype=float))
+    assert (score.num_only_a, score.num_only_b, score.num_items_a, score.num_items_b) == (0, 2, 2, 4)
+
+
+def test_sides_of_the_same_items_under_other_limits_are_compared_on_all(two):
+    comparison = two(A, B, protocol=FIRST, digest="d")
+    assert (comparison.notes, comparison.scores[0].difference.num_items) == ((), 4)
+
+
+@pytest.mark.parametrize(
+    ("of_b", "change", "words"),
+    [
+        ({0: 1, 1: 0}, {"item_sha256": None}, "an older record does not tell which items are the same"),
+        ({0: 1, 1: 0}, {"item_sha256": "another world"}, "2 of the same number are other documents or prompts"),
+        ({3: 1, 8: 0}, {}, "both sides have 1 items in common"),
+        ({7: 1, 8: 0}, {}, "both sides have 0 items in common"),
+    ],
+)
+def test_items_that_are_not_known_to_be_the_same_are_refused(tmp_path, of_b, change, words):
+    a = write_evaluation(tmp_path / "a", {"sums": A})
+    b = write_evaluation(tmp_path / "b", {"sums": of_b}, protocol=SAMPLED, digest="of two")
+    path = b / "evals" / "sums.parquet"
+    rows = [row | change for row in records.read_table(path)]
+    sha256 = records.write_table(path, rows, records.ITEM_SCHEMA)
+    stored = {"protocol": SAMPLED, "items_sha256": "of two", "sha256": sha256}
+    integrity.write_sealed(b / "eval.json", {"model": {}, "tasks": {"sums": stored}})
+    with pytest.raises(UsageError, match=f"sums cannot be compared: its .* differ.*{words}"):
+        compare(read_side(str(a)), read_side(str(b)))
 
 
 def test_one_item_has_no_interval(two):

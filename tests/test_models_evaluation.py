@@ -12,7 +12,7 @@ from run_fixture import seal_plan, trained, write_run
 from statewise.assets import POCKET_MODEL
 from statewise.errors import UsageError
 from statewise.evals.evaluate import EvalProtocol, evaluate
-from statewise.folder.protocol import digest_items
+from statewise.folder.protocol import ask_items, digest_items
 from statewise.locality.adapter import Lora
 from statewise.models.compare import compare
 from statewise.models.evaluation import EvaluationRequest, plan_evaluation, run_evaluation, scores_of
@@ -79,7 +79,14 @@ def exported(tmp_path_factory):
 def test_the_items_are_those_of_evaluate(pocket):
     task = load_task(TASK, task_folder=POCKET_MODEL / "tasks")
     rows = evaluate(load_policy(POCKET_MODEL, "pocket"), task, EvalProtocol(LIMIT))
-    assert records.read_table(pocket / "evals" / f"{TASK}.parquet") == rows
+    recorded = records.read_table(pocket / "evals" / f"{TASK}.parquet")
+    assert [{key: row[key] for key in rows[0]} for row in recorded] == rows
+    prompts = [requests[0].args[0] for requests in task.requests(LIMIT)]
+    assert [row["prompt"] for row in recorded] == prompts
+    # A larger limit has the same items, by number and digest.
+    asked, more = (ask_items(task, limit).items for limit in (LIMIT, LIMIT + 5))
+    assert {row["item"]: (row["item_sha256"], row["prompt"]) for row in recorded} == asked
+    assert asked.items() < more.items()
 
 
 def test_the_header_says_which_model_how_and_with_what(pocket):

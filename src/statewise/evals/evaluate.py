@@ -73,9 +73,9 @@ def evaluate(policy: Policy, task: Task, protocol: EvalProtocol) -> list[dict[st
     """Score `policy` on the items of `task`; nothing but the policy's answers depends on the policy.
 
     Returns:
-        Rows of `records.ITEM_SCHEMA`: per decoding ("choices" for tasks that score given texts), item and
-        metric. Metrics that exist for a whole corpus only are left out; `score` is None where an answer could not be
-        scored.
+        Rows of `records.ITEM_SCHEMA` but what is the same for all models (`folder.protocol`): per decoding ("choices"
+        for tasks that score given texts), item and metric. Metrics that exist for a whole corpus only are left out;
+        `score` is None where an answer could not be scored.
 
     Raises:
         UsageError: the task has no metric of single items, or its texts do not fit the model's context.

@@ -36,16 +36,25 @@ class ItemScores:
     """The scores of one model in one column: `values`, float64 [items], nan where an answer could not be scored.
 
     `items`: their numbers, ascending. `finished`: whether the answer ended by itself; None: not one generated answer,
-    or of an earlier version.
+    or of an earlier version. `digests`: SHA-256 over document and prompt; None: of an earlier version.
     """
 
     items: tuple[int, ...]
     values: Matrix
     finished: tuple[bool | None, ...]
+    digests: tuple[str | None, ...]
 
     @property
     def num_unscored(self) -> int:
         return int(np.isnan(self.values).sum())
+
+    def take(self, items: Collection[int]) -> ItemScores:
+        """The scores of some items alone."""
+        kept = [place for place, item in enumerate(self.items) if item in items]
+        return ItemScores(
+            tuple(self.items[place] for place in kept), self.values[kept],
+            tuple(self.finished[place] for place in kept), tuple(self.digests[place] for place in kept),
+        )  # fmt: skip
 
 
 Scores = dict[Column, ItemScores]
@@ -73,8 +82,9 @@ def _in_order(rows: list[dict[str, Any]]) -> ItemScores:
     rows = sorted(rows, key=lambda row: int(row["item"]))
     scores = [np.nan if row["score"] is None else row["score"] for row in rows]
     return ItemScores(
-        tuple(row["item"] for row in rows), np.array(scores), tuple(row.get("is_finished") for row in rows)
-    )
+        tuple(row["item"] for row in rows), np.array(scores),
+        tuple(row.get("is_finished") for row in rows), tuple(row.get("item_sha256") for row in rows),
+    )  # fmt: skip
 
 
 def lay_out(models: Sequence[ItemScores]) -> Matrix:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -22,19 +23,33 @@ if TYPE_CHECKING:  # they import lm-eval or torch, which takes seconds
     from statewise.policy.load import Policy
     from statewise.tasks.task import Task
 
+# What `describe_protocol` ends with where an evaluation is limited; an older version did not say which items.
+LIMIT = re.compile(r"; \d+ items only(; (the first items|a seeded sample of the items))?$")
 PACKAGES = ("statewise", "torch", "transformers", "lm-eval")
+
+
+@dataclass(frozen=True)
+class AskedItems:
+    """What is asked in an evaluation: `sha256` over all of it; by the number of an item its own, and its prompt."""
+
+    sha256: str
+    items: dict[int, tuple[str, str]]
 
 
 def evaluate_into(path: Path, policy: Policy, task: Task, protocol: EvalProtocol) -> dict[str, Any]:
     """Evaluate `policy` on `task` and write its scores to the table `path`; returns what is recorded of them."""
     from statewise.evals.evaluate import evaluate
 
-    rows = evaluate(policy, task, protocol)
+    asked = ask_items(task, protocol.limit, protocol.items)
+    rows = [
+        row | dict(zip(("item_sha256", "prompt"), asked.items[row["item"]], strict=True))
+        for row in evaluate(policy, task, protocol)
+    ]
     sha256 = records.write_table(path, rows, records.ITEM_SCHEMA)
     return {
         "protocol": describe_protocol(task, protocol),
         "num_items": len({row["item"] for row in rows}),
-        "items_sha256": digest_items(task, protocol.limit, protocol.items),
+        "items_sha256": asked.sha256,
         "device": describe_device(policy),
         "versions": {name: version(name) for name in PACKAGES},
         "sha256": sha256,
@@ -60,17 +75,29 @@ def describe_device(policy: Policy) -> str:
 
 
 @lru_cache(maxsize=64)
-def digest_items(task: Task, limit: int | None, items: str = SAMPLE) -> str:
-    """SHA-256 over the evaluated documents and what is asked of a model about each, whatever the model.
+def ask_items(task: Task, limit: int | None, items: str = SAMPLE) -> AskedItems:
+    """The evaluated documents and what is asked of a model about each, whatever the model.
 
     A chat template is the model's own and left out; that there is one stands in the protocol. Two tasks of one name
-    and protocol may have other data (two pocket worlds do); this tells them apart.
+    and protocol may have other data (two pocket worlds do); the digests tell them apart. The prompt is that of an
+    item's first request; a few tasks put one before each choice.
     """
-    digest = hashlib.sha256()
+    whole, by_item = hashlib.sha256(), {}
     for requests in task.requests(limit, items=items):
-        asked = [request.args for request in requests]
-        digest.update(json.dumps([requests[0].doc, asked], sort_keys=True, default=str).encode())
-    return digest.hexdigest()
+        text = json.dumps([requests[0].doc, [one.args for one in requests]], sort_keys=True, default=str).encode()
+        whole.update(text)
+        by_item[task.place_of(requests[0])[0]] = (hashlib.sha256(text).hexdigest(), str(requests[0].args[0]))
+    return AskedItems(whole.hexdigest(), by_item)
+
+
+def digest_items(task: Task, limit: int | None, items: str = SAMPLE) -> str:
+    """SHA-256 over the evaluated documents and what is asked about each."""
+    return ask_items(task, limit, items).sha256
+
+
+def without_limit(protocol: str) -> str:
+    """A protocol without what it says of how many items were taken, and which."""
+    return LIMIT.sub("", protocol)
 
 
 def differing_parts(ours: str, theirs: str) -> tuple[str, str]:

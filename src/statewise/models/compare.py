@@ -1,7 +1,7 @@
 """`statewise compare`: two sides, item by item, on the tasks that both were asked in the same way.
 
-Items are paired. Seeds are paired by number, which is right for seeds of one run and costs only degrees of freedom for
-others. One model against several seeds is compared with each of them.
+Items are paired; where limits differ, those that both sides have. Seeds are paired by number, which is right for seeds
+of one run and costs only degrees of freedom for others. One model against several seeds is compared with each of them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 from scipy import stats
 
 from statewise.errors import UsageError
-from statewise.folder.item_scores import Column, lay_out
-from statewise.folder.protocol import differing_parts
+from statewise.folder.item_scores import Column, ItemScores, lay_out
+from statewise.folder.protocol import differing_parts, without_limit
 from statewise.models.model_folder import is_base_of
 from statewise.models.sides import Side
 from statewise.plan.dag import BASE
@@ -75,7 +75,7 @@ def compare(a: Side, b: Side) -> Comparison:
             replace(score, forgetting=score.difference.negated) if is_base and score.task in retention else score
             for score in found.scores
         ),
-        protocols={task: next(iter(a.protocols[task])) for task in found.primary},
+        protocols={task: _common_protocol(a, b, task) for task in found.primary},
         refused=found.refused,
         notes=tuple(found.notes),
         forgetting=_mean_forgetting(found, retention) if is_base and retention else None,
@@ -115,32 +115,70 @@ def _notes_on_seeds(a: Side, b: Side, seeds_a: list[int], seeds_b: list[int]) ->
 def _refusal(a: Side, b: Side, task: str) -> str:
     """Why a task cannot be compared; "" if it can."""
     protocols = sorted(a.protocols[task] | b.protocols[task])
-    if len(protocols) > 1:
+    if len({without_limit(protocol) for protocol in protocols}) > 1:
         ours, theirs = sorted(a.protocols[task])[0], sorted(b.protocols[task])[-1]
         if ours == theirs:  # the seeds of one side differ
             ours, theirs = protocols[0], protocols[-1]
         parts = differing_parts(ours, theirs)
         return f"its protocol differs: A {parts[0] or 'without that'}, B {parts[1] or 'without that'}"
+    if len(protocols) > 1:
+        return _refusal_of_common(a, b, task)
     if len(a.digests.get(task, set()) | b.digests.get(task, set())) > 1:
         return "its items differ: same name and protocol, but other documents or prompts (items_sha256)"
-    columns = [column for side in (a, b) for scores in side.scores.values() for column in scores.items()]
-    numbers = {one.items for column, one in columns if column.task == task}
+    numbers = {one.items for side in (a, b) for one in _scores_of(side, task)}
     if len(numbers) > 1:
         sizes = sorted({len(number) for number in numbers})
         return f"its items differ: {' and '.join(map(str, sizes))} items, or other numbers"
     return "it has a single item, of which no interval can be given" if len(next(iter(numbers))) < 2 else ""
 
 
+def _refusal_of_common(a: Side, b: Side, task: str) -> str:
+    """The same where limits differ: each common item has to be one and the same document and prompt."""
+    common = _common_items(a, b, task)
+    digests: dict[int, set[str | None]] = {item: set() for item in common}
+    for one in (one.take(common) for side in (a, b) for one in _scores_of(side, task)):
+        for item, digest in zip(one.items, one.digests, strict=True):
+            digests[item].add(digest)
+    if any(None in found for found in digests.values()):
+        return "its limits differ, and an older record does not tell which items are the same; evaluate that side again"
+    if others := [item for item, found in digests.items() if len(found) > 1]:
+        return f"its items differ: {len(others)} of the same number are other documents or prompts (item_sha256)"
+    if len(common) < 2:
+        return f"its limits differ, and both sides have {len(common)} items in common; give them a larger --limit"
+    return ""
+
+
+def _scores_of(side: Side, task: str) -> list[ItemScores]:
+    return [one for scores in side.scores.values() for column, one in scores.items() if column.task == task]
+
+
+def _common_items(a: Side, b: Side, task: str) -> set[int]:
+    """The items that every seed of both sides was evaluated on."""
+    return set.intersection(*(set(one.items) for side in (a, b) for one in _scores_of(side, task)))
+
+
+def _common_protocol(a: Side, b: Side, task: str) -> str:
+    protocols = a.protocols[task] | b.protocols[task]
+    return next(iter(protocols)) if len(protocols) == 1 else without_limit(next(iter(protocols)))
+
+
 def _compare_task(found: _Found, a: Side, b: Side, seeds: tuple[list[int], list[int]], task: str) -> None:
     first, other = a.scores[seeds[0][0]], b.scores[seeds[1][0]]
+    common = _common_items(a, b, task)
+    sizes = [max(len(one.items) for one in _scores_of(side, task)) for side in (a, b)]
+    if sizes != [len(common)] * 2:
+        told = " and ".join(f"{size:,} of {side.label}" for side, size in zip((a, b), sizes, strict=True))
+        found.notes.append(f"{task}: limits differ; compared on the {len(common):,} items in common, of {told}")
     for column in (column for column in first if column.task == task and column in other):
-        ours, theirs = ([side.scores[s][column] for s in own] for side, own in zip((a, b), seeds, strict=True))
+        sides = zip((a, b), seeds, strict=True)
+        ours, theirs = ([side.scores[s][column].take(common) for s in own] for side, own in sides)
         for side, models in ((a, ours), (b, theirs)):
             if count := sum(one.num_unscored for one in models):
                 asked = f"{side.label}, {task} {column.decoding}"
                 found.notes.append(f"{asked}: {count} unscored answers count as not correct")
         matrices = lay_out(ours), lay_out(theirs)
-        found.scores.append(_compare_column(column, *matrices))
+        compared = _compare_column(column, *matrices)
+        found.scores.append(replace(compared, num_items_a=sizes[0], num_items_b=sizes[1]))
         found.primary.setdefault(task, matrices)
 
 

@@ -63,7 +63,8 @@ class ScoreComparison:
 
     `num_only_a`, `num_only_b`: answers that only one side got right, over all pairs of `num_pairs` (items × seeds);
     None where scores are not 0 or 1. `mcnemar_p`: exact, two-sided; only where each side is one model. `forgetting` is
-    A minus B, only where A is the base model and the task is not the target.
+    A minus B, only where A is the base model and the task is not the target. `num_items_a`, `num_items_b`: items that
+    each side was evaluated on; more than are compared, where limits differ.
     """
 
     task: str
@@ -77,6 +78,8 @@ class ScoreComparison:
     num_only_b: int | None = None
     mcnemar_p: float | None = None
     forgetting: Estimate | None = None
+    num_items_a: int = 0
+    num_items_b: int = 0
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,9 @@ ITEM_SCHEMA = pa.schema(
         ("score", pa.float64()),  # 0..1; null: could not be scored
         ("response", pa.string()),  # what was generated or chosen
         ("is_finished", pa.bool_()),  # one generated answer ended by itself, not at the limit of tokens; else null
+        # Of the item, whatever the model (`folder.protocol`); null in records of an older version.
+        ("item_sha256", pa.string()),
+        ("prompt", pa.string()),
     ]
 )
 ROLLOUT_SCHEMA = pa.schema(
