@@ -1,4 +1,4 @@
-"""The commands about single models: export one from a run, evaluate any, compare two. Part of the command line."""
+"""The commands about single models: export, evaluate, compare, show. Part of the command line."""
 
 from __future__ import annotations
 
@@ -145,3 +145,36 @@ def compare(
         print_comparison(comparison, CleanConsole())
     if comparison.refused:
         raise typer.Exit(PARTIAL)
+
+
+@app.command(
+    epilog=examples(
+        "statewise show runs/pocket:rl --items lost --task pocket_facts",
+        "statewise show runs/pocket:rl:0 --items gained --head 3 --json",
+        "statewise show runs/pocket:rl --states",
+    )
+)
+def show(
+    arm: Annotated[str, typer.Argument(help="RUN:ARM (all seeds) or RUN:ARM:SEED.")],
+    items: Annotated[
+        str | None,
+        typer.Option(help="gained (score above base's), lost (below), flipped (either) or kept (equal); default: all."),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Items of this task alone.")] = None,
+    states: Annotated[bool, typer.Option("--states", help="What was trained on, as text, not items.")] = False,
+    head: Annotated[int, typer.Option(min=1, help="So many, at most.")] = 10,
+    as_json: JsonOption = False,
+) -> None:
+    """Items of an arm: prompt, base's answer and its own, scores. Or the states that it was trained on."""
+    from dataclasses import asdict
+
+    from statewise.models.show import show_items, show_states, told
+
+    if states and (items or task):
+        raise UsageError("--states shows what was trained on; --items and --task are of what was evaluated")
+    shown = show_states(arm, head) if states else show_items(arm, items, task, head)
+    if as_json:
+        print_json(asdict(shown))
+        return
+    for line in told(shown):
+        typer.echo(line)
