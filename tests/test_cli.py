@@ -333,7 +333,8 @@ LIGHT = [
     ["run", "pocket", "--dry-run"], ["list", "studies"], ["list", "sources"], ["list", "signals"], ["list", "tasks"],
     ["list", "distances"], ["list", "tasks", "--all", "gsm8k"], ["export", "--help"],
     ["export", "nowhere", "sft", "--out", "x"],
-    ["eval", "pocket", "--tasks", "pocket_mth"], ["compare", "nowhere", "nowhere:rl"], ["report", "nowhere"],
+    ["eval", "pocket", "--tasks", "pocket_mth"], ["compare", "nowhere", "nowhere:rl"],
+    ["show", "nowhere:rl"], ["report", "nowhere"],
 ]  # fmt: skip
 WATCH = """
 import sys
@@ -357,7 +358,7 @@ def test_light_commands_import_nothing_heavy(tmp_path):
     code = WATCH.format(commands=LIGHT, names=names, log=str(log))
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, timeout=300)
     codes, heavy = log.read_text().splitlines()
-    assert json.loads(codes) == [0, 0, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2]
+    assert json.loads(codes) == [0, 0, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2]
     for arguments, found in zip(LIGHT[:-1], json.loads(heavy.replace("'", '"')), strict=False):
         assert found == [], f"statewise {' '.join(arguments)} imports {', '.join(found)}"
 
