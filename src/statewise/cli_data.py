@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from statewise.cli_models import JsonOption, print_json
+from statewise.cli_models import JsonOption, examples, print_json
 
 app = typer.Typer()
 
@@ -20,7 +20,10 @@ FileArgument = Annotated[Path, typer.Argument(help="Rows: .jsonl, .json, .csv or
 NUM_TOLD = 5
 
 
-@app.command(name="data")
+@app.command(
+    name="data",
+    epilog=examples("statewise data rows.jsonl", "statewise data rows.jsonl --test test.jsonl --model pocket"),
+)
 def data_(
     file: FileArgument,
     prompt: PromptOption = None,
@@ -54,7 +57,7 @@ def data_(
         typer.echo(f"  {problem}")
 
 
-@app.command()
+@app.command(epilog=examples("statewise init mine --data rows.jsonl", "statewise init mine --data rows.csv --prompt q"))
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder to write; it must not exist or be empty.")],
     data: Annotated[Path, typer.Option(help="Rows: .jsonl, .json, .csv or .parquet.")],
