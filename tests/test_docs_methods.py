@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import cells_table
 import pytest
 
 import statewise
@@ -20,17 +21,17 @@ DOCS = Path(statewise.__file__).parents[2] / "docs"
 CELL_COLUMNS = 5
 
 
-def table_rows() -> list[list[str]]:
-    """The cells of every table row of docs/methods.md; an escaped bar does not part a cell."""
-    lines = (DOCS / "methods.md").read_text(encoding="utf-8").splitlines()
+def table_rows(page: Path = DOCS / "methods.md") -> list[list[str]]:
+    """The cells of every table row of a page; an escaped bar does not part a cell."""
+    lines = page.read_text(encoding="utf-8").splitlines()
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if line.startswith("| ")]
 
 
-def documented_names() -> dict[tuple[str, str], str]:
+def documented_names(page: Path = DOCS / "methods.md") -> dict[tuple[str, str], str]:
     """(source column, signal) → name, of the tables that have a cell of the matrix a row."""
     columns = {cell["source"] for cell in matrix()}
     names = {}
-    for row in table_rows():
+    for row in table_rows(page):
         if len(row) == CELL_COLUMNS and row[0].strip("`") in columns:
             for signal in re.findall(r"`([^`]+)`", row[1]):
                 assert (row[0].strip("`"), signal) not in names, f"{row[0]} × {signal} has two rows"
@@ -40,6 +41,19 @@ def documented_names() -> dict[tuple[str, str], str]:
 
 def test_the_methods_name_every_cell_as_the_code_does():
     assert documented_names() == {(cell["source"], cell["signal"]): cell["name"] for cell in matrix()}
+
+
+def test_the_tables_of_cells_are_those_that_the_tool_writes(tmp_path):
+    page = tmp_path / "methods.md"
+    page.write_bytes((DOCS / "methods.md").read_bytes())
+    cells_table.main([str(page)])
+    assert page.read_bytes() == (DOCS / "methods.md").read_bytes()
+    # A name that somebody changed by hand is that of the kind again, and a row that is gone is back, without its prose.
+    first = next(line for line in page.read_text().splitlines() if line.startswith("| `dataset` | `expert` |"))
+    page.write_text(page.read_text().replace("| SFT |", "| other |").replace(first + "\n", ""))
+    cells_table.main([str(page)])
+    assert documented_names(page) == documented_names()
+    assert "| `dataset` | `expert` | hard-label KD (teacher's arg-max) | – | – |" in page.read_text()
 
 
 def fields_row(kind: str, what: str) -> str:

@@ -229,3 +229,15 @@ def test_the_code_of_a_kind_of_another_package_is_in_the_fingerprint_of_the_arms
     changed = {job for job in after if after[job] != before[job]}
     assert changed == {job for job in after if before[job] != plain[job]}  # those that stand on the arm
     assert {"train:sft:0", "evaluate:sft:0"} <= changed < {*after}
+
+
+def test_kinds_of_another_package_get_their_rows_in_the_table_of_methods(tmp_path):
+    root = Path(sw.__file__).parents[2]
+    page = tmp_path / "methods.md"
+    page.write_bytes((root / "docs" / "methods.md").read_bytes())
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PLUGIN), str(root / "src")])}
+    subprocess.run([sys.executable, root / "tools/cells_table.py", page], env=environment, check=True, timeout=300)
+    rows = page.read_text().splitlines()
+    assert "| `beginning` | `imitate` | imitate on beginning states | – | – |" in rows
+    assert "### `smoothed`" in rows
+    assert "| `learner` | `smoothed` | smoothed on learner states | – | – |" in rows
