@@ -306,6 +306,14 @@ def test_every_name_of_lm_evals_own_is_one():
     assert "egymmlu_arabic_language_(grammar)" in lm_eval_names()
 
 
+def test_names_of_lm_eval_are_found_wherever_a_file_has_them():
+    from statewise.tasks.find import lm_eval_names
+
+    # Below worked examples; in a list of tags; in a file that tasks include.
+    assert {"gsm8k_cot", "adr_prompt_1", "acp_bench", "acp_gen_2shot"} <= set(lm_eval_names())
+    assert not {"mml", "null"} & set(lm_eval_names())  # half a name, and none
+
+
 def bomb(levels: int) -> str:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, levels)]

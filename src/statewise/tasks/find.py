@@ -15,10 +15,13 @@ from statewise.tasks.task_file import built_in_folder, read_task_file
 NUM_SUGGESTIONS = 3
 SLIP = 0.9  # as similar as that to one of the user's own tasks, a name is one of them, mistyped
 MAX_SLIP = 3  # letters more or less
-HEAD_BYTES = 2000  # a name stands near the top of its file
 # What a task may be called: its records are files of that name. All of lm-eval's own are called so.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.()-]{0,199}")
 DECLARATION = re.compile(rb'^"?(?:task|group|tag)"?:\s*"?([A-Za-z0-9_.()-]+)"?\s*$', re.MULTILINE)
+LISTED = re.compile(
+    rb'^"?(?:group|tag)"?:[ \t]*\r?\n((?:[ \t]*-[^\n]*(?:\n|\Z))+)', re.MULTILINE
+)  # several tags of a task
+ITEM = re.compile(rb'^[ \t]*-[ \t]*"?([A-Za-z0-9_.()-]+)"?[ \t]*\r?$', re.MULTILINE)
 
 
 def list_tasks(task_folder: Path) -> tuple[str, ...]:
@@ -60,21 +63,24 @@ def _yaml_files(place: str) -> Iterator[str]:
     """Paths as text, in a fixed order: Path objects of 14,000 files would take as long as reading them."""
     for folder, subfolders, files in os.walk(place):
         subfolders.sort()
-        yield from (os.path.join(folder, file) for file in sorted(files) if file.endswith(".yaml"))
+        # What tasks include has names of tags as well, and mostly another ending.
+        yield from (os.path.join(folder, file) for file in sorted(files) if "." not in file or "yaml" in file)
 
 
 @cache
 def lm_eval_names() -> dict[str, list[Path]]:
-    """Every name of a task, group or tag in lm-eval's own files, with the files that mention it; a quarter second.
+    """Every name of a task, group or tag in lm-eval's own files, with the files that mention it; under a second.
 
     lm-eval's own index parses the files, which takes 30 times as long and imports it.
     """
     names: dict[str, list[Path]] = {}
     for path in _yaml_files(str(built_in_folder())):
         with open(path, "rb") as stream:
-            head = stream.read(HEAD_BYTES)
-        for name in DECLARATION.findall(head):
+            text = stream.read()  # a name may stand below worked examples
+        listed = [name for block in LISTED.findall(text) for name in ITEM.findall(block)]
+        for name in dict.fromkeys([*DECLARATION.findall(text), *listed]):
             names.setdefault(name.decode(), []).append(Path(path))
+    names.pop("null", None)  # YAML for none
     return names
 
 
