@@ -105,10 +105,10 @@ def add_penalty(
     penalty = 0.0
     for name, parameter in parameters.items():
         away = parameter.detach() - anchor[name]
-        pull = away.mul(fisher[name]).mul_(strength)
-        penalty += 0.5 * pull.flatten().dot(away.flatten()).item()
+        penalty_gradient = away.mul(fisher[name]).mul_(strength)
+        penalty += 0.5 * penalty_gradient.flatten().dot(away.flatten()).item()
         if parameter.grad is None:
-            parameter.grad = pull
+            parameter.grad = penalty_gradient
         else:
-            parameter.grad.add_(pull)
+            parameter.grad.add_(penalty_gradient)
     return penalty
