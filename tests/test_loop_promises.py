@@ -13,7 +13,7 @@ from statewise.kind import Law
 from statewise.locality.kl_to_base import KLToBase
 from statewise.locality.locality import Constraint
 from statewise.loop.train import Observer, train
-from statewise.signals import WeightedSignal
+from statewise.signals import SIGNALS, WeightedSignal
 from statewise.signals.continuation import Continuation
 from statewise.signals.imitate import Imitate
 from statewise.states.dataset import Dataset
@@ -71,6 +71,13 @@ def test_a_writer_that_the_arm_does_not_have_is_named(toy_policy, tmp_path):
     setup = make_setup(toy_policy, SaysNobody(**ROLLED, by="base"), Imitate())
     del setup.writers.policies["base"]
     with pytest.raises(UsageError, match="asks the base, which the arm does not have; let its 'needs_base' be true"):
+        train(setup, tmp_path, Observer())
+
+
+def test_a_text_beyond_the_context_of_a_teacher_stops_the_arm(toy_policy, tmp_path, monkeypatch):
+    setup = make_setup(toy_policy, make_source("dataset"), SIGNALS["reverse_kl"]())
+    monkeypatch.setattr(setup.writers.policies["teacher"].model.config, "max_position_embeddings", 4)
+    with pytest.raises(UsageError, match=r"has \d+ tokens, and 'teacher' has a context of 4; a source yields"):
         train(setup, tmp_path, Observer())
 
 

@@ -116,3 +116,18 @@ def test_cost_and_memory_are_those_of_the_teacher_that_there_is(tmp_path):
     by_hand = 2 * costs[0].num_tokens * (theirs - same.num_parameters)
     assert costs[1].flops_forward - costs[0].flops_forward == pytest.approx(by_hand, rel=1e-6)
     assert costs[1].flops_backward == costs[0].flops_backward
+
+
+def test_a_teacher_of_a_shorter_context_is_told(tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(POCKET_MODEL, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 24}))
+    (note,) = check_texts(plan_study(request(other)))
+    assert note.startswith("big has a context of 24 tokens, pocket of ")
+
+
+def test_a_model_beside_the_study_file_is_that_one(tmp_path, big, monkeypatch):
+    monkeypatch.chdir("/")
+    config, _ = read_study_and_place(write_study(tmp_path, TAUGHT + BIG.format(model="big/fake-model")))
+    assert config.models["big"].model == str(big)

@@ -12,13 +12,13 @@ import pytest
 from study_fixture import fake_model
 from toy_jobs import DONE
 
-from statewise.config.read import read_study_and_place, to_toml
+from statewise.config.read import read_resolved, read_study_and_place, to_toml
 from statewise.errors import UsageError
 from statewise.folder.store import Store
 from statewise.plan.benchmarks import build_task
 from statewise.plan.dag import make_plan
 from statewise.tasks.own_data import DataSection, overlap_note, read_own_data
-from statewise.tasks.own_task import own_task
+from statewise.tasks.own_task import own_task, reward_note
 
 ROWS = [{"question": f"{i} + 1 =", "answer": str(i + 1), "level": i % 2} for i in range(20)]
 STUDY = """
@@ -244,6 +244,66 @@ def test_a_stop_that_cuts_the_right_answer_is_refused_before_a_run(folder):
     )
     with pytest.raises(UsageError, match=told):
         own_task(section(folder, stop=["\n"]))
+
+
+def test_rows_that_changed_since_the_study_was_read_are_refused(folder):
+    data = section(folder)
+    write_rows(folder / "train.jsonl", ROWS[:-1])
+    with pytest.raises(UsageError, match=r"train\.jsonl changed since the study was read; run the same command again"):
+        read_own_data(data)
+
+
+def test_the_items_do_not_know_where_the_rows_lie(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    write_rows(other / "train.jsonl")
+    documents = [[request.doc for (request,) in own_task(section(one)).requests()] for one in (folder, other)]
+    assert documents[0] == documents[1]
+
+
+def test_a_function_that_rewards_no_right_answer_is_told(folder):
+    # Numbers of a CSV are numbers; a reward gets the two columns as the texts that are trained on.
+    (folder / "train.csv").write_text("question,answer\n" + "".join(f"{i} + 1 =,{i + 1}\n" for i in range(20)))
+    (folder / "own.py").write_text(
+        "def right(prompt, completion, row): return completion.strip() == row['answer']\n"
+        "def wrong(prompt, completion, row): return completion == row['answer']\n"
+    )
+    notes = {}
+    for name in ("right", "wrong"):
+        data = section(folder, train="train.csv", reward=f"own.py:{name}")
+        notes[name] = reward_note(data, read_own_data(data))
+    tried = 20 if len(read_own_data(data)["test"]) <= 20 else None
+    assert notes["right"] == ""
+    assert notes["wrong"] == f"Reward own.py:wrong gives 0 to each of the {tried} right answers that it was tried on"
+
+
+def test_a_reward_is_tried_on_the_rows_that_it_will_get(folder):
+    day = datetime.date(2026, 1, 2)
+    pq.write_table(pa.Table.from_pylist([{**row, "day": day} for row in ROWS]), folder / "train.parquet")
+    (folder / "own.py").write_text("def f(prompt, completion, row): return row['day'].year == 2026")
+    with pytest.raises(UsageError, match="raised AttributeError: 'str' object has no attribute 'year'"):
+        own_task(section(folder, train="train.parquet", reward="own.py:f"))
+
+
+def test_without_completions_a_function_is_tried_on_empty_answers(folder):
+    (folder / "own.py").write_text("def f(prompt, completion, row): return row['nothing']")
+    with pytest.raises(UsageError, match="raised KeyError: 'nothing', for an empty answer to any prompt"):
+        own_task(section(folder, completion="", reward="own.py:f"))
+
+
+def test_what_a_run_wrote_is_read_where_its_data_are_gone(folder):
+    plan = plan_of(folder)
+    (folder / "written.toml").write_text(to_toml(plan.config))
+    (folder / "train.jsonl").unlink()
+    assert read_resolved(folder / "written.toml") == plan.config
+
+
+def test_other_rows_are_named_where_a_folder_holds_another_study(folder):
+    store = Store(folder / "run")
+    with store.lock():
+        assert list(store.open_for(plan_of(folder))) == []
+    write_rows(folder / "train.jsonl", ROWS[:-1])
+    with pytest.raises(UsageError, match=r"data\.digests\.train is "), store.lock():
+        list(store.open_for(plan_of(folder)))
 
 
 def test_a_test_of_one_row_is_refused(folder):

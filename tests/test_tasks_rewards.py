@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statewise.errors import UsageError
+from statewise.storage.records import digest_file
 from statewise.tasks import rewards
 from statewise.tasks.rewards import file_of_reward, make_reward
 
@@ -102,6 +103,33 @@ def prints(prompt, completion, row):
     print("x" * 10**6)
     return 1
 
+def numpy_says(prompt, completion, row):
+    import numpy
+    return numpy.bool_(completion == "ab")
+
+def writes_bytes(prompt, completion, row):
+    import sys
+    sys.stdout.buffer.write(b"x" * 10**6)
+    return 1
+
+def leaves(prompt, completion, row):
+    raise SystemExit(0)
+
+def catches(prompt, completion, row):
+    try:
+        time.sleep(60)
+    except Exception:
+        pass
+    return 0.0
+
+def retries(prompt, completion, row):
+    for _ in range(3):
+        try:
+            time.sleep(60)
+        except BaseException:
+            pass
+    return 1.0
+
 def changes(prompt, completion, row):
     row.clear()
     return 1
@@ -119,6 +147,7 @@ def test_a_function_is_given_prompt_answer_and_row(function):
     assert function("fine")("p", "ab", row) == 0.5
     assert function("yes")("p", "ab", row) == 1.0
     assert function("changes")("p", "ab", row) == 1.0
+    assert (function("numpy_says")("p", "ab", row), function("numpy_says")("p", "b", row)) == (1.0, 0.0)
     assert row == {"most": 4}
 
 
@@ -130,6 +159,9 @@ def test_a_function_is_given_prompt_answer_and_row(function):
         ("nothing", "returned nan, which is no number"),
         ("sleeps", "took more than 0.2 s"),
         ("loops", "took more than 0.2 s"),
+        ("catches", "took more than 0.2 s"),
+        ("retries", "took more than 0.2 s"),
+        ("leaves", "raised SystemExit: 0"),
     ],
 )
 def test_a_function_that_gives_no_reward_gives_nan_and_says_why(function, monkeypatch, name, why):
@@ -146,7 +178,7 @@ def test_a_reward_outside_of_0_to_1_is_refused(function):
 
 
 def test_what_a_function_prints_is_not_shown(function, capfd):
-    assert function("prints")("p", "a", {}) == 1.0
+    assert (function("prints")("p", "a", {}), function("writes_bytes")("p", "a", {})) == (1.0, 1.0)
     assert capfd.readouterr() == ("", "")
 
 
@@ -156,3 +188,15 @@ def test_a_file_without_the_function_and_one_that_cannot_be_imported_are_named(f
     (tmp_path / "broken.py").write_text("import nothing_of_this_name")
     with pytest.raises(UsageError, match=r"broken\.py cannot be imported: ModuleNotFoundError"):
         make_reward(f"{tmp_path / 'broken.py'}:f", "")
+    (tmp_path / "leaving.py").write_text("import sys\nprint('hello')\nsys.exit(0)")
+    with pytest.raises(UsageError, match=r"leaving\.py cannot be imported: SystemExit: 0"):
+        make_reward(f"{tmp_path / 'leaving.py'}:f", "")
+
+
+def test_a_file_that_changed_since_the_study_was_read_is_refused(tmp_path):
+    (tmp_path / "own.py").write_text("def f(prompt, completion, row): return 1")
+    digest = digest_file(tmp_path / "own.py")
+    assert make_reward(f"{tmp_path / 'own.py'}:f", "", digest)("p", "a", {}) == 1.0
+    (tmp_path / "own.py").write_text("def f(prompt, completion, row): return 0")
+    with pytest.raises(UsageError, match=r"own\.py changed since the study was read; run the same command again"):
+        make_reward(f"{tmp_path / 'own.py'}:f", "", digest)

@@ -63,6 +63,18 @@ def read_study_and_place(
     return _resolve(raw, path, text, overrides, is_quick)
 
 
+def read_resolved(path: Path) -> StudyConfig:
+    """The study that a run wrote, as it was: its own data need not lie where they did, and are not looked at.
+
+    Raises:
+        UsageError: as `read_study_and_place`.
+    """
+    try:
+        return StudyConfig.model_validate(_renamed(parse_toml(path.read_text(encoding="utf-8")), path))
+    except (ValueError, OSError):
+        return read_study(path)  # which says what is wrong, and where
+
+
 def resolve_tables(
     tables: Mapping[str, Any], called: str, overrides: Iterable[str] = (), *, is_quick: bool = False
 ) -> tuple[StudyConfig, Location]:
@@ -98,10 +110,7 @@ def _resolve(
     raw: Table, path: Path, text: str, overrides: Iterable[str], is_quick: bool
 ) -> tuple[StudyConfig, Location]:
     """The study of the tables `raw`, which overrides change in place; `text`: the file that holds them, or ""."""
-    for old, name in OLD_NAMES.items():
-        if old in raw and name in raw:
-            raise UsageError(f"{path}: has {old!r} and {name!r}, which are the same section; keep the latter")
-        raw = {OLD_NAMES.get(key, key): value for key, value in raw.items()}
+    raw = _renamed(raw, path)
     quick = _quick_of(raw, path) if is_quick else []
     by_quick = f"{Location(path, text).of(['study', 'quick'])}: study.quick"
     called = [(override, by_quick) for override in quick] + [(override, "--set") for override in overrides]
@@ -111,7 +120,8 @@ def _resolve(
     except ValueError as error:
         raise UsageError(f"{path}: an override is {error}") from None
     location = Location(path, text, raw, tuple(applied))
-    config = _with_data(_validate(_with_defaults(expand_grid(raw, location.of), location), location), raw, location)
+    config = _validate(_with_defaults(expand_grid(raw, location.of), location), location)
+    config = _with_models(_with_data(config, raw, location), path.parent)
     _check_names(config, location)
     return config, location
 
@@ -135,6 +145,21 @@ def _with_data(config: StudyConfig, raw: Table, location: Location) -> StudyConf
             "give data.name"
         )
     return config.model_copy(update={"data": data, "shared": config.shared.model_copy(update=own)})
+
+
+def _with_models(config: StudyConfig, folder: Path) -> StudyConfig:
+    """Models from elsewhere that lie beside the study file by their whole path."""
+    near = {name: (folder / one.model).resolve() for name, one in config.models.items()}
+    models = {n: one.changed(model=str(near[n])) if near[n].is_dir() else one for n, one in config.models.items()}
+    return config.model_copy(update={"models": models})
+
+
+def _renamed(raw: Table, path: Path) -> Table:
+    """The sections under the names that they have now."""
+    for old, name in OLD_NAMES.items():
+        if old in raw and name in raw:
+            raise UsageError(f"{path}: has {old!r} and {name!r}, which are the same section; keep the latter")
+    return {OLD_NAMES.get(key, key): value for key, value in raw.items()}
 
 
 def to_toml(config: StudyConfig) -> str:

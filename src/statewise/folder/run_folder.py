@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from statewise.config.read import read_study
+from statewise.config.read import read_resolved
 from statewise.config.study import StudyConfig
 from statewise.errors import UsageError, unknown
 from statewise.folder.item_scores import Scores, read_scores
@@ -86,7 +86,7 @@ def open_run(folder: Path) -> RunFolder:
     plan, _ = integrity.read_either(folder / PLAN, ADVICE)
     integrity.refuse(folder, integrity.faults_of(folder, plan.get("files", {})), ADVICE)
     model = Path(str(plan.get("model", "")))
-    return RunFolder(folder, read_study(folder / STUDY), model, plan.get("model_files", {}))
+    return RunFolder(folder, read_resolved(folder / STUDY), model, plan.get("model_files", {}))
 
 
 def read_object(path: Path) -> dict[str, Any]:

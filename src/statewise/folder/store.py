@@ -17,7 +17,7 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from statewise.config.read import read_study, to_toml
+from statewise.config.read import read_resolved, to_toml
 from statewise.config.study import StudyConfig
 from statewise.errors import DamagedError, UsageError
 from statewise.plan.contract import flatten
@@ -245,7 +245,7 @@ def faults_of_job(folder: Path, action: str, stored: Mapping[str, Any]) -> dict[
 def _told_differences(path: Path, config: StudyConfig) -> str:
     """The keys in which the study at `path` and `config` differ, of those that can change a result."""
     try:
-        before, now = _settings_of(read_study(path)), _settings_of(config)
+        before, now = _settings_of(read_resolved(path)), _settings_of(config)
     except UsageError:
         return f"see {path}"
     differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
@@ -264,6 +264,7 @@ def _told(settings: Mapping[str, Any], key: str) -> str:
 
 
 def _settings_of(config: StudyConfig) -> dict[str, Any]:
-    stored = config.model_dump(mode="json", include={"shared", "arms"})
+    stored = config.model_dump(mode="json", include={"shared", "arms", "models"})
     arms = {name: {key: arm[key] for key in arm if key not in WITHOUT_EFFECT} for name, arm in stored["arms"].items()}
-    return flatten({"shared": stored["shared"], "arms": arms})
+    data = config.data.identity if config.data else {}
+    return flatten({"shared": stored["shared"], "models": stored["models"], "data": data, "arms": arms})

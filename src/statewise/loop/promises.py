@@ -11,7 +11,7 @@ from statewise.loop.build import Setup
 
 
 def check_visited(setup: Setup, visited: States) -> None:
-    """The states that the source yielded were drawn as it says, and fit the learner's context.
+    """The states that the source yielded were drawn as it says, and fit the context of the arm's models.
 
     Raises:
         UsageError: they were not, or do not.
@@ -27,20 +27,21 @@ def check_visited(setup: Setup, visited: States) -> None:
 
 
 def check_supervised(setup: Setup, supervised: Sequence[States]) -> None:
-    """What each signal of the arm made of its states fits the learner's context. Raises as `check_visited`."""
+    """What each signal of the arm made of its states fits every context. Raises as `check_visited`."""
     for one, states in zip(setup.recipe.signals, supervised, strict=True):
         _check_fits(setup, states, one.signal)
 
 
 def _check_fits(setup: Setup, states: States, kind: Kind) -> None:
-    """What `kind` yielded fits the learner's context, beyond which a model's law is arbitrary.
+    """What `kind` yielded fits the context of all models of the arm, beyond which a model's law is arbitrary.
 
     Raises:
         UsageError: a trajectory does not.
     """
-    longest, limit = int(states.lengths.max(initial=0)), setup.learner.context_length
-    if longest > limit:
-        raise UsageError(
-            f"{kind.registry.what} {kind.kind!r}: a trajectory has {longest} tokens, and {setup.learner.name!r} has a "
-            f"context of {limit}; a {kind.registry.what} yields what fits"
-        )
+    longest = int(states.lengths.max(initial=0))
+    for name, policy in setup.writers.policies.items():
+        if longest > policy.context_length:
+            raise UsageError(
+                f"{kind.registry.what} {kind.kind!r}: a trajectory has {longest} tokens, and {name!r} has a context of "
+                f"{policy.context_length}; a {kind.registry.what} yields what fits"
+            )

@@ -19,7 +19,7 @@ from statewise.plan.dag import Plan
 from statewise.policy.load import Policy, check_same_tokenizer, load_without_weights
 from statewise.tasks.load import load_task
 from statewise.tasks.own_data import overlap_note, read_own_data
-from statewise.tasks.own_task import own_task
+from statewise.tasks.own_task import own_task, reward_note
 from statewise.tasks.task import Task, TaskOptions
 
 
@@ -80,16 +80,13 @@ def check_texts(plan: Plan) -> tuple[str, ...]:
             notes.append(f"Not checked: {error}")
     if target := tasks.get(shared.target):
         target.check_target()
-    if (own := plan.config.data) and (note := overlap_note(own, read_own_data(own))):
-        notes.append(note)
+    if own := plan.config.data:
+        splits = read_own_data(own)
+        notes += [note for note in (overlap_note(own, splits), reward_note(own, splits)) if note]
     if plan.model.parent == SHAPES:
         return (*notes, f"Not checked: whether texts fit {shared.model}, whose tokenizer is not on this machine")
     policy = load_without_weights(plan.model, shared.model, shared.end_of_text)
-    for name, folder in plan.others.items():
-        if folder.parent == SHAPES:
-            notes.append(f"Not checked: the tokenizer of {name}, which is not on this machine")
-        else:
-            check_same_tokenizer(policy, load_without_weights(folder, name, shared.end_of_text))
+    notes += _check_others(plan, policy)
     _check_evaluation(plan, policy, tasks)
     _check_memories(plan, policy, tasks)
     if target:
@@ -117,3 +114,20 @@ def _check_evaluation(plan: Plan, policy: Policy, tasks: Mapping[str, Task]) -> 
                 f"task {task.name!r}: answers of {longest} tokens leave no room for a prompt in the context of "
                 f"{policy.context_length} of {policy.name}; lower shared.evaluation.max_new_tokens"
             )
+
+
+def _check_others(plan: Plan, policy: Policy) -> list[str]:
+    """Models from elsewhere have the learner's tokens; returns what a reader must know of them."""
+    notes, shared = list[str](), plan.config.shared
+    for name, folder in plan.others.items():
+        if folder.parent == SHAPES:
+            notes.append(f"Not checked: the tokenizer of {name}, which is not on this machine")
+        else:
+            other = load_without_weights(folder, name, shared.end_of_text)
+            check_same_tokenizer(policy, other)
+            if other.context_length < policy.context_length:
+                notes.append(
+                    f"{name} has a context of {other.context_length} tokens, {policy.name} of {policy.context_length}: "
+                    "a longer text stops the arm that it teaches"
+                )
+    return notes

@@ -105,7 +105,7 @@ class DataSection(Strict):
 
 @dataclass(frozen=True)
 class OwnRow:
-    """One prompt and its answer, "" for none; `values`: the whole row; `place`: file and line."""
+    """One prompt and its answer, "" for none; `values`: the whole row, these two as text; `place`: file and line."""
 
     prompt: str
     completion: str
@@ -114,9 +114,9 @@ class OwnRow:
 
     @property
     def document(self) -> dict[str, str]:
-        """As lm-eval holds it."""
+        """As lm-eval holds it: nothing of where the row lies, since it enters the items' digests."""
         row = json.dumps(self.values, default=str)  # Parquet has dates
-        return {"prompt": self.prompt, "completion": self.completion, "row": row, "at": self.place}
+        return {"prompt": self.prompt, "completion": self.completion, "row": row}
 
 
 def read_own_data(data: DataSection) -> dict[str, list[OwnRow]]:
@@ -125,6 +125,9 @@ def read_own_data(data: DataSection) -> dict[str, list[OwnRow]]:
     Raises:
         UsageError: a file cannot be read, a row lacks a column or holds no text in it, or a split is too small.
     """
+    for key, name in (("train", data.train), ("test", data.test)):
+        if name and data.digests and records.digest_file(Path(name)) != data.digests[key]:
+            raise UsageError(f"data.{key}: {name} changed since the study was read; run the same command again")
     splits = _split(data, _rows(data, data.train))
     if len(splits["test"]) < MIN_TEST_ROWS:
         raise UsageError(
@@ -169,13 +172,13 @@ def _share_of(prompt: str) -> float:
 
 
 def _rows(data: DataSection, name: str) -> list[OwnRow]:
-    path = Path(name)
+    path, column = Path(name), data.completion
     rows = read_rows(path, FORMATS[path.suffix])
     prompts = _column(rows, data.prompt, "prompt")
     completions = _column(rows, data.completion, "completion") if data.completion else [""] * len(rows)
     return [
-        OwnRow(prompt, completion, row.values, row.place)
-        for row, prompt, completion in zip(rows, prompts, completions, strict=True)
+        OwnRow(prompt, answer, {**row.values, data.prompt: prompt, **({column: answer} if column else {})}, row.place)
+        for row, prompt, answer in zip(rows, prompts, completions, strict=True)
     ]
 
 

@@ -25,15 +25,14 @@ def own_task(data: DataSection, options: TaskOptions = TaskOptions()) -> Task:  
     Raises:
         UsageError: its files or its reward cannot be used; says which, and where.
     """
-    splits, reward = read_own_data(data), make_reward(data.reward, data.completion)
-    if data.completion:
-        _try_reward(data, reward, [row for rows in splits.values() for row in rows[:NUM_TRIED]])
+    splits, reward = read_own_data(data), _reward_of(data)
+    _try_reward(data, reward, _tried(splits))
     loaded = datasets.DatasetDict(
         {split: datasets.Dataset.from_list([row.document for row in rows]) for split, rows in splits.items()}
     )
 
     def score(doc: Mapping[str, str], answers: Sequence[str]) -> dict[str, float]:
-        return {METRIC: reward(doc["prompt"], answers[0], json.loads(doc["row"]))}
+        return {METRIC: reward(doc["prompt"], answers[0], _row_of(doc))}
 
     config: dict[str, Any] = {
         "task": data.name,
@@ -55,13 +54,52 @@ def own_task(data: DataSection, options: TaskOptions = TaskOptions()) -> Task:  
         return Task(data.name, (ConfigurableTask(config=config),), REWARD_METRIC, options)
 
 
+def reward_note(data: DataSection, splits: Mapping[str, list[OwnRow]]) -> str:
+    """What a reader must know of a function that rewards no right answer; "" where it rewards one."""
+    reward, rows = _reward_of(data), _tried(splits)
+    if not data.completion or data.code is None or any(_of_right(data, reward, row) > 0 for row in rows):
+        return ""
+    return f"Reward {reward.told} gives 0 to each of the {len(rows)} right answers that it was tried on"
+
+
+def _reward_of(data: DataSection) -> RewardFunction:
+    return make_reward(data.reward, data.completion, data.digests.get("reward"))
+
+
+def _tried(splits: Mapping[str, list[OwnRow]]) -> list[OwnRow]:
+    return [row for rows in splits.values() for row in rows[:NUM_TRIED]]
+
+
+def _row_of(document: Mapping[str, str]) -> dict[str, Any]:
+    """The row as a reward gets it."""
+    row: dict[str, Any] = json.loads(document["row"])
+    return row
+
+
+def _right_answer(data: DataSection, row: OwnRow) -> str:
+    """The completion as a model would write it."""
+    return cut_at(data.delimiter + row.completion, data.stop)
+
+
+def _of_right(data: DataSection, reward: RewardFunction, row: OwnRow) -> float:
+    return reward(row.prompt, _right_answer(data, row), _row_of(row.document))
+
+
 def _try_reward(data: DataSection, reward: RewardFunction, rows: Sequence[OwnRow]) -> None:
-    """Refuse a reward that cannot score the right answers, and one by name that does not reward them."""
+    """Refuse a reward that cannot score the right answers (where there are none: any empty one).
+
+    Also one by name that does not reward them.
+    """
+    if not data.completion:
+        problems = [reward.problem(row.prompt, "", _row_of(row.document)) for row in rows]
+        if all(problems):
+            raise UsageError(f"{rows[0].place}: reward {reward.told} {problems[0]}, for an empty answer to any prompt")
+        return
     for row in rows:
-        answer = cut_at(data.delimiter + row.completion, data.stop)
+        answer = _right_answer(data, row)
         told = f"for this row's own completion {row.completion[:60]!r}"
-        if problem := reward.problem(row.prompt, answer, row.values):
+        if problem := reward.problem(row.prompt, answer, _row_of(row.document)):
             raise UsageError(f"{row.place}: reward {reward.told} {problem}, {told}")
-        if data.code is None and reward(row.prompt, answer, row.values) < 1:
+        if data.code is None and _of_right(data, reward, row) < 1:
             why = f", which data.stop cuts to {answer!r}" if answer.strip() != row.completion.strip() else ""
             raise UsageError(f"{row.place}: reward {reward.told} is 0 {told}{why}")

@@ -5,25 +5,27 @@ A function that raises, takes too long or returns no number could not be scored:
 
 from __future__ import annotations
 
-import importlib.util
+import hashlib
 import io
 import math
 import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 from statewise.errors import UsageError
 
 LIMIT_S = 5.0  # of one answer; a function that asks a server may need a second
+AGAIN_S = 0.2  # then it is stopped again and again, should it catch that
 REGEX = "regex"
 NUMBER = re.compile(r"-?(?:\d[\d,]*)?\.?\d+")
 # Of a prompt, an answer and its row: 0..1.
@@ -51,23 +53,30 @@ class RewardFunction:
         """
         try:
             return self.checked(prompt, answer, row)
-        except (_Unscored, TimeoutError):
+        except _Unscored:
             return math.nan
 
     def checked(self, prompt: str, answer: str, row: Mapping[str, Any]) -> float:
         """As a call, but an answer that could not be scored is an error, which says why.
 
         Raises:
-            _Unscored, TimeoutError: it could not be scored.
+            _Unscored: it could not be scored.
             UsageError: a number outside of 0..1.
         """
-        with _limited(), redirect_stdout(_Nowhere()), redirect_stderr(_Nowhere()):
-            try:
+        began = time.monotonic()
+        try:
+            with _limited(), _silent():
                 value = self.function(prompt, answer, dict(row))
-            except TimeoutError:
-                raise
-            except Exception as error:
-                raise _Unscored(f"raised {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            raise _Unscored(f"raised {type(error).__name__}: {error}") from error
+        except _TooLong:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise _Unscored(f"took more than {LIMIT_S:g} s") from None
+        if time.monotonic() - began > LIMIT_S:  # it caught what should have ended it
+            raise _Unscored(f"took more than {LIMIT_S:g} s")
+        if hasattr(value, "item"):  # NumPy's and torch's numbers
+            with suppress(Exception):
+                value = value.item()
         if isinstance(value, bool):
             return float(value)
         if not isinstance(value, Real) or math.isnan(float(value)):
@@ -80,8 +89,6 @@ class RewardFunction:
         """Why an answer could not be scored; "" if it could. Raises as a call."""
         try:
             self.checked(prompt, answer, row)
-        except TimeoutError:
-            return f"took more than {LIMIT_S:g} s"
         except _Unscored as error:
             return str(error)
         return ""
@@ -91,11 +98,30 @@ class _Unscored(Exception):
     """A function gave no reward."""
 
 
-class _Nowhere(io.TextIOBase):
-    """What a function prints is not kept: an answer at a time, it could fill memory and screen."""
+class _TooLong(BaseException):
+    """Ends a function; no `Exception`, which it may catch."""
 
-    def write(self, text: str) -> int:
-        return len(text)
+
+class _Nowhere(io.TextIOWrapper):
+    """Text and bytes that are written to it are thrown away."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BufferedWriter(_NoBytes()), encoding="utf-8", write_through=True)
+
+
+class _NoBytes(io.RawIOBase):
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """What is printed inside is not kept: an answer at a time, it could fill memory and screen."""
+    with redirect_stdout(_Nowhere()), redirect_stderr(_Nowhere()):
+        yield
 
 
 @contextmanager
@@ -106,10 +132,10 @@ def _limited() -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError
+        raise _TooLong
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT_S, AGAIN_S)
     try:
         yield
     finally:
@@ -117,15 +143,20 @@ def _limited() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def make_reward(reward: str, completion: str) -> RewardFunction:
-    """The reward that `[data]` names; `completion`: the column of the right answer.
+def make_reward(reward: str, completion: str, digest: str | None = None) -> RewardFunction:
+    """The reward that `[data]` names.
+
+    Args:
+        reward: as `[data]` names it, a file by its path.
+        completion: column of the right answer.
+        digest: SHA-256 that the file must have; None: any.
 
     Raises:
-        UsageError: a file that cannot be imported or has no such function, or a pattern that is none.
+        UsageError: a file that changed, cannot be imported or has no such function, or a pattern that is none.
     """
     if (path := file_of_reward(reward)) is not None:
         name = reward.rpartition(":")[2]
-        return RewardFunction(f"{Path(path).name}:{name}", _import(Path(path), name))
+        return RewardFunction(f"{Path(path).name}:{name}", _import(Path(path), name, digest))
     kind, _, argument = reward.partition(":")
     compare = NAMED[kind]
     pattern = None
@@ -139,15 +170,18 @@ def make_reward(reward: str, completion: str) -> RewardFunction:
     return RewardFunction(reward, lambda prompt, answer, row: compare(answer, str(row[completion]), pattern))
 
 
-def _import(path: Path, name: str) -> Function:
-    """The function `name` of a Python file, which is run for it."""
-    spec = importlib.util.spec_from_file_location(f"statewise_reward_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look it up
+def _import(path: Path, name: str, digest: str | None) -> Function:
+    """The function `name` of a Python file, which is run for it; what it prints is not kept."""
+    source = path.read_bytes()
+    if digest is not None and hashlib.sha256(source).hexdigest() != digest:
+        raise UsageError(f"data.reward: {path} changed since the study was read; run the same command again")
+    module = ModuleType(f"statewise_reward_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses look it up
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        with _silent():
+            exec(compile(source, path, "exec"), vars(module))
+    except (Exception, SystemExit) as error:
         raise UsageError(f"data.reward: {path} cannot be imported: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
