@@ -131,3 +131,14 @@ def test_a_model_beside_the_study_file_is_that_one(tmp_path, big, monkeypatch):
     monkeypatch.chdir("/")
     config, _ = read_study_and_place(write_study(tmp_path, TAUGHT + BIG.format(model="big/fake-model")))
     assert config.models["big"].model == str(big)
+
+
+def test_what_is_to_be_fetched_of_a_teacher_is_no_part_of_the_base_model():
+    name = "Qwen/Qwen3-0.6B-Base"
+    tables = {**TABLES, "shared": {**TABLES["shared"], "model": name, "target": "gsm8k", "retention": []}}
+    alone = plan_study(
+        StudyRequest({**tables, "arms": {"opd": {**TABLES["arms"]["opd"], "teacher": "base"}}}, is_dry=True)
+    )
+    taught = plan_study(StudyRequest({**tables, "models": {"big": {"model": name}}}, is_dry=True))
+    assert taught.num_parameters == alone.num_parameters > 0
+    assert (alone.other_bytes, taught.other_bytes) == (0, alone.download_bytes)

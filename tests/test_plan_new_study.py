@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from statewise.assets import SHAPES
 from statewise.cli import app
 from statewise.errors import UsageError
 from statewise.plan.materials import check_materials
 from statewise.plan.new_study import describe_data, write_study
 from statewise.plan.request import StudyRequest, plan_study
+from statewise.policy.find import ModelReference
 
 ROWS = [{"id": i, "question": f"{i} + 1 =", "answer": str(i + 1)} for i in range(20)]
 
@@ -98,3 +100,14 @@ def test_the_commands_say_what_they_found_and_wrote(rows, tmp_path, monkeypatch)
     assert done.exit_code == 0
     assert "statewise run new/study.toml --quick" in done.stdout
     assert sorted(path.name for path in Path("new").iterdir()) == ["rewards.py", "study.toml"]
+
+
+def test_a_study_of_a_large_model_that_is_not_here_yet_trains_an_adapter(rows, tmp_path, monkeypatch):
+    shape = SHAPES / "Qwen__Qwen3-0.6B-Base"
+    hub = ModelReference("org/large", shape, "main", ("model.safetensors",), 16_000_000_000)
+    monkeypatch.setattr("statewise.plan.new_study.look_up_model", lambda name: hub)
+    text = write_study(tmp_path / "new", describe_data(rows(), model="org/large"), "org/large").read_text()
+    assert 'adapter = { kind = "lora", rank = 16 }' in text
+    assert "lr = 1e-4" in text
+    assert "retention = []" in text
+    assert describe_data(rows(), model="org/large").unit == "characters"  # there is no tokenizer.json

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from abc import abstractmethod
+from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -183,6 +184,20 @@ def test_names_that_packages_give_twice_are_refused_whenever_they_are_asked_for(
             len(kinds)
     entries[1] = entries[0]
     assert [*kinds] == ["two"]
+
+
+def test_a_thing_that_an_entry_point_gives_from_another_module_is_the_one_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "reexports.py").write_text("from test_plugins import One as Other, Room")
+    things = Registry("thing", "statewise.none")
+    things.put("one", One)
+    things.put_later("one", "reexports:Other")
+    assert things["one"] is One
+    with pytest.raises(UsageError, match="of reexports:Room is there already, of test_plugins:One"):
+        things.put_later("one", "reexports:Room")
+    things.put("part", partial(max, 1))  # which has no name of its own
+    with pytest.raises(UsageError, match="thing 'part' of functools:partial is there already, of functools:partial"):
+        things.put("part", partial(max, 2))
 
 
 def test_what_cannot_be_loaded_is_named_when_it_is_asked_for():

@@ -168,6 +168,8 @@ def _print_plan(request: StudyRequest, workers: int | None, as_json: bool, *, ha
         typer.echo(note)
     if plan.download_bytes:
         typer.echo(f"Model {plan.config.shared.model}: {plan.download_bytes / 1e9:.1f} GB to be downloaded.")
+    if plan.other_bytes:
+        typer.echo(f"Models {', '.join(plan.others)}: {plan.other_bytes / 1e9:.1f} GB to be downloaded.")
 
 
 @app.command(epilog=examples("statewise plan pocket", "statewise plan grid --seeds 1 --quick --json"))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,11 +184,8 @@ class Arm:
             reasons += [str(record["reason"])] if "reason" in record else []
             if not record:
                 continue
-            folder = self.records.arm_folder(self.name, seed)
-            # A record of an older version has no names.
-            names = record["files"] if "files" in record else [str(p.relative_to(folder)) for p in folder.glob(pattern)]
-            for name in sorted(name for name in names if fnmatch(name, pattern)):
-                table = parquet.read_table(folder / name)
+            for path in self.records.tables(self.name, seed, action, pattern):
+                table = parquet.read_table(path)
                 tables.append(table.add_column(0, "seed", pyarrow.array([seed] * table.num_rows)))
         if not tables:
             is_base = (self.name, action) == (BASE, "train")

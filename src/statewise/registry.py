@@ -52,7 +52,7 @@ class Registry(Mapping[str, Thing], Generic[Thing]):
         """`held` and one more; one that is there may come again, as by an entry point after Python code."""
         if not NAME.fullmatch(name):
             raise UsageError(f"{self.what} {name!r}: a name has letters, digits, '_' and '-', and begins with a letter")
-        if name in held and _place(held[name]) != _place(thing):
+        if name in held and not _are_one(held[name], thing):
             raise UsageError(
                 f"{self.what} {name!r} of {_place(thing)} is there already, of {_place(held[name])}; choose another "
                 "name, or remove one of the packages"
@@ -98,7 +98,24 @@ class Registry(Mapping[str, Thing], Generic[Thing]):
 
 def _place(thing: Any) -> str:
     """Where a thing is defined, as an entry point is written: `module:name`."""
-    return thing.value if isinstance(thing, EntryPoint) else f"{thing.__module__}:{thing.__qualname__}"
+    if isinstance(thing, EntryPoint):
+        return thing.value
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _are_one(held: Any, other: Any) -> bool:
+    """Whether both are one thing, of which an entry point may give another module than the one that defines it."""
+    entries = sum(isinstance(one, EntryPoint) for one in (held, other))
+    if entries == 0:
+        return held is other  # a class that was written anew has the old one's name
+    if entries == 2 or _place(held) == _place(other):
+        return _place(held) == _place(other)
+    try:
+        loaded = [one.load() if isinstance(one, EntryPoint) else one for one in (held, other)]
+    except Exception:  # noqa: BLE001  (it is told where it is asked for)
+        return False
+    return loaded[0] is loaded[1]
 
 
 def _digest_package(package: str, what: str) -> str:

@@ -9,3 +9,4 @@ ASSETS = Path(__file__).parent
 POCKET_MODEL = ASSETS / "pocket"
 STUDIES = ASSETS / "studies"
 SHAPES = ASSETS / "shapes"
+BEGUN = ASSETS / "begun"  # what `statewise init` writes, with places for what it found

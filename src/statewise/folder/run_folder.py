@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,15 @@ class RunFolder:
         if is_sealed:
             integrity.refuse(path.parent, faults_of_job(path.parent, action, stored), ADVICE)
         return {key: value for key, value in stored.items() if is_sealed or key != "files"}
+
+    def tables(self, arm: str, seed: int, action: str, *patterns: str) -> list[Path]:
+        """The files that a job left by one of `patterns`, by name, after all were checked; [] if it is not done."""
+        record, folder = self.record(arm, seed, action), self.arm_folder(arm, seed)
+        # A record of an older version has no names.
+        there = (
+            record["files"] if "files" in record else [str(p.relative_to(folder)) for p in folder.rglob("*.parquet")]
+        )
+        return [folder / name for name in sorted(there) if record and any(fnmatch(name, one) for one in patterns)]
 
     def scores(self, arm: str, seed: int) -> Scores:
         """The scores of an arm and seed, checked; {} where it was not evaluated."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -123,10 +122,9 @@ def show_states(text: str, head: int) -> Shown:
     run, arm, seeds = _open(text)
     rows, num_found, has_supervised = list[tuple[int, dict[str, Any]]](), 0, False
     for seed in seeds:
-        folder, names = run.arm_folder(arm, seed), _parts_of(run, arm, seed)
-        has_supervised |= any(name.startswith("supervised/") for name in names)
-        for name in (name for name in names if name.startswith("states/")):
-            part = records.read_table(folder / name)
+        has_supervised |= bool(run.tables(arm, seed, "train", "supervised/*.parquet"))
+        for path in run.tables(arm, seed, "train", "states/*.parquet"):
+            part = records.read_table(path)
             rows += [(seed, row) for row in part[: max(0, head - len(rows))]]
             num_found += len(part)
     if not rows:
@@ -213,16 +211,6 @@ def _rows_of(run: RunFolder, arm: str, seed: int, task: str) -> Rows:
     rewarded = [column for column in columns if task == shared.target and column[1] == shared.reward_metric]
     first = next(iter([*rewarded, *columns]), None)
     return sorted((row for row in rows if (row["decoding"], row["metric"]) == first), key=lambda row: int(row["item"]))
-
-
-def _parts_of(run: RunFolder, arm: str, seed: int) -> list[str]:
-    """The tables of a training, after its record was checked."""
-    record, folder = run.record(arm, seed, "train"), run.arm_folder(arm, seed)
-    if not record:
-        return []
-    # A record of an older version has no names.
-    names = record["files"] if "files" in record else [str(path.relative_to(folder)) for path in folder.rglob("*")]
-    return sorted(name for name in names if fnmatch(name, "states/*.parquet") or fnmatch(name, "supervised/*.parquet"))
 
 
 def _decoded(run: RunFolder, rows: Sequence[tuple[int, dict[str, Any]]]) -> Iterator[ShownState]:

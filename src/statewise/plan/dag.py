@@ -52,7 +52,8 @@ class Job:
 class Plan:
     """A checked study, and its jobs in an order in which they can run.
 
-    `is_dry`: to be shown only, since the weights were not read; `download_bytes` of them are not on this machine.
+    `is_dry`: to be shown only, since the weights were not read; `download_bytes` of them are not on this machine, and
+    `other_bytes` of the models from elsewhere.
     `task_code`: Python of task files that the user trusts (`tasks.task_file`); no part of the fingerprint, since
     without it nothing is computed at all.
     `model_files`: SHA-256 of the base model's files; `others`: folders of the models from elsewhere, by name.
@@ -64,6 +65,7 @@ class Plan:
     fingerprint: str
     is_dry: bool = False
     download_bytes: int = 0
+    other_bytes: int = 0
     task_code: tuple[str, ...] = ()
     model_files: dict[str, str] = field(default_factory=dict)
     others: dict[str, Path] = field(default_factory=dict)

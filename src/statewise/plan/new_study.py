@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from statewise.assets import BEGUN
+from statewise.config.study import SharedSection
 from statewise.errors import UsageError, unknown
-from statewise.plan.catalog import pocket_tasks
-from statewise.policy.find import ModelReference, count_parameters, look_up_model
+from statewise.plan.request import LARGE_PARAMETERS  # from here on an adapter is trained
+from statewise.policy.find import count_parameters, look_up_model
 from statewise.storage.output_folder import check_empty
 from statewise.storage.records import write_bytes
 from statewise.storage.rows import Row, read_rows
@@ -22,52 +24,6 @@ PROMPTS = ("prompt", "question", "instruction", "input", "problem", "query")
 COMPLETIONS = ("completion", "answer", "output", "response", "solution", "target")
 TEST_SHARE = 0.2
 SHOWN = 3  # rows, and problems of a kind
-LARGE_PARAMETERS = 50e6  # from here on an adapter is trained
-POCKET = "pocket"
-
-REWARDS = '''"""The reward of this study. Its bytes are in the fingerprint: another reward trains anew."""
-
-
-def score(prompt: str, completion: str, row: dict) -> float:
-    """How good the text is that the model wrote after `prompt`: a number from 0 to 1."""
-    return float(completion.strip() == str(row[{column}]).strip())
-'''
-
-STUDY = """\
-# Written by `statewise init`. Every key: docs/tutorial.md, docs/methods.md. Try it: statewise run {file} --quick
-[study]
-name = {name}
-seeds = [0, 1, 2]
-factors = ["source", "signal", "teacher"]
-quick = ["study.seeds=[0]", "shared.update.num_updates=2", "shared.evaluation.limit=8", "shared.drift.num_prompts=8"]
-
-[data]
-train = {train}
-test_share = {share}            # by a hash of the prompt; or test = "a file"
-prompt = {prompt}
-completion = {completion}
-reward = "rewards.py:score"
-
-[shared]
-model = {model}
-retention = {retention}   # tasks on which forgetting is measured, such as "mmlu"; statewise list tasks
-update = {{ num_updates = 40, lr = {lr} }}
-{adapter}evaluation = {{ limit = 200, max_new_tokens = {new_tokens} }}
-drift = {{ num_prompts = 64, max_new_tokens = {new_tokens} }}
-
-[arms.sft]
-source = {{ kind = "dataset" }}
-signal = {{ kind = "imitate" }}
-
-[arms.opd]
-source = {{ kind = "rollout", max_new_tokens = {new_tokens} }}
-signal = {{ kind = "reverse_kl" }}
-teacher = "sft"                 # or a model from elsewhere: [models.big] model = "org/name"
-
-[arms.rl]
-source = {{ kind = "rollout", num_prompts = 8, samples_per_prompt = 8, max_new_tokens = {new_tokens} }}
-signal = {{ kind = "reward" }}
-"""
 
 
 @dataclass(frozen=True)
@@ -122,7 +78,7 @@ def describe_data(
         else:
             texts.append((found[0], found[1] if completion else ""))
     prompts = [text for text, _ in texts]
-    others = {str(row.values.get(prompt)) for row in _read(test)} if test else None
+    others = {str(row.values[prompt]) for row in _read(test) if row.values.get(prompt) is not None} if test else None
     count, unit = _measure(model)
     return DataFacts(
         path, columns, prompt, completion, len(rows), tuple(problems),
@@ -133,7 +89,7 @@ def describe_data(
     )  # fmt: skip
 
 
-def write_study(folder: Path, facts: DataFacts, model: str = POCKET) -> Path:
+def write_study(folder: Path, facts: DataFacts, model: str = SharedSection().model) -> Path:
     """Write `study.toml` and `rewards.py` of a new study on the described file; returns the former.
 
     Raises:
@@ -143,21 +99,23 @@ def write_study(folder: Path, facts: DataFacts, model: str = POCKET) -> Path:
         raise UsageError(f"{facts.problems[0]} (one of {len(facts.problems)} such rows); mend the file first")
     if not facts.completion:
         raise UsageError(f"{facts.path}: a study that imitates needs a column of completions")
-    size, tasks = sum(count_parameters(look_up_model(model).folder).values()), pocket_tasks()
+    reference, usual = look_up_model(model), SharedSection()
+    # Weights that are not here yet have two bytes each, as most are published.
+    size = sum(count_parameters(reference.folder).values()) or reference.missing_bytes / 2
     check_empty(folder)
     name = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in facts.path.stem).strip("-")
     written = {
         "file": str(folder / "study.toml"), "name": json.dumps(name.lower() or "own"), "share": TEST_SHARE,
         "train": json.dumps(os.path.relpath(facts.path.resolve(), folder.resolve())),
         "prompt": json.dumps(facts.prompt), "completion": json.dumps(facts.completion), "model": json.dumps(model),
-        "retention": json.dumps([task for task in tasks if task != "pocket_math"] if model == POCKET else []),
+        "retention": json.dumps(usual.retention if model == usual.model else []),
         "lr": "1e-4" if size > LARGE_PARAMETERS else "3e-4",
         "adapter": 'adapter = { kind = "lora", rank = 16 }\n' if size > LARGE_PARAMETERS else "",
-        "new_tokens": max(16, -(-3 * facts.completion_lengths[2] // 2 // 8) * 8),
+        "column": repr(facts.completion), "new_tokens": max(16, -(-3 * facts.completion_lengths[2] // 2 // 8) * 8),
     }  # fmt: skip
     study = folder / "study.toml"
-    write_bytes(study, STUDY.format(**written).encode())
-    write_bytes(folder / "rewards.py", REWARDS.replace("{column}", repr(facts.completion)).encode())
+    for name, text in (("study.toml", BEGUN / "study.toml.txt"), ("rewards.py", BEGUN / "rewards.py.txt")):
+        write_bytes(folder / name, text.read_text(encoding="utf-8").format(**written).encode())
     return study
 
 
@@ -179,13 +137,13 @@ def _column(path: Path, columns: Sequence[str], given: str | None, usual: Sequen
 
 
 def _measure(model: str) -> tuple[Callable[[str], int], str]:
-    """What counts the length of a text, and in what."""
-    if not model:
+    """What counts the length of a text, and in what: characters without a model, or without its tokenizer.json."""
+    path = look_up_model(model).folder / "tokenizer.json" if model else None
+    if path is None or not path.is_file():
         return len, "characters"
     from tokenizers import Tokenizer
 
-    reference: ModelReference = look_up_model(model)
-    tokenizer = Tokenizer.from_file(str(reference.folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(path))
     return lambda text: len(tokenizer.encode(text).ids), "tokens"
 
 

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from statewise.batch import States, states_of_rows
 from statewise.config.refusals import read_kind
 from statewise.config.study import StudyConfig
@@ -57,7 +59,13 @@ def _check_target(folder: Path, study: Path, config: StudyConfig) -> None:
             raise UsageError(
                 f"source 'log': {folder} was trained with {key} {theirs.get(key)!r}, but this study has {ours!r}"
             )
-    if config.data and DataSection.model_validate(_read_table(study, "data")).identity != config.data.identity:
+    if config.data is None:
+        return
+    try:
+        data = DataSection.model_validate(_read_table(study, "data"))
+    except ValidationError:
+        raise UsageError(f"source 'log': {study} is damaged (its [data] is none); train its study again") from None
+    if data.identity != config.data.identity:
         raise UsageError(f"source 'log': {folder} was trained on another [data] than that of this study, see {study}")
 
 

@@ -68,8 +68,8 @@ def plan_study(request: StudyRequest) -> Plan:
         found = {name: _look_up(one.model) for name, one in config.models.items()}
         others = {name: one.folder for name, one in found.items()}
         plan = make_plan(config, reference.folder, location, is_dry=True, others=others)
-        missing_bytes = reference.missing_bytes + sum(one.missing_bytes for one in found.values())
-        return replace(plan, download_bytes=missing_bytes, task_code=code)
+        other_bytes = sum(one.missing_bytes for one in found.values())
+        return replace(plan, download_bytes=reference.missing_bytes, other_bytes=other_bytes, task_code=code)
     model, others = _find_all(config)
     code = _check_tasks(config, model, location, request.trusts_task_code)
     return replace(make_plan(config, model, location, others=others), task_code=code)

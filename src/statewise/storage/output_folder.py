@@ -39,7 +39,7 @@ def check_entries(folder: Path) -> None:
 def check_empty(folder: Path) -> None:
     """Refuse a place for a new folder that holds something, with a `UsageError`."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder}: exists and is not an empty folder; choose another with --out")
+        raise UsageError(f"{folder}: exists and is not an empty folder; choose another")
 
 
 def open_lock(folder: Path) -> BinaryIO:

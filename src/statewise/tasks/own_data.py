@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -125,6 +126,16 @@ def read_own_data(data: DataSection) -> dict[str, list[OwnRow]]:
     Raises:
         UsageError: a file cannot be read, a row lacks a column or holds no text in it, or a split is too small.
     """
+    return _read(data.model_dump_json()) if data.digests else _read_now(data)
+
+
+@lru_cache(maxsize=2)
+def _read(section: str) -> dict[str, list[OwnRow]]:
+    """A run reads its rows several times; their digests are in the section, so what is kept is what they say."""
+    return _read_now(DataSection.model_validate_json(section))
+
+
+def _read_now(data: DataSection) -> dict[str, list[OwnRow]]:
     for key, name in (("train", data.train), ("test", data.test)):
         if name and data.digests and records.digest_file(Path(name)) != data.digests[key]:
             raise UsageError(f"data.{key}: {name} changed since the study was read; run the same command again")
