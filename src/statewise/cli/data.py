@@ -1,4 +1,4 @@
-"""The commands about a user's own data: what is in a file, and a study begun from it. Part of the command line."""
+"""The commands about a user's own data: what is in a file, and a study begun from it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from statewise.cli_models import JsonOption, examples, print_json
+from statewise.cli.options import JsonOption, examples, print_json
 
 app = typer.Typer()
 
