@@ -8,15 +8,14 @@ weights would round most of what was learned away.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -28,12 +27,25 @@ from statewise.storage import records
 from statewise.storage.parsing import parse_json
 from statewise.storage.records import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
+if TYPE_CHECKING:
+    from peft import LoraConfig  # two seconds, which only an adapter should cost
+    from peft.tuners.lora import LoraLayer
+
 STORED_PREFIX = "base_model.model."  # what peft puts before a parameter's name in adapter_model.safetensors
 
 
 def lora_layers(model: PreTrainedModel) -> list[LoraLayer]:
     """The layers of `model` that carry adapters."""
-    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+    return list(_adapted(model).values())
+
+
+def _adapted(model: PreTrainedModel) -> dict[str, LoraLayer]:
+    """By full name; a model that carries adapters has them from peft, so that without peft there are none."""
+    if "peft" not in sys.modules:
+        return {}
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 def num_parameters(model: PreTrainedModel) -> int:
@@ -70,6 +82,8 @@ def add_adapter(model: PreTrainedModel, name: str, rank: int, alpha: float, seed
     Returns:
         Its parameters by name.
     """
+    from peft import LoraConfig
+
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(_linear_names(model)), lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed % 2**63)  # the CPU's alone: `torch.manual_seed` seeds a GPU's as well
@@ -84,6 +98,8 @@ def add_adapter(model: PreTrainedModel, name: str, rank: int, alpha: float, seed
 
 
 def _inject(config: LoraConfig, model: PreTrainedModel, name: str) -> None:
+    from peft import inject_adapter_in_model
+
     with warnings.catch_warnings():
         # peft warns of tied embeddings even where no embedding is a target, of a second adapter, which is wanted, and
         # of `Conv1D` (GPT-2), whose transposed weights it then reads as it should.
@@ -106,9 +122,7 @@ def _without_name(key: str, adapter: str) -> str:
 
 def _linear_names(model: PreTrainedModel) -> set[str]:
     """Full names of the decoder's linear layers (GPT-2: `Conv1D`); without the head, as in peft's "all-linear"."""
-    carried = {
-        id(layer.get_base_layer()): name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)
-    }
+    carried = {id(layer.get_base_layer()): name for name, layer in _adapted(model).items()}
     inside = tuple(f"{name}." for name in carried.values())
     head = model.get_output_embeddings()
     plain = {
@@ -155,6 +169,8 @@ def load_adapter(model: PreTrainedModel, folder: Path, name: str) -> None:
     Raises:
         UsageError: the folder holds no adapter, or one that was not made for this model.
     """
+    from peft import LoraConfig
+
     try:
         config = parse_json((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / ADAPTER_WEIGHTS)
@@ -191,9 +207,8 @@ def _shape(shape: torch.Size | None) -> str:
 def merge_adapters(model: PreTrainedModel) -> None:
     """Make `model`, in place, a plain float32 one: B A · alpha / rank of its active adapter is added to its weights."""
     model.float()
-    for name, module in list(model.named_modules()):
-        if isinstance(module, LoraLayer):
-            layer: Any = module
-            layer.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    layers: dict[str, Any] = {**_adapted(model)}
+    for name, layer in layers.items():
+        layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
