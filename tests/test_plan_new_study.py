@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 from typer.testing import CliRunner
 
-from statewise.assets import SHAPES
+from statewise.assets import POCKET_MODEL, SHAPES
 from statewise.cli import app
 from statewise.errors import UsageError
 from statewise.plan.materials import check_materials
-from statewise.plan.new_study import describe_data, write_study
+from statewise.plan.new_study import Columns, TurnFacts, describe_data, write_study
 from statewise.plan.request import StudyRequest, plan_study
 from statewise.policy.find import ModelReference
 
@@ -23,7 +25,7 @@ ROWS = [{"id": i, "question": f"{i} + 1 =", "answer": str(i + 1)} for i in range
 def rows(tmp_path):
     def write(rows=ROWS, name="rows.jsonl"):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return tmp_path / name
+        return str(tmp_path / name)
 
     return write
 
@@ -62,7 +64,7 @@ def test_a_column_that_cannot_be_guessed_or_is_not_there_is_told(rows):
     with pytest.raises(UsageError, match=r"which column is the prompt\? give --prompt; the columns are a, b"):
         describe_data(path)
     with pytest.raises(UsageError, match=r"unknown column 'questin'\. Did you mean 'question'\?"):
-        describe_data(rows(), "questin")
+        describe_data(rows(), Columns("questin"))
 
 
 def test_a_begun_study_can_be_run_as_it_is(rows, tmp_path):
@@ -80,7 +82,7 @@ def test_a_study_is_not_begun_on_bad_rows_or_over_another(rows, tmp_path):
         write_study(tmp_path / "new", describe_data(rows([*ROWS, {"question": "a"}])))
     assert not (tmp_path / "new").exists()
     with pytest.raises(UsageError, match="a study that imitates needs a column of completions"):
-        write_study(tmp_path / "new", describe_data(rows(), completion=""))
+        write_study(tmp_path / "new", describe_data(rows(), Columns(completion="")))
     write_study(tmp_path / "new", describe_data(rows()))
     with pytest.raises(UsageError, match="exists and is not an empty folder"):
         write_study(tmp_path / "new", describe_data(rows()))
@@ -111,3 +113,72 @@ def test_a_study_of_a_large_model_that_is_not_here_yet_trains_an_adapter(rows, t
     assert "lr = 1e-4" in text
     assert "retention = []" in text
     assert describe_data(rows(), model="org/large").unit == "characters"  # there is no tokenizer.json
+
+
+TALK = [
+    {"messages": [{"role": "user", "content": f"{i} + 1 ="}, {"role": "assistant", "content": str(i + 1)}]}
+    for i in range(20)
+]
+LONGER = [{"role": "system", "content": "Add."}, *TALK[0]["messages"], {"role": "user", "content": "And 1 more?"}]
+
+
+def test_the_facts_of_conversations_by_hand(rows):
+    longer = {"messages": [*LONGER, {"role": "assistant", "content": "2"}]}
+    test = rows([TALK[3], {"messages": LONGER}], "test.jsonl")
+    facts = describe_data(rows([*TALK, longer, {"messages": LONGER}]), test=test)
+    assert (facts.columns, facts.messages, facts.num_rows) == (("messages",), "messages", 22)
+    assert facts.turns == TurnFacts((2, 2, 2), 1, 1, True)
+    assert facts.num_in_test == 1
+    assert facts.problems == (
+        f"{facts.source}:22: the last turn is of the user; end the conversation with an answer of the assistant, "
+        'or set completion = "" where no answer is needed',
+    )
+    assert facts.first[0] == ("0 + 1 =", "1")
+    # "0 + 1 =" has 7 characters, "10 + 1 =" 8; of 21 answers 10 have one digit, the 11th in order has two.
+    assert (facts.prompt_lengths, facts.completion_lengths) == ((7, 8, 8), (1, 2, 2))
+
+
+def test_a_column_of_texts_is_no_column_of_conversations(rows):
+    facts = describe_data(rows([{"messages": "x", "prompt": "a", "completion": "b"}] * 3))
+    assert (facts.prompt, facts.completion, facts.messages) == ("prompt", "completion", "")
+    with pytest.raises(UsageError, match="give one of --messages and --prompt with --completion"):
+        describe_data(rows(), Columns(prompt="question", messages="messages"))
+
+
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_a_study_begun_on_conversations_can_be_run_as_it_is(rows, tmp_path, monkeypatch, is_saved):
+    monkeypatch.chdir(tmp_path)
+    data = rows(TALK)
+    if is_saved:
+        datasets.DatasetDict(train=datasets.Dataset.from_list(TALK)).save_to_disk("saved")
+        data = "saved"
+    plan = plan_study(StudyRequest(str(write_study(tmp_path / "new", describe_data(data))), is_quick=True))
+    assert check_materials(plan) == ()
+    assert (plan.config.data.messages, plan.config.shared.chat) == ("messages", False)
+    assert plan.config.study.name == ("saved" if is_saved else "rows")
+
+
+def test_a_study_begun_on_longer_conversations_needs_a_chat_template(rows, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = rows([{"messages": [*LONGER[:2], *one["messages"][1:]]} for one in TALK] + TALK)
+    with pytest.raises(
+        UsageError, match="conversations are rendered by a chat template only, and model 'pocket' has no"
+    ):
+        write_study(tmp_path / "new", describe_data(data))
+    assert not (tmp_path / "new").exists()
+    shutil.copytree(POCKET_MODEL, "chatting")
+    template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    settings = json.loads((POCKET_MODEL / "tokenizer_config.json").read_text())
+    Path("chatting/tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+    plan = plan_study(StudyRequest(str(write_study(tmp_path / "new", describe_data(data), "chatting")), is_quick=True))
+    assert check_materials(plan) == ()
+    assert plan.config.shared.chat
+
+
+def test_the_command_tells_of_conversations(rows, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows(TALK)
+    told = CliRunner().invoke(app, ["data", "rows.jsonl"]).stdout
+    assert "conversations: messages; turns of the 5 %, 50 % and 95 % quantile: 2, 2, 2; 0 with a system turn" in told
+    facts = json.loads(CliRunner().invoke(app, ["data", "rows.jsonl", "--json"]).stdout)
+    assert (facts["path"], facts["turns"]["needs_chat"]) == ("rows.jsonl", False)

@@ -127,7 +127,7 @@ def test_a_row_that_has_no_text_is_named_with_its_line(folder, row, told):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("data.train=own.toml", r"--set data\.train: data\.train .*own\.toml: of no known format; expected \.jsonl"),
+        ("data.train=own.toml", r"--set data\.train: data\.train: .*own\.toml: of no known format; expected \.jsonl"),
         ("data.train=nothing.csv", r"--set data\.train: data\.train: there is no file .*nothing\.csv"),
         ("data.reward=exact", "unknown; expected exact_match, contains, math, regex or a file and its function"),
         ("data.reward=own.py:f", r"data\.reward: there is no file .*own\.py"),

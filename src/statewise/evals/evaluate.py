@@ -78,10 +78,12 @@ def evaluate(policy: Policy, task: Task, protocol: EvalProtocol) -> list[dict[st
         `score` is None where an answer could not be scored.
 
     Raises:
-        UsageError: the task has no metric of single items, or its texts do not fit the model's context.
+        UsageError: the task has no metric of single items or needs a chat template, or its texts do not fit the
+            model's context.
     """
     if task.lm_eval_task.OUTPUT_TYPE == "loglikelihood_rolling":
         raise _no_item_metric(task)
+    task.check_chat(is_chat=protocol.is_chat)
     rows: list[dict[str, Any]] = []
     with preserve_rng_and_mode(policy), quiet_lm_eval():
         for decoding in protocol.decodings if task.is_generative else (CHOICES,):

@@ -1,4 +1,4 @@
-"""A study begun from a file of rows (`statewise init`), and what is in such a file (`statewise data`)."""
+"""A study begun from rows (`statewise init`), and what is in them (`statewise data`)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,30 +16,51 @@ from statewise.errors import UsageError, unknown
 from statewise.plan.request import LARGE_PARAMETERS  # from here on an adapter is trained
 from statewise.policy.find import count_parameters, look_up_model
 from statewise.storage.output_folder import check_empty
+from statewise.storage.parsing import parse_json
 from statewise.storage.records import write_bytes
-from statewise.storage.rows import Row, read_rows
-from statewise.tasks.own_data import FORMATS, text_of
+from statewise.storage.rows import Row
+from statewise.tasks.conversations import ASSISTANT, SYSTEM, answers_of, first_asked, is_plain, plain_text, turns_of
+from statewise.tasks.hub_rows import HUB
+from statewise.tasks.own_data import COMPLETION, PROMPT, text_of
+from statewise.tasks.row_sources import locate_rows, read_source
 
 # What columns are called in the data sets that people have, the likeliest first.
 PROMPTS = ("prompt", "question", "instruction", "input", "problem", "query")
 COMPLETIONS = ("completion", "answer", "output", "response", "solution", "target")
+MESSAGES = ("messages", "conversation", "conversations", "turns", "dialog", "dialogue")
 TEST_SHARE = 0.2
 SHOWN = 3  # rows, and problems of a kind
 
 
 @dataclass(frozen=True)
-class DataFacts:
-    """What is in a file of rows, as a study would see it.
+class TurnFacts:
+    """Of conversations: turns (5 %, 50 % and 95 % quantile), and how many have a system turn and several answers.
 
-    `problems`: rows without a text in one of the two columns, told with their place; `num_twice`: rows whose prompt
-    came before; `num_in_test`: prompts that the file `test` has too (None: no such file). Lengths of the 5 %, 50 % and
-    95 % quantile, in `unit`.
+    `needs_chat`: only a chat template can render them.
     """
 
-    path: Path
+    num_turns: tuple[int, int, int]
+    num_with_system: int
+    num_with_more_answers: int
+    needs_chat: bool
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What is in rows, as a study would see it.
+
+    `source`: where they lie, by its whole name; `messages`: the column of conversations, "" for none, which `turns`
+    then tells of; prompts are their plain form. `problems`: rows without a text in one of the two columns, told with
+    their place; `num_twice`: rows whose prompt came before; `num_in_test`: prompts (of conversations,
+    first questions) that `test` has too (None: no such rows). Lengths of the 5 %, 50 % and 95 % quantile, in
+    `unit`.
+    """
+
+    source: str
     columns: tuple[str, ...]
     prompt: str
     completion: str
+    messages: str
     num_rows: int
     problems: tuple[str, ...]
     num_twice: int
@@ -47,45 +69,50 @@ class DataFacts:
     unit: str
     prompt_lengths: tuple[int, int, int]
     completion_lengths: tuple[int, int, int]
+    turns: TurnFacts | None
 
 
-def describe_data(
-    path: Path, prompt: str | None = None, completion: str | None = None, *, test: Path | None = None, model: str = ""
-) -> DataFacts:
-    """Read a file of rows, bad ones too.
+@dataclass(frozen=True)
+class Columns:
+    """What is asked for by name; None: the likeliest that there is, of a completion "" for none."""
+
+    prompt: str | None = None
+    completion: str | None = None
+    messages: str | None = None
+
+
+def describe_data(name: str, asked: Columns = Columns(), *, test: str = "", model: str = "") -> DataFacts:
+    """Read rows, bad ones too.
 
     Args:
-        path: `.jsonl`, `.json`, `.csv` or `.parquet`.
-        prompt: column; None: the likeliest that there is.
-        completion: column, "" for none; None: the likeliest that there is.
-        test: another file of the same columns, whose prompts are looked for in this one.
+        name: a file, a folder that datasets saved or a data set of the hub, as `data.train` of a study names it.
+        asked: columns.
+        test: others of the same columns, whose prompts are looked for in these; "": none.
         model: whose tokens lengths are counted in; "": characters.
 
     Raises:
-        UsageError: not a file of rows, or a column that is not there or cannot be guessed.
+        UsageError: no rows, or a column that is not there or cannot be guessed.
     """
-    rows = _read(path)
+    source = locate_rows(name, Path(), "train")
+    rows = read_source(source)
     columns = tuple(dict.fromkeys(name for row in rows for name in row.values))
-    prompt = _column(path, columns, prompt, PROMPTS, "prompt")
-    completion = "" if completion == "" else _column(path, columns, completion, COMPLETIONS, "completion")
-    asked = [prompt, *([completion] if completion else [])]
-    texts, problems = list[tuple[str, str]](), list[str]()
+    found = _columns(source, rows, columns, asked)
+    read, problems = list[tuple[list[dict[str, str]], str, str]](), list[str]()
     for row in rows:
         try:
-            found = [text_of(row, column) for column in asked]
+            read.append(_read_row(row, found))
         except UsageError as error:
             problems.append(str(error))
-        else:
-            texts.append((found[0], found[1] if completion else ""))
-    prompts = [text for text, _ in texts]
-    others = {str(row.values[prompt]) for row in _read(test) if row.values.get(prompt) is not None} if test else None
+    prompts = [prompt for _, prompt, _ in read]
+    begin = {_beginning(turns, prompt) for turns, prompt, _ in read}
     count, unit = _measure(model)
     return DataFacts(
-        path, columns, prompt, completion, len(rows), tuple(problems),
+        source, columns, found.prompt or "", found.completion or "", found.messages or "", len(rows), tuple(problems),
         sum(times - 1 for times in Counter(prompts).values()),
-        None if others is None else len(others & set(prompts)),
-        tuple(texts[:SHOWN]), unit, _quantiles([count(one) for one in prompts]),
-        _quantiles([count(one) for _, one in texts]),
+        len(begin & _beginnings(read_source(locate_rows(test, Path(), "test")), found)) if test else None,
+        tuple((prompt, answer) for _, prompt, answer in read[:SHOWN]), unit,
+        _quantiles([count(prompt) for prompt in prompts]), _quantiles([count(answer) for _, _, answer in read]),
+        _turn_facts([turns for turns, _, _ in read], found),
     )  # fmt: skip
 
 
@@ -98,16 +125,22 @@ def write_study(folder: Path, facts: DataFacts, model: str = SharedSection().mod
     if facts.problems:
         raise UsageError(f"{facts.problems[0]} (one of {len(facts.problems)} such rows); mend the file first")
     if not facts.completion:
-        raise UsageError(f"{facts.path}: a study that imitates needs a column of completions")
+        raise UsageError(f"{facts.source}: a study that imitates needs a column of completions")
     reference, usual = look_up_model(model), SharedSection()
+    is_chat = facts.turns is not None and _has_chat_template(reference.folder)
+    if facts.turns and facts.turns.needs_chat and not is_chat:
+        raise UsageError(
+            f"{facts.source}: conversations are rendered by a chat template only, and model {model!r} has none; give "
+            "--model with one that has, such as an instruct model"
+        )
     # Weights that are not here yet have two bytes each, as most are published.
     size = sum(count_parameters(reference.folder).values()) or reference.missing_bytes / 2
     check_empty(folder)
-    name = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in facts.path.stem).strip("-")
+    name = "".join(one if one.isascii() and one.isalnum() else "-" for one in _stem(facts.source)).strip("-")
     written = {
         "file": str(folder / "study.toml"), "name": json.dumps(name.lower() or "own"), "share": TEST_SHARE,
-        "train": json.dumps(os.path.relpath(facts.path.resolve(), folder.resolve())),
-        "prompt": json.dumps(facts.prompt), "completion": json.dumps(facts.completion), "model": json.dumps(model),
+        "train": json.dumps(_from(folder, facts.source)), "columns": _columns_of_study(facts),
+        "model": json.dumps(model), "chat": "chat = true   # turns as the model's chat template has them\n" * is_chat,
         "retention": json.dumps(usual.retention if model == usual.model else []),
         "lr": "1e-4" if size > LARGE_PARAMETERS else "3e-4",
         "adapter": 'adapter = { kind = "lora", rank = 16 }\n' if size > LARGE_PARAMETERS else "",
@@ -119,21 +152,93 @@ def write_study(folder: Path, facts: DataFacts, model: str = SharedSection().mod
     return study
 
 
-def _read(path: Path) -> list[Row]:
-    if path.suffix not in FORMATS:
-        raise UsageError(f"{path}: of no known format; expected {', '.join(FORMATS)}")
-    return read_rows(path, FORMATS[path.suffix])
+def _read_row(row: Row, columns: Columns) -> tuple[list[dict[str, str]], str, str]:
+    """The turns before the answer (none of a row without conversations), the prompt and the answer."""
+    if columns.messages:
+        turns = turns_of(row, columns.messages)
+        before, answer = answers_of(turns, row.place, has_answer=bool(columns.completion))[-1]
+        return before, plain_text(before), answer
+    return [], text_of(row, columns.prompt or ""), text_of(row, columns.completion) if columns.completion else ""
 
 
-def _column(path: Path, columns: Sequence[str], given: str | None, usual: Sequence[str], key: str) -> str:
+def _beginning(turns: list[dict[str, str]], prompt: str) -> str:
+    return first_asked(turns) if turns else prompt
+
+
+def _beginnings(rows: list[Row], columns: Columns) -> set[str]:
+    """How the rows begin; bad ones do not count."""
+    found = set[str]()
+    for row in rows:
+        with suppress(UsageError):
+            turns, prompt, _ = _read_row(row, columns)
+            found.add(_beginning(turns, prompt))
+    return found
+
+
+def _turn_facts(conversations: list[list[dict[str, str]]], columns: Columns) -> TurnFacts | None:
+    if not columns.messages:
+        return None
+    roles = [[turn["role"] for turn in turns] for turns in conversations]
+    return TurnFacts(
+        _quantiles([len(one) + bool(columns.completion) for one in roles]),
+        sum(SYSTEM in one for one in roles),
+        sum(ASSISTANT in one for one in roles),
+        not all(is_plain(turns) for turns in conversations),
+    )
+
+
+def _columns(source: str, rows: list[Row], columns: Sequence[str], asked: Columns) -> Columns:
+    """The columns that are read: those asked for, or the likeliest."""
+    messages = asked.messages
+    if messages is None and asked.prompt is None and asked.completion in (None, ""):
+        lists = [name for name in MESSAGES if any(isinstance(row.values.get(name), list) for row in rows)]
+        messages = lists[0] if lists else None
+    if messages is None:
+        prompt = _column(source, columns, asked.prompt, PROMPTS, "prompt")
+        none = asked.completion == ""
+        return Columns(prompt, "" if none else _column(source, columns, asked.completion, COMPLETIONS, "completion"))
+    if asked.prompt is not None or asked.completion not in (None, ""):
+        raise UsageError("give one of --messages and --prompt with --completion")
+    messages = _column(source, columns, messages, (), "messages")
+    return Columns(PROMPT, COMPLETION if asked.completion is None else "", messages)
+
+
+def _column(source: str, columns: Sequence[str], given: str | None, usual: Sequence[str], key: str) -> str:
     if given is not None:
         if given not in columns:
-            raise unknown("column", given, columns, str(path))
+            raise unknown("column", given, columns, source)
         return given
     found = [name for name in usual if name in columns]
     if not found:
-        raise UsageError(f"{path}: which column is the {key}? give --{key}; the columns are {', '.join(columns)}")
+        raise UsageError(f"{source}: which column is the {key}? give --{key}; the columns are {', '.join(columns)}")
     return found[0]
+
+
+def _columns_of_study(facts: DataFacts) -> str:
+    if facts.messages:
+        return (
+            f'messages = {json.dumps(facts.messages)}           # the last answer of each; turns = "all": every answer'
+        )
+    return f"prompt = {json.dumps(facts.prompt)}\ncompletion = {json.dumps(facts.completion)}"
+
+
+def _stem(source: str) -> str:
+    """What a study on these rows is called."""
+    if source.startswith(HUB):
+        return source.partition("@")[0].split("/")[1]
+    return Path(source if Path(source).exists() else source.rpartition(":")[0]).stem
+
+
+def _from(folder: Path, source: str) -> str:
+    """The rows as a study in `folder` names them."""
+    return source if source.startswith(HUB) else os.path.relpath(source, folder.resolve())
+
+
+def _has_chat_template(model: Path) -> bool:
+    settings = model / "tokenizer_config.json"
+    if (model / "chat_template.jinja").is_file():
+        return True
+    return settings.is_file() and bool(parse_json(settings.read_text(encoding="utf-8")).get("chat_template"))
 
 
 def _measure(model: str) -> tuple[Callable[[str], int], str]:

@@ -73,10 +73,10 @@ def tokens_after(policy: Policy, start: tuple[int, ...], whole: tuple[int, ...])
 def chat_of(policy: Policy) -> Callable[..., str]:
     """The tokenizer's chat template, called as lm-eval calls it: `(messages, add_generation_prompt=True) -> text`.
 
-    As in HFLM, a template that knows no system role gets the messages without it.
+    As in HFLM, a template that knows no system role gets the messages without it; with `drops_system=False`, none does.
 
     Raises:
-        UsageError: the tokenizer has no chat template.
+        UsageError: the tokenizer has no chat template; from what is returned, one that refuses the messages.
     """
     if not policy.tokenizer.chat_template:
         raise UsageError(
@@ -84,7 +84,7 @@ def chat_of(policy: Policy) -> Callable[..., str]:
             "leave out --chat (shared.chat), or use the instruct model"
         )
 
-    def render(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def render(messages: list[dict[str, str]], add_generation_prompt: bool = True, *, drops_system: bool = True) -> str:
         settings = {
             "tokenize": False,
             "add_generation_prompt": add_generation_prompt,
@@ -92,7 +92,9 @@ def chat_of(policy: Policy) -> Callable[..., str]:
         }
         try:
             return str(policy.tokenizer.apply_chat_template(messages, **settings))
-        except TemplateError:
+        except TemplateError as error:
+            if not drops_system:
+                raise UsageError(f"the chat template of {policy.name!r} refuses the turns: {error}") from None
             kept = [message for message in messages if message["role"] != "system"]
             return str(policy.tokenizer.apply_chat_template(kept, **settings))
 

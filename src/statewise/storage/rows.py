@@ -11,7 +11,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,18 @@ def read_rows(path: Path, file_format: str = "json", options: Mapping[str, Any] 
                 f"{path}: option {option!r} of dataset_kwargs is not known for {file_format}; "
                 + (f"known are {', '.join(known)}" if known else "there are none")
             )
-    rows = list(read(path, options))
+    return checked(read(path, options), str(path))
+
+
+def checked(found: Iterable[Row], told: str) -> list[Row]:
+    """The rows, one or more, of values that can be kept; `told` is where they lie.
+
+    Raises:
+        UsageError: there are none, or a value that cannot be kept; names the row.
+    """
+    rows = list(found)
     if not rows:
-        raise UsageError(f"{path}: holds no rows")
+        raise UsageError(f"{told}: holds no rows")
     for row in rows:
         for column, value in row.values.items():
             if problem := _problem_of(value):
@@ -167,17 +176,27 @@ def _typed(cells: list[str | None]) -> list[Any]:
 def _read_parquet(path: Path, options: Mapping[str, Any]) -> Iterator[Row]:
     try:
         # Not read_table(), which makes columns of folders that are called `name=value`.
-        table = pq.ParquetFile(path).read()
-        rows = table.to_pylist()
+        rows = rows_of_table(pq.ParquetFile(path).read(), str(path))
     except (OSError, ValueError, pa.ArrowException) as error:  # ArrowInvalid and UnicodeDecodeError are ValueErrors
         raise UsageError(f"{path}: not a Parquet file that can be read: {str(error).partition(chr(10))[0]}") from None
-    names = table.column_names
+    yield from rows
+
+
+def rows_of_table(table: pa.Table, told: str) -> list[Row]:
+    """The rows of an Arrow table, as they are; `told` is where they lie.
+
+    Raises:
+        UsageError: two columns have one name.
+    """
+    names, found = table.column_names, table.to_pylist()
     if len(set(names)) < len(names):
-        raise UsageError(f"{path}: two columns have one name; its columns are {', '.join(names)}")
-    for number, values in enumerate(rows, start=1):
+        raise UsageError(f"{told}: two columns have one name; its columns are {', '.join(names)}")
+    rows = []
+    for number, values in enumerate(found, start=1):
         # pandas writes NaN where a number is missing.
         kept = {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in values.items()}
-        yield Row(f"{path}, row {number}", number, kept)
+        rows.append(Row(f"{told}, row {number}", number, kept))
+    return rows
 
 
 def _read_text(path: Path, options: Mapping[str, Any]) -> Iterator[Row]:

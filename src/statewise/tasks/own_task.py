@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
 from lm_eval.api.task import ConfigurableTask
 
 from statewise.errors import UsageError
+from statewise.tasks.conversations import left_out_by, plain_text
 from statewise.tasks.generation import cut_at
-from statewise.tasks.own_data import METRIC, MOST_NEW_TOKENS, REWARD_METRIC, DataSection, OwnRow, read_own_data
+from statewise.tasks.own_data import (
+    METRIC,
+    MOST_NEW_TOKENS,
+    REWARD_METRIC,
+    TURNS,
+    DataSection,
+    OwnRow,
+    read_own_data,
+)
 from statewise.tasks.quiet import quiet_lm_eval
 from statewise.tasks.rewards import RewardFunction, make_reward
 from statewise.tasks.task import Task, TaskOptions
@@ -25,6 +34,8 @@ def own_task(data: DataSection, options: TaskOptions = TaskOptions()) -> Task:  
     Raises:
         UsageError: its files or its reward cannot be used; says which, and where.
     """
+    if data.messages and options.num_fewshot:
+        raise UsageError(f"protocol.{data.name}.num_fewshot: no worked examples can be put before a conversation")
     splits, reward = read_own_data(data), _reward_of(data)
     _try_reward(data, reward, _tried(splits))
     loaded = datasets.DatasetDict(
@@ -51,7 +62,48 @@ def own_task(data: DataSection, options: TaskOptions = TaskOptions()) -> Task:  
         "metadata": {"version": 1},
     }
     with quiet_lm_eval():
-        return Task(data.name, (ConfigurableTask(config=config),), REWARD_METRIC, options)
+        task = _Conversations(config=config) if data.messages else ConfigurableTask(config=config)
+        if data.messages:
+            task.places = {row.document[TURNS]: row.place for rows in splits.values() for row in rows}
+        return Task(data.name, (task,), REWARD_METRIC, options, _needs_chat(splits))
+
+
+class _Conversations(ConfigurableTask):  # type: ignore[misc]  # lm_eval has no types
+    """Rows whose prompts are turns, which reach a chat template as they are. `places`: of turns, for errors."""
+
+    def fewshot_context(
+        self, doc: Mapping[str, str], *, chat_template: Callable[..., str] | None = None, **settings: Any
+    ) -> str:
+        """The prompt of a document: as `apply_chat_template(turns, add_generation_prompt=True)`, or its plain form.
+
+        Raises:
+            UsageError: the template refuses the turns or leaves one out.
+        """
+        turns = json.loads(doc[TURNS])
+        if chat_template is None:
+            return plain_text(turns)
+        try:
+            rendered = chat_template(turns, drops_system=False)
+        except UsageError as error:
+            raise UsageError(f"{self.places[doc[TURNS]]}: {error}") from None
+        if turn := left_out_by(turns, rendered):
+            raise UsageError(
+                f"{self.places[doc[TURNS]]}: the chat template leaves out or changes the {turn['role']}'s "
+                f"{turn['content'][:60]!r}; take such turns out of the rows, or use another model"
+            )
+        return rendered
+
+
+def _needs_chat(splits: Mapping[str, list[OwnRow]]) -> str:
+    """Why the rows cannot be used without a chat template; "" where they can."""
+    talking = next((row for rows in splits.values() for row in rows if row.needs_chat), None)
+    if talking is None:
+        return ""
+    roles = ", ".join(turn["role"] for turn in talking.turns)
+    return (
+        f"{talking.place}: a conversation ({roles} before the answer) is rendered by a chat template only; set "
+        "shared.chat = true (--chat), with a model that has one"
+    )
 
 
 def reward_note(data: DataSection, splits: Mapping[str, list[OwnRow]]) -> str:

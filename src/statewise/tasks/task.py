@@ -68,12 +68,14 @@ class Task:
 
     `members` are lm-eval's ConfigurableTasks: one, or those of a group, which have one output type and the same
     metrics. `reward_metric` is the "metric,filter" that `reward` returns; "" for a task that does not generate.
+    `needs_chat` says why prompts are none without a chat template; "" where they are.
     """
 
     name: str
     members: tuple[Any, ...]
     reward_metric: str = ""
     options: TaskOptions = TaskOptions()
+    needs_chat: str = ""
 
     def __post_init__(self) -> None:
         if self.is_generative and self.reward_metric not in self.metrics:
@@ -194,11 +196,12 @@ class Task:
             One example a document, in its order; prompts hold the worked examples that lm-eval would put there.
 
         Raises:
-            UsageError: the task does not generate text, or has no training split.
+            UsageError: the task does not generate text, has no training split, or needs a chat template.
         """
         if split not in ("train", "test"):
             raise errors.unknown("split", split, ("train", "test"), f"task {self.name!r}")
         self._check_trainable(needs_training_split=split == "train")
+        self.check_chat(is_chat=chat is not None)
         if chat is None and split in self._plain_examples:
             return self._plain_examples[split]
         docs = self._train_docs if split == "train" else self._test_docs
@@ -233,6 +236,11 @@ class Task:
                 f"task {self.name!r} has no training split, so there is nothing to train on; add `training_split` "
                 "to its YAML, or choose another target"
             )
+
+    def check_chat(self, *, is_chat: bool) -> None:
+        """Refuse to train or evaluate without a chat template (`UsageError`) where prompts are none without it."""
+        if self.needs_chat and not is_chat:
+            raise UsageError(self.needs_chat)
 
     def check_target(self) -> None:
         """Refuse a task that cannot be trained on, before any model is loaded.
