@@ -101,7 +101,9 @@ def test_the_commands_say_what_they_found_and_wrote(rows, tmp_path, monkeypatch)
     done = CliRunner().invoke(app, ["init", "new", "--data", "rows.jsonl"])
     assert done.exit_code == 0
     assert "statewise run new/study.toml --quick" in done.stdout
-    assert sorted(path.name for path in Path("new").iterdir()) == ["rewards.py", "study.toml"]
+    assert "rows of more tokens than the model's context of 256: 0" in done.stdout
+    assert "'1 + 1 ='" in done.stdout
+    assert sorted(path.name for path in Path("new").iterdir()) == ["README.md", "rewards.py", "study.toml"]
 
 
 def test_a_study_of_a_large_model_that_is_not_here_yet_trains_an_adapter(rows, tmp_path, monkeypatch):
@@ -182,3 +184,18 @@ def test_the_command_tells_of_conversations(rows, tmp_path, monkeypatch):
     assert "conversations: messages; turns of the 5 %, 50 % and 95 % quantile: 2, 2, 2; 0 with a system turn" in told
     facts = json.loads(CliRunner().invoke(app, ["data", "rows.jsonl", "--json"]).stdout)
     assert (facts["path"], facts["turns"]["needs_chat"]) == ("rows.jsonl", False)
+
+
+def test_a_study_is_begun_without_rows_on_an_example(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["init", "new"])
+    assert done.exit_code == 0, done.output
+    plan = plan_study(StudyRequest("new/study.toml", is_quick=True))
+    assert plan.config.data.train == str(tmp_path / "new" / "rows.jsonl")
+    assert "statewise run new/study.toml --quick" in Path("new/README.md").read_text()
+
+
+def test_rows_beyond_the_model_s_context_are_counted(rows):
+    facts = describe_data(rows([*ROWS, {"question": "1 " * 200, "answer": "2 " * 40}]), model="pocket")
+    assert (facts.context, facts.num_too_long) == (256, 1)
+    assert describe_data(rows()).context is None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from statewise.cli.options import JsonOption, examples, print_json
+
+if TYPE_CHECKING:
+    from statewise.plan.new_study import DataFacts
 
 app = typer.Typer()
 
@@ -54,7 +57,34 @@ def data_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     if as_json:
         print_json(asdict(facts) | {"path": file})
         return
-    typer.echo(f"{file}: {facts.num_rows:,} rows; columns {', '.join(facts.columns)}")
+    _tell(facts, file, test)
+
+
+@app.command(epilog=examples("statewise init mine --data rows.jsonl", "statewise init mine --data rows.csv --prompt q"))
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder to write; it must not exist or be empty.")],
+    data: Annotated[str, typer.Option(help=f"{ROWS} Default: a few example rows, to begin with.")] = "",
+    model: Annotated[
+        str, typer.Option(help="pocket, a folder, or a Hugging Face name org/name[@revision].")
+    ] = "pocket",
+    prompt: PromptOption = None,
+    completion: CompletionOption = None,
+    messages: MessagesOption = None,
+) -> None:
+    """Begin a study on your own data: study.toml, rewards.py and a README.md; it runs as it is."""
+    from statewise.plan.new_study import EXAMPLE, Columns, describe_data, write_study
+
+    facts = describe_data(data or str(EXAMPLE), Columns(prompt, completion, messages), model=model)
+    study = write_study(folder, facts, model)
+    _tell(facts, data or "Example rows")
+    columns = f"column {facts.messages}" if facts.messages else f"columns {facts.prompt} and {facts.completion}"
+    typer.echo(f"Written: {study}, on {columns}; {folder / 'rewards.py'}; {folder / 'README.md'}")
+    typer.echo(f"Look at them, then: statewise run {study} --quick")
+
+
+def _tell(facts: DataFacts, name: str, test: str = "") -> None:
+    """Print what is in rows."""
+    typer.echo(f"{name}: {facts.num_rows:,} rows; columns {', '.join(facts.columns)}")
     if facts.turns:
         low, middle, high = facts.turns.num_turns
         typer.echo(
@@ -72,6 +102,8 @@ def data_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
             typer.echo(f"{told}; {facts.unit} of the 5 %, 50 % and 95 % quantile: {low}, {middle}, {high}")
     for asked, answered in facts.first:
         typer.echo(f"  {asked!r}\n    → {answered!r}")
+    if facts.context:
+        typer.echo(f"rows of more tokens than the model's context of {facts.context:,}: {facts.num_too_long:,}")
     typer.echo(f"rows whose prompt came before: {facts.num_twice:,}")
     if facts.num_in_test is not None:
         what = "first questions" if facts.messages else "prompts"
@@ -79,24 +111,3 @@ def data_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     typer.echo(f"rows that a study would refuse: {len(facts.problems):,}")
     for problem in facts.problems[:NUM_TOLD]:
         typer.echo(f"  {problem}")
-
-
-@app.command(epilog=examples("statewise init mine --data rows.jsonl", "statewise init mine --data rows.csv --prompt q"))
-def init(
-    folder: Annotated[Path, typer.Argument(help="Folder to write; it must not exist or be empty.")],
-    data: Annotated[str, typer.Option(help=ROWS)],
-    model: Annotated[
-        str, typer.Option(help="pocket, a folder, or a Hugging Face name org/name[@revision].")
-    ] = "pocket",
-    prompt: PromptOption = None,
-    completion: CompletionOption = None,
-    messages: MessagesOption = None,
-) -> None:
-    """Begin a study on your own data: study.toml and rewards.py, which run as they are."""
-    from statewise.plan.new_study import Columns, describe_data, write_study
-
-    facts = describe_data(data, Columns(prompt, completion, messages), model=model)
-    study = write_study(folder, facts, model)
-    columns = f"column {facts.messages}" if facts.messages else f"columns {facts.prompt} and {facts.completion}"
-    typer.echo(f"Written: {study}, on {columns}; {folder / 'rewards.py'}")
-    typer.echo(f"Look at both, then: statewise run {study} --quick")

@@ -30,6 +30,8 @@ COMPLETIONS = ("completion", "answer", "output", "response", "solution", "target
 MESSAGES = ("messages", "conversation", "conversations", "turns", "dialog", "dialogue")
 TEST_SHARE = 0.2
 SHOWN = 3  # rows, and problems of a kind
+TOKENS = "tokens"
+EXAMPLE = BEGUN / "rows.jsonl"  # for those who have no rows yet
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class DataFacts:
     then tells of; prompts are their plain form. `problems`: rows without a text in one of the two columns, told with
     their place; `num_twice`: rows whose prompt came before; `num_in_test`: prompts (of conversations,
     first questions) that `test` has too (None: no such rows). Lengths of the 5 %, 50 % and 95 % quantile, in
-    `unit`.
+    `unit`; `num_too_long`: rows of more tokens than the model's `context` (None where tokens are not counted).
     """
 
     source: str
@@ -69,6 +71,8 @@ class DataFacts:
     unit: str
     prompt_lengths: tuple[int, int, int]
     completion_lengths: tuple[int, int, int]
+    context: int | None
+    num_too_long: int
     turns: TurnFacts | None
 
 
@@ -106,18 +110,21 @@ def describe_data(name: str, asked: Columns = Columns(), *, test: str = "", mode
     prompts = [prompt for _, prompt, _ in read]
     begin = {_beginning(turns, prompt) for turns, prompt, _ in read}
     count, unit = _measure(model)
+    lengths = [(count(prompt), count(answer)) for _, prompt, answer in read]
+    context = _context(model) if unit == TOKENS else None
     return DataFacts(
         source, columns, found.prompt or "", found.completion or "", found.messages or "", len(rows), tuple(problems),
         sum(times - 1 for times in Counter(prompts).values()),
         len(begin & _beginnings(read_source(locate_rows(test, Path(), "test")), found)) if test else None,
         tuple((prompt, answer) for _, prompt, answer in read[:SHOWN]), unit,
-        _quantiles([count(prompt) for prompt in prompts]), _quantiles([count(answer) for _, _, answer in read]),
+        _quantiles([asked for asked, _ in lengths]), _quantiles([answered for _, answered in lengths]),
+        context, sum(sum(both) > context for both in lengths) if context else 0,
         _turn_facts([turns for turns, _, _ in read], found),
     )  # fmt: skip
 
 
 def write_study(folder: Path, facts: DataFacts, model: str = SharedSection().model) -> Path:
-    """Write `study.toml` and `rewards.py` of a new study on the described file; returns the former.
+    """Write `study.toml`, `rewards.py` and `README.md` of a new study on the described rows; returns the first.
 
     Raises:
         UsageError: the folder has something in it, the file has bad rows or no completions, or there is no such model.
@@ -136,19 +143,24 @@ def write_study(folder: Path, facts: DataFacts, model: str = SharedSection().mod
     # Weights that are not here yet have two bytes each, as most are published.
     size = sum(count_parameters(reference.folder).values()) or reference.missing_bytes / 2
     check_empty(folder)
-    name = "".join(one if one.isascii() and one.isalnum() else "-" for one in _stem(facts.source)).strip("-")
+    name = "".join(one if one.isascii() and one.isalnum() else "-" for one in _stem(facts.source)).strip("-") or "own"
+    is_example = facts.source == str(EXAMPLE)
+    train = EXAMPLE.name if is_example else _from(folder, facts.source)
+    study = folder / "study.toml"
     written = {
-        "file": str(folder / "study.toml"), "name": json.dumps(name.lower() or "own"), "share": TEST_SHARE,
-        "train": json.dumps(_from(folder, facts.source)), "columns": _columns_of_study(facts),
+        "file": str(study), "name": json.dumps(name.lower()), "share": TEST_SHARE,
+        "train": json.dumps(train), "title": name, "source": train, "rows": f"{facts.num_rows:,}",
+        "run": f"runs/{name.lower()}", "columns": _columns_of_study(facts),
         "model": json.dumps(model), "chat": "chat = true   # turns as the model's chat template has them\n" * is_chat,
         "retention": json.dumps(usual.retention if model == usual.model else []),
         "lr": "1e-4" if size > LARGE_PARAMETERS else "3e-4",
         "adapter": 'adapter = { kind = "lora", rank = 16 }\n' if size > LARGE_PARAMETERS else "",
         "column": repr(facts.completion), "new_tokens": max(16, -(-3 * facts.completion_lengths[2] // 2 // 8) * 8),
     }  # fmt: skip
-    study = folder / "study.toml"
-    for name, text in (("study.toml", BEGUN / "study.toml.txt"), ("rewards.py", BEGUN / "rewards.py.txt")):
-        write_bytes(folder / name, text.read_text(encoding="utf-8").format(**written).encode())
+    for text in sorted(BEGUN.glob("*.txt")):
+        write_bytes(folder / text.stem, text.read_text(encoding="utf-8").format(**written).encode())
+    if is_example:
+        write_bytes(folder / EXAMPLE.name, EXAMPLE.read_bytes())
     return study
 
 
@@ -249,7 +261,14 @@ def _measure(model: str) -> tuple[Callable[[str], int], str]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(path))
-    return lambda text: len(tokenizer.encode(text).ids), "tokens"
+    return lambda text: len(tokenizer.encode(text).ids), TOKENS
+
+
+def _context(model: str) -> int | None:
+    """Tokens of the longest text, as config.json says."""
+    config = parse_json((look_up_model(model).folder / "config.json").read_text(encoding="utf-8"))
+    length = {**config, **config.get("text_config", {})}.get("max_position_embeddings")
+    return length if isinstance(length, int) else None
 
 
 def _quantiles(lengths: Sequence[int]) -> tuple[int, int, int]:
