@@ -87,10 +87,12 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     )  # fmt: skip
     tell_code(plan.task_code)
 
+    from statewise.progress import telling
     from statewise.report.comparison import print_scores
     from statewise.report.terminal import CleanConsole
 
-    rows = evaluate_tasks(plan, lambda text: typer.echo(text, err=True))
+    with telling(CleanConsole(stderr=True)) as tell:
+        rows = evaluate_tasks(plan, tell)
     if as_json:
         print_json({"folder": str(plan.out), "model": plan.stored["model"], "scores": rows})
         return
