@@ -71,16 +71,18 @@ def test_a_quiet_stretch_gets_a_line_now_and_then(shown, clock):
 
 
 def test_a_job_loads_its_model_until_it_says_that_it_works(shown, clock):
-    assert shown("started", "train:sft:0") == "[  0 %] loading model 0 s (train:sft:0)  about 70 s left\n"
+    assert shown.display.running() == "starting"
+    assert shown("started", "train:sft:0") == "[  0 %] loading model 0 s: train:sft:0  about 70 s left\n"
     clock.now = 4.0
     shown("started", "evaluate:base:0")
     clock.now = 7.0
-    assert shown.display.running() == "loading model 7 s (train:sft:0, evaluate:base:0)"
+    assert shown.display.running() == "loading model 7 s: train:sft:0, evaluate:base:0"
     shown("progress", "train:sft:0", done=0)
-    assert shown.display.running() == "train:sft:0, loading model 3 s (evaluate:base:0)"
+    assert shown.display.running() == "loading model 3 s: evaluate:base:0; train:sft:0"
     shown("failed", "evaluate:base:0", message="no memory")
     assert shown.display.running() == "train:sft:0"
-    shown("done", "train:sft:0", result=DONE)
+    for job in shown.display._units:
+        shown("done", job, result=DONE)
     assert shown.display.running() == "finishing"
 
 
@@ -89,7 +91,7 @@ def test_a_job_that_is_tried_once_more_loads_once_more(shown, clock):
     shown("progress", "train:sft:0", done=2)
     clock.now = 9.0
     shown("started", "train:sft:0")
-    assert shown.display.running() == "loading model 0 s (train:sft:0)"
+    assert shown.display.running() == "loading model 0 s: train:sft:0"
 
 
 def test_what_is_told_off_a_terminal_is_a_line_each_and_on_one_has_its_time():

@@ -107,6 +107,13 @@ def test_a_study_without_retention_says_that_forgetting_was_not_measured():
     assert undecided == "0 of 2 gains are not resolved."
 
 
+def test_a_gain_without_an_interval_is_said_to_have_none():
+    bare = Estimate(0.5, None, None, 400, 3, "scores outside of 0..1 have no known range")
+    summary = dataclasses.replace(fake_study(), largest=(Largest("gain", ("rl",), bare, 5),))
+    told = sentences.answer(summary)[0]
+    assert told.startswith("Largest gain on Pocket Math: on-policy RL, +.500 no interval, not resolved, beside F ")
+
+
 def test_arms_that_failed_or_diverged_are_named_and_never_counted():
     summary = only(fake_study(), "mild_sft", "rl")
     one = replace_run(summary, "rl", diverged(run_named(summary, "rl")))

@@ -110,11 +110,13 @@ class ProgressDisplay:
 
     def running(self) -> str:
         """The jobs at work; of those that load their models since when."""
-        working = [id_ for id_ in self._running if id_ not in self._loading]
+        working = ", ".join(id_ for id_ in self._running if id_ not in self._loading)
+        loading = ""
         if self._loading:
             waited = time.monotonic() - min(self._loading.values())
-            working.append(f"loading model {waited:.0f} s ({', '.join(self._loading)})")
-        return ", ".join(working) or "finishing"
+            loading = f"loading model {waited:.0f} s: {', '.join(self._loading)}"
+        idle = "finishing" if len(self._finished) == len(self._units) else "starting"
+        return "; ".join(filter(None, (loading, working))) or idle
 
     def _end(self, event: JobEvent, cost: float) -> None:
         if event.kind == "warning":
@@ -168,7 +170,7 @@ class _Running(ProgressColumn):
     """What is at work, drawn anew as the seconds go by."""
 
     def __init__(self, display: ProgressDisplay) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self._display = display
 
     def render(self, task: Task) -> Text:
@@ -186,13 +188,11 @@ def telling(console: Console) -> Iterator[Callable[[str], None]]:
     with Progress(text, TimeElapsedColumn(), console=console) as progress:
 
         def tell(line: str) -> None:
-            for task in progress.task_ids:
-                progress.stop_task(task)
+            for last in progress.task_ids[-1:]:  # the others have stopped
+                progress.stop_task(last)
             progress.add_task(line, total=None)
 
         yield tell
-        for task in progress.task_ids:
-            progress.stop_task(task)
 
 
 def _units_of(plan: Plan, job: Job) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from statewise.cli.completion import complete_keys, complete_studies
 from statewise.cli.options import (
     ChatOption,
     JsonOption,
@@ -26,9 +27,17 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-StudyArgument = Annotated[str, typer.Argument(help="A built-in study (see: statewise list studies) or a .toml file.")]
+StudyArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A built-in study (see: statewise list studies) or a .toml file.", autocompletion=complete_studies
+    ),
+]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="ARM.KEY=VALUE", help="Override a key; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="ARM.KEY=VALUE", help="Override a key; may be repeated.", autocompletion=complete_keys
+    ),
 ]
 SeedsOption = Annotated[int | None, typer.Option(help="Number of seeds; default: as the study says.")]
 ModelOption = Annotated[

@@ -85,14 +85,14 @@ def _undecided(summary: StudySummary) -> str:
         parts.append(f"of {plural(len(summary.hypotheses), 'hypothesis')} put to the test{weights}: {counted}")
     trained = tables.trained_runs(summary)
     gains, losses = _estimates(summary, "gain"), _estimates(summary, "forgetting")
-    counted = [
+    open_ones = [
         f"{sum(bool(numbers.mark(one)) for one in found.values())} of {len(found)} {name}"
         for name, found in (("gains", gains), ("F", losses))
         if found
     ]
-    if counted:
+    if open_ones:
         is_held = any(one.p_adjusted is not None for one in gains.values()) and len(gains) > 1
-        parts.append(f"{' and '.join(counted)} are not resolved" + ", all runs held together" * is_held)
+        parts.append(f"{' and '.join(open_ones)} are not resolved" + ", all runs held together" * is_held)
     if without := [run.label for run in trained if run.arm not in gains]:
         parts.append(f"without numbers: {_listed(without)}")
     if diverged := [run.label for run in trained if run.num_diverged and run.num_seeds]:
@@ -246,8 +246,8 @@ def _largest(summary: StudySummary, largest: Largest) -> str:
     cell, over = tables.delta_cell(largest.estimate), ""
     if largest.num_runs > 1:
         over = f", for all {largest.num_runs} runs at once"
-    told = f"{cell.text} {cell.interval} ({numbers.percent(largest.estimate.level)} interval{over})"
-    told += ", not resolved" * bool(cell.mark)
+    level = "" if largest.estimate.low is None else f" ({numbers.percent(largest.estimate.level)} interval{over})"
+    told = f"{cell.text} {cell.interval}{level}" + ", not resolved" * bool(cell.mark)
     return f"{names[0]}, {told}" if len(names) == 1 else f"{told}, a tie of {len(names)} runs ({_listed(names)})"
 
 
