@@ -217,7 +217,7 @@ def hypotheses() -> tuple[HypothesisSummary, ...]:
 
 def diverged(run: RunSummary) -> RunSummary:
     """The same arm, had every seed diverged: nothing was measured."""
-    return RunSummary(run.arm, run.label, run.num_seeds, run.num_seeds, run.recipe, scores={}, teacher=run.teacher)
+    return RunSummary(run.arm, run.label, 0, run.num_seeds, run.recipe, scores={}, teacher=run.teacher)
 
 
 def replace_run(summary: StudySummary, arm: str, run: RunSummary) -> StudySummary:

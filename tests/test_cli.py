@@ -367,8 +367,8 @@ def test_help_imports_no_room_but_the_errors(tmp_path):
     code = "import sys; from statewise import cli; print(sorted(n for n in sys.modules if n.startswith('statewise.')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     assert json.loads(done.stdout.replace("'", '"')) == [
-        "statewise.cli", "statewise.cli.data", "statewise.cli.models", "statewise.cli.options",
-        "statewise.cli.pretrain", "statewise.cli.shelf", "statewise.cli.studies",
+        "statewise.cli", "statewise.cli.completion", "statewise.cli.data", "statewise.cli.models",
+        "statewise.cli.options", "statewise.cli.pretrain", "statewise.cli.shelf", "statewise.cli.studies",
         "statewise.console", "statewise.console.entry", "statewise.console.interruption",
         "statewise.console.printing", "statewise.console.streams", "statewise.errors",
     ]  # fmt: skip

@@ -249,7 +249,7 @@ def no_hub():
 )
 def test_without_a_network_the_command_ends_within_seconds(address, words, tmp_path):
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, "-m", "statewise.cli", "run", "pocket", "--model", "org/model", "--dry-run"]
+    command = [sys.executable, "-m", "statewise", "run", "pocket", "--model", "org/model", "--dry-run"]
     with address() as endpoint:
         if endpoint:
             environment |= {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}

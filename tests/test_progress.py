@@ -10,7 +10,7 @@ from study_fixture import STUDY, job_named, small_plan
 
 from statewise import progress
 from statewise.plan.estimate import PlanEstimate, estimate_plan
-from statewise.progress import ProgressDisplay, plan_table
+from statewise.progress import ProgressDisplay, plan_table, telling
 from statewise.run.executor import JobEvent
 
 DONE = {"status": "trained", "node_s": 5.0}
@@ -61,13 +61,51 @@ def test_off_a_terminal_every_ended_job_is_a_line(shown, clock):
 
 
 def test_a_quiet_stretch_gets_a_line_now_and_then(shown, clock):
-    shown("started", "train:sft:0")
-    assert shown("progress", "train:sft:0", done=1) == ""
+    begun = shown("started", "train:sft:0")
+    assert shown("progress", "train:sft:0", done=1) == begun
     clock.now = 16.0
     # 2 of 4 updates of 10 estimated seconds: 5 of 70.
-    assert shown("progress", "train:sft:0", done=2).startswith("[  7 %] train:sft:0")
+    assert shown("progress", "train:sft:0", done=2).splitlines()[1].startswith("[  7 %] train:sft:0")
     clock.now = 17.0
-    assert len(shown("progress", "train:sft:0", done=3).splitlines()) == 1
+    assert len(shown("progress", "train:sft:0", done=3).splitlines()) == 2
+
+
+def test_a_job_loads_its_model_until_it_says_that_it_works(shown, clock):
+    assert shown.display.running() == "starting"
+    assert shown("started", "train:sft:0") == "[  0 %] loading model 0 s: train:sft:0  about 70 s left\n"
+    clock.now = 4.0
+    shown("started", "evaluate:base:0")
+    clock.now = 7.0
+    assert shown.display.running() == "loading model 7 s: train:sft:0, evaluate:base:0"
+    shown("progress", "train:sft:0", done=0)
+    assert shown.display.running() == "loading model 3 s: evaluate:base:0; train:sft:0"
+    shown("failed", "evaluate:base:0", message="no memory")
+    assert shown.display.running() == "train:sft:0"
+    for job in shown.display._units:
+        shown("done", job, result=DONE)
+    assert shown.display.running() == "finishing"
+
+
+def test_a_job_that_is_tried_once_more_loads_once_more(shown, clock):
+    shown("started", "train:sft:0")
+    shown("progress", "train:sft:0", done=2)
+    clock.now = 9.0
+    shown("started", "train:sft:0")
+    assert shown.display.running() == "loading model 0 s: train:sft:0"
+
+
+def test_what_is_told_off_a_terminal_is_a_line_each_and_on_one_has_its_time():
+    for is_terminal in (False, True):
+        stream = io.StringIO()
+        with telling(Console(file=stream, force_terminal=is_terminal, width=60)) as tell:
+            for line in ("pocket: loading model", "warning: " + 30 * "long "):
+                tell(line)
+        text = " ".join(stream.getvalue().split())
+        assert "pocket: loading model" in text
+        if is_terminal:
+            assert text.count("0:00:00") >= 2
+        else:
+            assert stream.getvalue() == "pocket: loading model\nwarning: " + 30 * "long " + "\n"
 
 
 def test_skipped_jobs_are_done_but_do_not_make_the_rest_look_fast(shown, clock):
@@ -100,13 +138,15 @@ def test_at_the_end_nothing_is_left_and_never_less(tmp_path, clock):
         display.show(JobEvent("started", job))
         display.show(JobEvent("progress", job, done=400))
         assert not display._eta().startswith("about -")
+        display._running[job.id] = costs[job.id] * (1 + 1e-15)  # as a sum that is not exact
+        assert not display._eta().startswith("about -")
         display.show(JobEvent("done", job, result=DONE))
     assert display._eta() == "about 0 s left"
 
 
 def test_more_progress_than_promised_is_not_more_than_all(shown, clock):
     clock.now = 16.0
-    assert shown("progress", "train:sft:0", done=400).startswith("[ 14 %]")
+    assert shown("progress", "train:sft:0", done=400).startswith("[ 14 %] train:sft:0")
 
 
 def test_a_failure_and_a_warning_are_shown_in_full(shown):

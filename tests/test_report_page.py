@@ -10,7 +10,7 @@ from statewise.drift.over_seeds import over_seeds
 from statewise.report import figures, sentences, tables
 from statewise.report.page import render_page, write_report
 from statewise.report.summary_json import summary_from_json
-from statewise.storage.records import DriftEstimate, Estimate, Largest
+from statewise.storage.records import DriftEstimate, Estimate
 
 
 def test_the_page_is_well_formed_and_its_ids_are_unique():
@@ -77,31 +77,8 @@ def test_dollar_signs_underscores_and_length_do_not_change_a_name(label):
 def test_the_answer_states_scope_and_outcome():
     text = Page(render_page(fake_study())).text
     assert "The base model and 5 post-trained runs, 3 seeds each. Target: Pocket Math (n = 1,000)" in text
-    assert "Of 4 hypotheses put to the test: 2 hold, 1 does not hold, 1 is not resolved." in text
-    assert (
-        "Largest gain on Pocket Math: mild SFT, +.064 [+.045, +.083] (99 % interval, for all 5 runs at once)." in text
-    )
-
-
-def largest(summary, response, value, *arms):
-    """The outcome of a study whose largest gain or forgetting is `value`."""
-    found = Largest(response, arms, Estimate(value, value - 0.02, value + 0.02, 400, 3, "", level=0.99), 5)
-    return sentences.outcome(dataclasses.replace(summary, largest=(found,), hypotheses=()))
-
-
-def test_a_largest_gain_below_0_is_called_none():
-    told = largest(fake_study(), "gain", -0.002, "rl")
-    assert told.startswith(
-        "No run improved Pocket Math; largest gain on Pocket Math: on-policy RL, −.002 [−.022, +.018]"
-    )
-    assert "(99 % interval, for all 5 runs at once), not resolved." in told
-
-
-def test_a_largest_forgetting_of_0_that_runs_share_is_a_tie():
-    told = largest(fake_study(), "forgetting", 0.0, "opd_mild", "rl")
-    assert told == (
-        "No run forgot on average; largest mean forgetting F: .000, a tie of 2 runs (OPD from mild SFT, on-policy RL)."
-    )
+    for sentence in sentences.answer(fake_study()):
+        assert sentence in text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_a_hypothesis_of_one_seed_is_about_these_weights_and_says_so():
@@ -112,7 +89,7 @@ def test_a_hypothesis_of_one_seed_is_about_these_weights_and_says_so():
         shown = dataclasses.replace(summary, hypotheses=(dataclasses.replace(hypothesis, contrasts=contrasts),))
         assert words in sentences.scope_of_hypothesis(shown.hypotheses[0])
         assert words in Page(render_page(shown)).text
-        assert ("of the weights of one seed" in sentences.outcome(shown)) == (num_seeds == 1)
+        assert ("of the weights of one seed" in sentences.answer(shown)[2]) == (num_seeds == 1)
 
 
 def test_hypotheses_print_their_adjusted_p_their_level_and_their_family():
@@ -193,7 +170,7 @@ def test_a_diverged_arm_is_named_and_has_no_numbers():
     summary = replace_run(summary, "opd_stress", diverged(run_named(summary, "opd_stress")))
     text = Page(render_page(summary)).text
     assert "OPD from stress SFT diverged – – – – –" in text
-    some = dataclasses.replace(run_named(summary, "rl"), num_diverged=1)
+    some = dataclasses.replace(run_named(summary, "rl"), num_seeds=2, num_diverged=1)
     assert "on-policy RL 1 of 3 seeds diverged" in Page(render_page(replace_run(summary, "rl", some))).text
 
 

@@ -45,7 +45,7 @@ def results(summary: StudySummary, seconds: float, commit: str) -> str:
     where = (summary.environment.get(key, "") for key in ("machine", "device", "processes"))
     machine = ", ".join(filter(None, where))
     made = f"`statewise run {summary.name}` at commit {commit}; {machine}; {numbers.duration(seconds)} of one process."
-    parts = [f"{made} {sentences.scope(summary)} {sentences.outcome(summary)}", base_scores(summary)]
+    parts = [" ".join((made, sentences.scope(summary), *sentences.answer(summary))), base_scores(summary)]
     shown = [*tables.cross_tables(summary), tables.effect_table(summary)]
     if not summary.effects:
         shown += [tables.score_table(summary), tables.base_table(summary)]

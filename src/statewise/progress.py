@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console, Group
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 from statewise.plan.dag import BASE, Job, Plan
@@ -60,25 +62,27 @@ class ProgressDisplay:
         self._units = {job.id: _units_of(plan, job) for job in plan.jobs}
         self._finished: dict[str, float] = {}
         self._running: dict[str, float] = {}
+        self._loading: dict[str, float] = {}  # since when jobs import and load, of which they say nothing
         self._measured: dict[str, float] = {}
         self._actions = {job.id: job.action for job in plan.jobs}
         self._total_s = sum(estimate.seconds.values())
         self._began = time.monotonic()
         self._last_line = self._began
+        self._is_begun = False
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
     def __enter__(self) -> ProgressDisplay:
         if self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
+                _Running(self),
+                BarColumn(bar_width=16),
                 TextColumn("{task.percentage:>3.0f} %"),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[eta]}"),
                 console=self._console,
             )
-            self._task = self._bar.add_task("starting workers", total=self._total_s, eta="")
+            self._task = self._bar.add_task("", total=self._total_s, eta="")
             self._bar.start()
         return self
 
@@ -92,22 +96,34 @@ class ProgressDisplay:
         """Take one event of the run."""
         job, cost = event.job, self._estimate.seconds[event.job.id]
         if event.kind == "started":
-            self._running[job.id] = 0.0
+            self._running[job.id], self._loading[job.id] = 0.0, time.monotonic()
         elif event.kind == "progress":
+            self._loading.pop(job.id, None)
             self._running[job.id] = cost * min(1.0, event.done / self._units[job.id])
         else:
             self._end(event, cost)
         if self._bar is not None:
-            running = ", ".join(self._running) or "finishing"
-            self._bar.update(self._task, completed=self._done_s, description=running, eta=self._eta())
-        elif time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
-            self._line(f"{', '.join(self._running)}")
+            self._bar.update(self._task, completed=self._done_s, eta=self._eta())
+        elif time.monotonic() - self._last_line > PLAIN_INTERVAL_S or not self._is_begun:
+            self._is_begun = True
+            self._line(self.running())
+
+    def running(self) -> str:
+        """The jobs at work; of those that load their models since when."""
+        working = ", ".join(id_ for id_ in self._running if id_ not in self._loading)
+        loading = ""
+        if self._loading:
+            waited = time.monotonic() - min(self._loading.values())
+            loading = f"loading model {waited:.0f} s: {', '.join(self._loading)}"
+        idle = "finishing" if len(self._finished) == len(self._units) else "starting"
+        return "; ".join(filter(None, (loading, working))) or idle
 
     def _end(self, event: JobEvent, cost: float) -> None:
         if event.kind == "warning":
             self._note(f"warning: {event.message}")
             return
         self._running.pop(event.job.id, None)
+        self._loading.pop(event.job.id, None)
         self._finished[event.job.id] = cost
         if event.kind == "failed":
             self._note(f"{event.job.id} failed: {event.message}")
@@ -130,7 +146,7 @@ class ProgressDisplay:
                 left += (self._estimate.seconds[id_] - begun) * factors[action]
         planned_pace = self._estimate.wall_s / self._total_s
         elapsed = time.monotonic() - self._began
-        left *= (elapsed + PLAN_WEIGHT_S * planned_pace) / (done + PLAN_WEIGHT_S)
+        left = max(0.0, left) * (elapsed + PLAN_WEIGHT_S * planned_pace) / (done + PLAN_WEIGHT_S)
         return f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left"
 
     def _corrections(self) -> dict[str, float]:
@@ -148,6 +164,35 @@ class ProgressDisplay:
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
         self._note(f"[{100 * self._done_s / self._total_s:3.0f} %] {text}  {self._eta()}".rstrip())
+
+
+class _Running(ProgressColumn):
+    """What is at work, drawn anew as the seconds go by."""
+
+    def __init__(self, display: ProgressDisplay) -> None:
+        super().__init__(Column(no_wrap=True))
+        self._display = display
+
+    def render(self, task: Task) -> Text:
+        """The line of the display."""
+        return Text(self._display.running())
+
+
+@contextmanager
+def telling(console: Console) -> Iterator[Callable[[str], None]]:
+    """What hears, in lines, of what goes on; on a terminal every line has the time until the next one."""
+    if not console.is_terminal:
+        yield lambda line: console.print(Text(line), soft_wrap=True)
+        return
+    text = TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold"))
+    with Progress(text, TimeElapsedColumn(), console=console) as progress:
+
+        def tell(line: str) -> None:
+            for last in progress.task_ids[-1:]:  # the others have stopped
+                progress.stop_task(last)
+            progress.add_task(line, total=None)
+
+        yield tell
 
 
 def _units_of(plan: Plan, job: Job) -> int:

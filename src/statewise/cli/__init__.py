@@ -5,11 +5,13 @@ Exit codes: see `console.entry`.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
 from statewise.cli import data, models, pretrain, shelf, studies
+from statewise.cli.completion import complete_bash
 from statewise.cli.options import examples
 from statewise.console.entry import answer
 
@@ -51,4 +53,6 @@ for part in (studies, shelf, pretrain, models, data):
 
 def main() -> None:
     """Entry point."""
+    if os.environ.get("_STATEWISE_COMPLETE") == "complete_bash":
+        complete_bash(app)
     answer(app)

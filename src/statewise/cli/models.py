@@ -7,6 +7,14 @@ from typing import Annotated
 
 import typer
 
+from statewise.cli.completion import (
+    complete_arms,
+    complete_run_arms,
+    complete_sides,
+    complete_tasks,
+    complete_tasks_of_arm,
+    one_of,
+)
 from statewise.cli.options import ChatOption, JsonOption, RunArgument, TrustOption, examples, print_json, tell_code
 from statewise.console.entry import PARTIAL
 from statewise.errors import UsageError
@@ -21,7 +29,7 @@ app = typer.Typer()
 )
 def export(
     run: RunArgument,
-    arm: Annotated[str, typer.Argument(help="An arm of its study, or base.")],
+    arm: Annotated[str, typer.Argument(help="An arm of its study, or base.", autocompletion=complete_arms)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not exist or be empty.")],
     seed: Annotated[int | None, typer.Option(help="Seed of the arm; default: the study's first.")] = None,
     merge: Annotated[
@@ -49,7 +57,10 @@ def export(
 )
 def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has options)
     model: Annotated[str, typer.Argument(help="pocket, a model folder, or RUN/arms/<arm>/<seed>/model.")],
-    tasks: Annotated[str, typer.Option(metavar="A,B", help="Tasks by name, or paths of YAML files.")],
+    tasks: Annotated[
+        str,
+        typer.Option(metavar="A,B", help="Tasks by name, or paths of YAML files.", autocompletion=complete_tasks),
+    ],
     limit: Annotated[
         int | None, typer.Option(min=2, help="So many items of a task, a seeded sample; default: all.")
     ] = None,
@@ -87,10 +98,12 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     )  # fmt: skip
     tell_code(plan.task_code)
 
+    from statewise.progress import telling
     from statewise.report.comparison import print_scores
     from statewise.report.terminal import CleanConsole
 
-    rows = evaluate_tasks(plan, lambda text: typer.echo(text, err=True))
+    with telling(CleanConsole(stderr=True)) as tell:
+        rows = evaluate_tasks(plan, tell)
     if as_json:
         print_json({"folder": str(plan.out), "model": plan.stored["model"], "scores": rows})
         return
@@ -102,8 +115,13 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     epilog=examples("statewise compare runs/pocket:base runs/pocket:rl", "statewise compare evals/a evals/b --json")
 )
 def compare(
-    a: Annotated[str, typer.Argument(help="A folder of `statewise eval`, RUN:ARM (all seeds) or RUN:ARM:SEED.")],
-    b: Annotated[str, typer.Argument(help="The same; differences are B minus A.")],
+    a: Annotated[
+        str,
+        typer.Argument(
+            help="A folder of `statewise eval`, RUN:ARM (all seeds) or RUN:ARM:SEED.", autocompletion=complete_sides
+        ),
+    ],
+    b: Annotated[str, typer.Argument(help="The same; differences are B minus A.", autocompletion=complete_sides)],
     as_json: JsonOption = False,
 ) -> None:
     """Compare two models or arms on the same items. Exit code 3: some tasks cannot be compared."""
@@ -132,12 +150,17 @@ def compare(
     )
 )
 def show(
-    arm: Annotated[str, typer.Argument(help="RUN:ARM (all seeds) or RUN:ARM:SEED.")],
+    arm: Annotated[str, typer.Argument(help="RUN:ARM (all seeds) or RUN:ARM:SEED.", autocompletion=complete_run_arms)],
     items: Annotated[
         str | None,
-        typer.Option(help="gained (score above base's), lost (below), flipped (either) or kept (equal); default: all."),
+        typer.Option(
+            help="gained (score above base's), lost (below), flipped (either) or kept (equal); default: all.",
+            autocompletion=one_of("gained", "lost", "flipped", "kept"),
+        ),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Items of this task alone.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Items of this task alone.", autocompletion=complete_tasks_of_arm)
+    ] = None,
     states: Annotated[bool, typer.Option("--states", help="What was trained on, as text, not items.")] = False,
     head: Annotated[int, typer.Option(min=1, help="So many, at most.")] = 10,
     as_json: JsonOption = False,

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-RunArgument = Annotated[Path, typer.Argument(help="A run folder.")]
+from statewise.cli.completion import complete_runs
+
+RunArgument = Annotated[Path, typer.Argument(help="A run folder.", autocompletion=complete_runs)]
 ChatOption = Annotated[bool, typer.Option("--chat", help="Prompts in the tokenizer's chat template.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 TrustOption = Annotated[

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from statewise.cli.completion import one_of
 from statewise.cli.options import JsonOption, examples, print_json
 from statewise.errors import UsageError, unknown
 
@@ -22,7 +23,12 @@ app = typer.Typer()
     epilog=examples("statewise list signals", "statewise list cells --json", "statewise list tasks --all gsm8k"),
 )
 def list_(
-    what: Annotated[str, typer.Argument(help="studies, sources, signals, localities, cells, tasks or distances.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="studies, sources, signals, localities, cells, tasks or distances.", autocompletion=one_of(*SHELF)
+        ),
+    ],
     word: Annotated[str | None, typer.Argument(help="Only names that contain it.")] = None,
     is_all: Annotated[bool, typer.Option("--all", help="Of tasks, lm-eval's own, groups and tags too.")] = False,
     as_json: JsonOption = False,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from statewise.cli.completion import complete_keys, complete_studies
 from statewise.cli.options import (
     ChatOption,
     JsonOption,
@@ -21,12 +23,21 @@ from statewise.errors import UsageError
 
 if TYPE_CHECKING:
     from statewise.plan.request import StudyRequest
+    from statewise.storage.records import StudySummary
 
 app = typer.Typer()
 
-StudyArgument = Annotated[str, typer.Argument(help="A built-in study (see: statewise list studies) or a .toml file.")]
+StudyArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A built-in study (see: statewise list studies) or a .toml file.", autocompletion=complete_studies
+    ),
+]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="ARM.KEY=VALUE", help="Override a key; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="ARM.KEY=VALUE", help="Override a key; may be repeated.", autocompletion=complete_keys
+    ),
 ]
 SeedsOption = Annotated[int | None, typer.Option(help="Number of seeds; default: as the study says.")]
 ModelOption = Annotated[
@@ -36,6 +47,7 @@ QuickOption = Annotated[bool, typer.Option("--quick", help="The study's own smal
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Processes side by side; default: one a core, one for a large model.")
 ]
+FullOption = Annotated[bool, typer.Option("--full", help="Print all tables, not the answer and the scores alone.")]
 
 
 @app.command(
@@ -63,6 +75,7 @@ def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has 
     trust_task_code: TrustOption = False,
     workers: WorkersOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    full: FullOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a study to its report. The same command resumes what was interrupted."""
@@ -78,23 +91,22 @@ def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has 
     if dry_run:
         _print_plan(request, workers, as_json)
         return
-    raise typer.Exit(_run(request, out, workers, as_json))
+    raise typer.Exit(_run(request, out, workers, full=full, as_json=as_json))
 
 
-def _run(request: StudyRequest, out: Path | None, workers: int | None, as_json: bool) -> int:
+def _run(request: StudyRequest, out: Path | None, workers: int | None, *, full: bool, as_json: bool) -> int:
     from statewise.plan.request import plan_study, run_folder_of
 
     plan = plan_study(request)  # before the slow imports: a mistyped word is answered at once
     tell_code(plan.task_code)
 
     from statewise.progress import run_to_report
-    from statewise.report.terminal import CleanConsole, render_terminal
+    from statewise.report.terminal import CleanConsole
 
     folder = out or run_folder_of(request, plan.config)
     outcome, summary = run_to_report(plan, folder, workers, CleanConsole(stderr=True))
     if summary is not None and not as_json:
-        render_terminal(summary, CleanConsole())
-        typer.echo(f"Report: {folder / 'report.html'}")
+        _print_summary(summary, folder, full=full)
     if as_json:
         print_json({"folder": str(folder), "failed": outcome.failed, "interrupted": outcome.interrupted})
     if outcome.interrupted:
@@ -102,6 +114,16 @@ def _run(request: StudyRequest, out: Path | None, workers: int | None, as_json: 
     if outcome.interrupted or (outcome.failed and outcome.done):
         return PARTIAL
     return FAILED if outcome.failed else 0
+
+
+def _print_summary(summary: StudySummary, folder: Path, *, full: bool) -> None:
+    from statewise.report.screen import render_screen
+    from statewise.report.terminal import CleanConsole, render_terminal
+
+    (render_terminal if full else render_screen)(summary, CleanConsole())
+    if not full:
+        typer.echo(f"All tables: statewise report {shlex.quote(str(folder))} --full")
+    typer.echo(f"Report: {folder / 'report.html'}")
 
 
 def _print_plan(request: StudyRequest, workers: int | None, as_json: bool, *, has_cards: bool = False) -> None:
@@ -162,20 +184,20 @@ def plan(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has
     _print_plan(request, workers, as_json, has_cards=True)
 
 
-@app.command(epilog=examples("statewise report runs/pocket"))
+@app.command(epilog=examples("statewise report runs/pocket", "statewise report runs/pocket --full"))
 def report(
     folder: RunArgument,
+    full: FullOption = False,
 ) -> None:
-    """Print the table of a run folder again, and write its report.html anew."""
+    """Print what came out of a run folder again, and write its report.html anew."""
     from statewise.report.page import write_report
     from statewise.report.summary_json import read_summary
-    from statewise.report.terminal import CleanConsole, render_terminal
 
     summary, note = read_summary(folder)
     if note:
         typer.echo(f"note: {note}", err=True)
-    render_terminal(summary, CleanConsole())
-    typer.echo(f"Report: {write_report(summary, folder)}")
+    write_report(summary, folder)
+    _print_summary(summary, folder, full=full)
 
 
 @app.command(epilog=examples("statewise verify runs/pocket"))

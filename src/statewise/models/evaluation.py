@@ -282,6 +282,8 @@ def evaluate_tasks(plan: EvaluationPlan, tell: Callable[[str], None]) -> list[di
     with Store(plan.out).lock():
         for text in set_damage_aside(plan):
             tell(f"warning: {text}")
+        if plan.waiting:
+            tell(f"{plan.request.model}: loading model")
         stored = run_evaluation(plan, lambda task: tell(f"{task}: evaluating"))
     return scores_of(plan.out, plan.request.tasks, stored)
 

@@ -37,7 +37,7 @@ def render_page(summary: StudySummary) -> str:
     template = _environment().get_template(TEMPLATE)
     return template.render(
         summary=summary,
-        answer=keep_together(f"{sentences.scope(summary)} {sentences.outcome(summary)}"),
+        answer=keep_together(" ".join((sentences.scope(summary), *sentences.answer(summary)))),
         seeds_note=sentences.seeds_note(summary),
         legend=sentences.UNRESOLVED_LEGEND,
         hypotheses=[_hypothesis(hypothesis) for hypothesis in summary.hypotheses],

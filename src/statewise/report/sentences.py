@@ -17,6 +17,8 @@ SCOPES = {
     1: "One training seed: a hypothesis about these weights alone. Another seed of the same recipe may differ.",
     2: "Two training seeds: how far seeds differ is known from one pair alone. Run at least three.",
 }
+NOT_RECORDED = "Which run has the largest gain and F was not recorded by the version that wrote these results."
+MOST_NAMES = 4
 VERDICT_MARKS = {"holds": "●", "does not hold": "○", "not resolved": "◐"}
 UNRESOLVED_LEGEND = (
     f"{numbers.UNRESOLVED} = not resolved: the interval covers 0 (for the retention ratio: 1), "
@@ -38,20 +40,86 @@ def scope(summary: StudySummary) -> str:
     return sentence[0].upper() + sentence[1:] + "."
 
 
-def outcome(summary: StudySummary) -> str:
-    """The verdicts counted, and the largest gain and forgetting, each with an interval that holds for all runs."""
+def answer(summary: StudySummary) -> tuple[str, str, str]:
+    """What came out: the largest gain and the F beside it, the largest F and the gain beside it, what is undecided.
+
+    The interval of a largest value holds for all runs at once, since the data chose the run; one beside it is its own.
+    """
+    return _gained(summary), _forgot(summary), _undecided(summary)
+
+
+def _gained(summary: StudySummary) -> str:
+    gains = _estimates(summary, "gain")
+    largest = next((one for one in summary.largest if one.response == "gain"), None)
+    if not gains or largest is None:
+        return "No gain was measured: no run was evaluated beside the base model." if not gains else NOT_RECORDED
+    target = summary.columns[summary.target]
+    told = f"{'largest ' * (len(gains) > 1)}gain on {target}: {_largest(summary, largest)}"
+    beside = [estimate for arm, estimate in _estimates(summary, "forgetting").items() if largest.arms == (arm,)]
+    told += "".join(f", beside F {_with_interval(estimate)}" for estimate in beside)
+    return _capital(told if largest.estimate.value > 0 else f"no run improved {target}; {told}")
+
+
+def _forgot(summary: StudySummary) -> str:
+    gains, losses = _estimates(summary, "gain"), _estimates(summary, "forgetting")
+    largest = next((one for one in summary.largest if one.response == "forgetting"), None)
+    if not losses or largest is None:
+        reason = "no run was evaluated beside the base model" if summary.retention else "the study retains no task"
+        return f"Forgetting was not measured: {reason}." if not losses else NOT_RECORDED
+    told = f"{'largest ' * (len(losses) > 1)}mean forgetting F: {_largest(summary, largest)}"
+    beside = [estimate for arm, estimate in gains.items() if largest.arms == (arm,) and len(losses) > 1]
+    told += "".join(f", beside gain {_with_interval(estimate)}" for estimate in beside)
+    if len({gain.value for gain in gains.values()}) > 1:
+        told += "; the runs differ in gain, so their F are not compared at equal gain"
+    return _capital(told if largest.estimate.value > 0 else f"no run forgot on average; {told}")
+
+
+def _undecided(summary: StudySummary) -> str:
+    """The verdicts counted; how many gains and F are not resolved; what has no numbers, or those of one seed."""
     parts = []
     if summary.hypotheses:
         counts = [(sum(one.verdict == verdict for one in summary.hypotheses), verdict) for verdict in VERDICTS]
         counted = ", ".join(f"{count} {_verb(verdict, count)}" for count, verdict in counts if count)
         of_one_seed = [_num_seeds(hypothesis) == 1 for hypothesis in summary.hypotheses]
         weights = f", {'' if all(of_one_seed) else 'some '}of the weights of one seed" if any(of_one_seed) else ""
-        parts.append(f"Of {plural(len(summary.hypotheses), 'hypothesis')} put to the test{weights}: {counted}.")
-    parts += [_largest(summary, largest) for largest in summary.largest if summary.columns]
-    diverged = [run.label for run in summary.runs if run.num_diverged]
-    if diverged:
-        parts.append(f"Training diverged in at least one seed of: {', '.join(diverged)}.")
-    return " ".join(parts)
+        parts.append(f"of {plural(len(summary.hypotheses), 'hypothesis')} put to the test{weights}: {counted}")
+    trained = tables.trained_runs(summary)
+    gains, losses = _estimates(summary, "gain"), _estimates(summary, "forgetting")
+    open_ones = [
+        f"{sum(bool(numbers.mark(one)) for one in found.values())} of {len(found)} {name}"
+        for name, found in (("gains", gains), ("F", losses))
+        if found
+    ]
+    if open_ones:
+        is_held = any(one.p_adjusted is not None for one in gains.values()) and len(gains) > 1
+        parts.append(f"{' and '.join(open_ones)} are not resolved" + ", all runs held together" * is_held)
+    if without := [run.label for run in trained if run.arm not in gains]:
+        parts.append(f"without numbers: {_listed(without)}")
+    if diverged := [run.label for run in trained if run.num_diverged and run.num_seeds]:
+        parts.append(f"in some seeds diverged: {_listed(diverged)}")
+    if max((run.num_seeds for run in trained), default=0) == 1:
+        parts.append("one seed a run, so nothing is said of another training")
+    return _capital("; ".join(parts) or "nothing was measured")
+
+
+def _estimates(summary: StudySummary, response: str) -> dict[str, Estimate]:
+    """The gain on the target, or F, of every run that has one, by arm."""
+    found = {
+        run.arm: run.against_base.get(summary.target) if response == "gain" else run.forgetting
+        for run in tables.trained_runs(summary)
+        if summary.columns
+    }
+    return {arm: estimate for arm, estimate in found.items() if estimate is not None}
+
+
+def _listed(names: list[str]) -> str:
+    """Names, of many the first ones."""
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _capital(sentence: str) -> str:
+    return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def seeds_note(summary: StudySummary) -> str:
@@ -173,17 +241,18 @@ def _verb(verdict: str, count: int) -> str:
 
 
 def _largest(summary: StudySummary, largest: Largest) -> str:
-    is_gain = largest.response == "gain"
-    what = f"gain on {summary.columns[summary.target]}" if is_gain else "mean forgetting F"
+    """The run with its value and the interval that holds for all runs at once; of a tie, all of its runs."""
     names = [tables.label_of(summary, arm) for arm in largest.arms]
-    cell = tables.delta_cell(largest.estimate)
-    if len(names) > 1:
-        told = f"{cell.text}, a tie of {len(names)} runs ({', '.join(names)})"
-    else:
-        over = f", for all {largest.num_runs} runs at once" if largest.num_runs > 1 else ""
-        level = numbers.percent(largest.estimate.level)
-        told = f"{names[0]}, {cell.text} {cell.interval} ({level} interval{over})" + ", not resolved" * bool(cell.mark)
-    if largest.estimate.value > 0:
-        return f"Largest {what}: {told}."
-    none = f"No run improved {summary.columns[summary.target]}" if is_gain else "No run forgot on average"
-    return f"{none}; largest {what}: {told}."
+    cell, over = tables.delta_cell(largest.estimate), ""
+    if largest.num_runs > 1:
+        over = f", for all {largest.num_runs} runs at once"
+    level = "" if largest.estimate.low is None else f" ({numbers.percent(largest.estimate.level)} interval{over})"
+    told = f"{cell.text} {cell.interval}{level}" + ", not resolved" * bool(cell.mark)
+    return f"{names[0]}, {told}" if len(names) == 1 else f"{told}, a tie of {len(names)} runs ({_listed(names)})"
+
+
+def _with_interval(estimate: Estimate) -> str:
+    """A difference with its own interval, and in words what its mark says."""
+    cell = tables.delta_cell(estimate)
+    words = {"": "", numbers.UNRESOLVED: ", not resolved", numbers.ALONE: ", resolved alone but not among all runs"}
+    return f"{cell.text} {cell.interval}{words[cell.mark]}"

@@ -61,13 +61,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """`headings` are those of the cells; `heading` is that of the labels."""
+    """`headings` are those of the cells; `heading` is that of the labels.
+
+    `num_needed`: so many of the first columns are enough where there is no room for all; 0: all are wanted.
+    """
 
     title: str
     caption: str
     headings: tuple[str, ...]
     rows: tuple[Row, ...]
     heading: str = "run"
+    num_needed: int = 0
 
 
 EMPTY = Cell(numbers.NOTHING)
@@ -287,12 +291,10 @@ def score_cell(estimate: Estimate | None, null: float | None = None) -> Cell:
 
 
 def divergence(run: RunSummary) -> str:
-    """How many seeds of the run ended without a model; empty if none did."""
+    """How many seeds of the run ended without a model, beside those that were evaluated; empty if none did."""
     if run.num_diverged == 0:
         return ""
-    if run.num_diverged >= run.num_seeds:
-        return "diverged"
-    return f"{run.num_diverged} of {run.num_seeds} seeds diverged"
+    return f"{run.num_diverged} of {run.num_diverged + run.num_seeds} seeds diverged" if run.num_seeds else "diverged"
 
 
 def trained_runs(summary: StudySummary) -> tuple[RunSummary, ...]:

@@ -1,14 +1,13 @@
 """The report in a terminal: the same tables and verdicts as the page, as wide as the terminal is.
 
-A table that is too wide is printed in parts with the run's name repeated, never with numbers cut off. Every string is a
-`rich.text.Text`, so that brackets in it are not markup, and is cleaned of control characters.
+How a table is set: `report.layout`. Every string is a `rich.text.Text`, so that brackets in it are not markup, and is
+cleaned of control characters.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -19,6 +18,7 @@ from rich.text import Text
 
 from statewise.console.printing import printable, uncleaned
 from statewise.report import sentences, tables
+from statewise.report.layout import Setting, cell_lines, set_table, wrapped
 from statewise.report.text import clean, to_ascii
 from statewise.storage.records import HypothesisSummary, StudySummary
 
@@ -30,7 +30,7 @@ def render_terminal(summary: StudySummary, console: Console) -> None:
     print_line(console, summary.name, "bold")
     if summary.description:
         print_line(console, summary.description)
-    print_line(console, f"{sentences.scope(summary)} {sentences.outcome(summary)}")
+    print_line(console, " ".join((sentences.scope(summary), *sentences.answer(summary))))
     for table in _tables(summary):
         print_table(console, table)
     for line in (sentences.missing_effects(summary), sentences.identical_states(summary)):
@@ -67,80 +67,36 @@ class CleanConsole(Console):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """How a table is set; the compact one breaks labels and drops the space inside intervals."""
-
-    label_width: int
-    gap: int
-    separator: str
-
-
-WIDE = _Layout(label_width=22, gap=1, separator=", ")
-COMPACT = _Layout(label_width=14, gap=0, separator=",")
-
-
 def print_table(console: Console, table: tables.Table) -> None:
-    """Print one table, in parts where it is too wide."""
+    """Print one table as one block; says how many columns are left out where it is too wide."""
     console.print()
     print_line(console, table.title, "bold")
-    layout, parts = min(
-        ((layout, _fitting_parts(table, layout, console.width)) for layout in (WIDE, COMPACT)),
-        key=lambda pair: len(pair[1]),
-    )
-    for part in parts:
-        console.print(_rich_table(console, table, part, layout))
+    setting = set_table(table, console.width)
+    console.print(_rich_table(console, setting))
+    if left := setting.num_left_out:
+        told = f"Left out: {left} of {len(table.headings)} columns; a terminal of width {setting.full_width} shows all."
+        print_line(console, told)
     print_line(console, table.caption, "dim")
 
 
-def _fitting_parts(table: tables.Table, layout: _Layout, width: int) -> list[dict[int, int]]:
-    """The columns, index to width, in parts of which each fits into `width`; a part has at least one column."""
-    room = width - _label_width(table, layout)
-    parts: list[dict[int, int]] = [{}]
-    for index in range(len(table.headings)):
-        needed = _column_width(table, index, layout)
-        if parts[-1] and sum(parts[-1].values()) + needed + (len(parts[-1]) + 1) * (layout.gap + 1) > room:
-            parts.append({})
-        parts[-1][index] = needed
-    return parts
-
-
-def _rich_table(console: Console, table: tables.Table, part: dict[int, int], layout: _Layout) -> RichTable:
+def _rich_table(console: Console, setting: Setting) -> RichTable:
+    table, layout = setting.table, setting.layout
     rich_table = RichTable(box=box.SIMPLE_HEAD, padding=(0, layout.gap, 0, 0), pad_edge=False, show_edge=False)
-    rich_table.add_column(_text(console, table.heading), width=_label_width(table, layout), overflow="fold")
-    for index, width in part.items():
-        rich_table.add_column(_text(console, table.headings[index]), justify="right", width=width)
+    rich_table.add_column(text_of(console, table.heading), width=setting.label_width, overflow="fold")
+    for heading, width in zip(table.headings, setting.widths, strict=False):
+        rich_table.add_column(_wrapped(console, heading, width), justify="right", width=width)
     for row in table.rows:
-        label = _text(console, row.label)
+        label = _wrapped(console, row.label, setting.label_width)
         if row.note:
-            label.append("\n").append_text(_text(console, row.note, "dim"))
-        lines = [[_text(console, *line) for line in _cell_lines(row.cells[index], layout)] for index in part]
+            label.append("\n").append_text(text_of(console, row.note, "dim"))
+        shown = row.cells[: len(setting.widths)]
+        lines = [[text_of(console, *line) for line in cell_lines(cell, layout)] for cell in shown]
         rich_table.add_row(label, *(Text("\n", justify="right").join(cell) for cell in lines))
     return rich_table
 
 
-def _cell_lines(cell: tables.Cell, layout: _Layout) -> list[tuple[str, str]]:
-    """Text and style of each line of a cell."""
-    first = f"{cell.text} {cell.mark}" if cell.mark else cell.text
-    style = "dim" if cell.mark else "bold" if cell.interval else ""
-    interval = cell.interval.replace(", ", layout.separator)
-    return [(first, style)] + [(line, "dim") for line in (interval, cell.detail) if line]
-
-
-def _label_width(table: tables.Table, layout: _Layout) -> int:
-    texts = [table.heading, *(text for row in table.rows for text in (row.label, row.note))]
-    return min(layout.label_width, max(map(_width, texts)))
-
-
-def _column_width(table: tables.Table, index: int, layout: _Layout) -> int:
-    lines = [content for row in table.rows for content, _ in _cell_lines(row.cells[index], layout)]
-    return max(map(_width, lines + clean(table.headings[index]).split()), default=1)
-
-
-def _width(text: str) -> int:
-    """Of the text as it is, or in ASCII where that is longer (η² is eta^2)."""
-    shown = clean(text)
-    return max(Text(shown).cell_len, len(to_ascii(shown)))
+def _wrapped(console: Console, text: str, width: int) -> Text:
+    return Text(wrapped(text_of(console, text).plain, width))
 
 
 def _print_verdicts(console: Console, summary: StudySummary) -> None:
@@ -157,10 +113,10 @@ def _print_verdicts(console: Console, summary: StudySummary) -> None:
 
 def _print_verdict(console: Console, hypothesis: HypothesisSummary) -> None:
     style = VERDICT_STYLES.get(hypothesis.verdict, "bold")
-    head = _text(console, f"{sentences.verdict_mark(hypothesis)} {hypothesis.verdict}", style)
-    head.append("  ").append_text(_text(console, hypothesis.name, "bold"))
+    head = text_of(console, f"{sentences.verdict_mark(hypothesis)} {hypothesis.verdict}", style)
+    head.append("  ").append_text(text_of(console, hypothesis.name, "bold"))
     if p := sentences.p_adjusted(hypothesis):
-        head.append("  ").append_text(_text(console, p))
+        head.append("  ").append_text(text_of(console, p))
     console.print(head)
     lines = [line for line in (hypothesis.statement, sentences.scope_of_hypothesis(hypothesis)) if line]
     for name, estimate in hypothesis.contrasts.items():
@@ -170,18 +126,23 @@ def _print_verdict(console: Console, hypothesis: HypothesisSummary) -> None:
         )
     lines += [f"Test: {hypothesis.test}"] * bool(hypothesis.test) + [hypothesis.note] * bool(hypothesis.note)
     for line in lines:
-        console.print(Padding(_text(console, line), (0, 0, 0, 2), expand=False))
+        console.print(Padding(text_of(console, line), (0, 0, 0, 2), expand=False))
+
+
+def problems_of(summary: StudySummary) -> list[str]:
+    """What a reader must know beside the tables: what diverged, failed or could not be scored."""
+    problems = [f"{run.label}: {tables.divergence(run)}" for run in summary.runs if run.num_diverged]
+    return [*problems, *summary.problems]
 
 
 def _print_problems(console: Console, summary: StudySummary) -> None:
-    problems = [f"{run.label}: {tables.divergence(run)}" for run in summary.runs if run.num_diverged]
-    problems += summary.problems
+    problems = problems_of(summary)
     if not problems:
         return
     console.print()
     print_line(console, "Problems", "bold")
     for problem in problems:
-        console.print(Padding(_text(console, f"! {clean(problem)}", "yellow"), (0, 0, 0, 2), expand=False))
+        console.print(Padding(text_of(console, f"! {problem}", "yellow"), (0, 0, 0, 2), expand=False))
 
 
 def _print_legend(console: Console, summary: StudySummary) -> None:
@@ -195,9 +156,10 @@ def _print_legend(console: Console, summary: StudySummary) -> None:
 
 def print_line(console: Console, line: str, style: str = "") -> None:
     """Print one line of text; brackets in it are not markup."""
-    console.print(_text(console, line, style))
+    console.print(text_of(console, line, style))
 
 
-def _text(console: Console, text: str, style: str = "") -> Text:
+def text_of(console: Console, text: str, style: str = "") -> Text:
+    """`text` as it is printed: clean, no markup, in ASCII where the console has nothing else."""
     shown = clean(text)
     return Text(to_ascii(shown) if console.options.ascii_only else shown, style=style)

@@ -105,6 +105,7 @@ def _train(workplace: Workplace, job: Job, observer: Observer) -> dict[str, Any]
         others["teacher"] = _load(workplace, arm.teacher, job.seed, "teacher", shared)
     if arm.needs_base:
         others["base"] = _load(workplace, BASE, job.seed, "base", shared)
+    observer.progress(0)  # what comes before it is the loading of models
     with closing(ENGINES[workplace.plan.config.shared.sampler]()) as engine:
         setup = build(_recipe(workplace, job, engine), learner, others, _material(workplace, job, learner))
         try:
@@ -245,6 +246,7 @@ def _evaluate(workplace: Workplace, job: Job, observer: Observer) -> dict[str, A
         return {"status": SKIPPED, "reason": "there is no trained model"}
     # An adapter's name is part of a module's, which an arm's name need not be fit for.
     policy = replace(_load(workplace, job.arm, job.seed, "evaluated"), name=job.arm)
+    observer.progress(0)
     protocol = EvalProtocol(
         limit=shared.evaluation.limit,
         seed=workplace.key(job, "evaluate"),
