@@ -18,7 +18,9 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 BESIDE_DOCS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff")
 # What a browser fetches by itself; a link that a reader follows may lead anywhere.
-FETCHED = re.compile(r'<(?:script|img|iframe)\b[^>]*\bsrc="(?:https?:)?//[^"]*|<link\b[^>]*\bstylesheet\b[^>]*"(?:https?:)?//[^"]*')
+FETCHED = re.compile(
+    r'<(?:script|img|iframe)\b[^>]*\bsrc="(?:https?:)?//[^"]*|<link\b[^>]*\bstylesheet\b[^>]*"(?:https?:)?//[^"]*'
+)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -32,6 +34,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """The files beside docs/ belong to the site."""
     for name in BESIDE_DOCS:
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     return files

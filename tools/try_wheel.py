@@ -44,12 +44,14 @@ def check_wheel(wheel: Path, expected: set[str]) -> None:
 
 def check_sdist(sdist: Path) -> None:
     """Refuse an sdist with other folders or files at its top than those that are meant to be there."""
-    names = [Path(name).parts[1:] for name in tarfile.open(sdist).getnames()]
+    with tarfile.open(sdist) as archive:
+        names = [Path(name).parts[1:] for name in archive.getnames()]
     check_names(sdist.name, {parts[0] for parts in names}, IN_SDIST)
     check_names(sdist.name, {part for parts in names for part in parts if part == "__pycache__"}, set())
 
 
 def check_names(archive: str, found: set[str], expected: set[str]) -> None:
+    """Refuse an archive that holds other names than expected, and say which."""
     if found != expected:
         missing, strange = (", ".join(sorted(names)) or "none" for names in (expected - found, found - expected))
         raise SystemExit(f"{archive}: missing: {missing}; not meant to be there: {strange}")
@@ -69,6 +71,7 @@ def call(*command: str | Path, folder: Path = ROOT) -> None:
 
 
 def main() -> None:
+    """Build, look into what was built, install it and use it."""
     with tempfile.TemporaryDirectory(prefix="statewise-wheel-") as name:
         folder = Path(name)
         call("uv", "build", "--quiet", "--out-dir", folder / "dist")
