@@ -30,7 +30,7 @@ def test_the_how_to_of_teachers_trains_three_arms_on_an_exported_model(tmp_path,
     run_page("how-to/teacher.md", tmp_path)
     recipes = {run["arm"]: run["recipe"] for run in read_summary("runs/taught")["runs"]}
     assert "reverse_kl of coach on learner rollout states" in recipes["opd"]
-    assert "imitate on teacher rollout states" in recipes["seq-kd"]
+    assert "imitate of coach on teacher rollout states" in recipes["seq-kd"]
     assert "forward_kl of coach on dataset states" in recipes["kd"]
     plan = json.loads(Path("runs/taught/plan.json").read_text())
     assert not any("coach" in need for job in plan["jobs"] for need in job["needs"])
