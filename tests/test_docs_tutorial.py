@@ -1,20 +1,31 @@
-"""The tutorial and the how-tos do what they say: their files are written and their commands run, in an empty folder."""
+"""The tutorial, and the how-to that goes on from it, do what they say: in an empty folder, file by file."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import pytest
 from doc_pages import run_page
+
+pytestmark = pytest.mark.xdist_group("tutorial")
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory):
+    """The folder in which the tutorial ran, as the working directory."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_page("tutorial.md", folder)
+        yield folder
 
 
 def read_summary(folder: str) -> dict:
     return json.loads(Path(folder, "summary.json").read_text())
 
 
-def test_the_tutorial_runs_to_its_report(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run_page("tutorial.md", tmp_path)
+def test_the_tutorial_runs_to_its_report(tutorial):
     summary = read_summary("runs/apples")
     assert summary["target"] == "apples:greedy:reward,none"
     assert [run["arm"] for run in summary["runs"]] == ["base", "sft", "opd", "rl"]
@@ -25,9 +36,8 @@ def test_the_tutorial_runs_to_its_report(tmp_path, monkeypatch):
     assert "apples" in Path("runs/apples/report.html").read_text()
 
 
-def test_the_how_to_of_teachers_trains_three_arms_on_an_exported_model(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run_page("how-to/teacher.md", tmp_path)
+def test_the_how_to_of_teachers_trains_three_arms_on_an_exported_model(tutorial):
+    run_page("how-to/teacher.md", tutorial)
     recipes = {run["arm"]: run["recipe"] for run in read_summary("runs/taught")["runs"]}
     assert "reverse_kl of coach on learner rollout states" in recipes["opd"]
     assert "imitate of coach on teacher rollout states" in recipes["seq-kd"]
