@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from doc_pages import run_page
 
-pytestmark = pytest.mark.xdist_group("tutorial")
-
 
 @pytest.fixture(scope="module")
 def tutorial(tmp_path_factory):
