@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,21 @@ def test_the_embedded_world_meets_its_criterion_and_holds_the_tasks_of_the_code(
     assert base["weights_sha256"] == digest_file(POCKET_MODEL / "model.safetensors")
     for template in TASK_DIR.glob("*.yaml"):
         assert (POCKET_MODEL / "tasks" / template.name).read_text() == template.read_text()
+
+
+def test_a_wheel_that_holds_more_or_less_than_the_package_is_refused(tmp_path):
+    module, wheel = tool("try_wheel"), tmp_path / "statewise-0.1.0-py3-none-any.whl"
+    names = module.package_files()
+    assert {"statewise/py.typed", "statewise/assets/begun/study.toml.txt"} <= names
+    assert not any("__pycache__" in name for name in names)
+    info = {f"statewise-0.1.0.dist-info/{name}" for name in module.INFO}
+    changes = ((set(), None), ({"statewise/py.typed"}, "missing: statewise/py.typed;"), ({"a.pyc"}, "there: a.pyc$"))
+    for changed, told in changes:
+        with zipfile.ZipFile(wheel, "w") as archive:
+            for name in (names | info) ^ changed:
+                archive.writestr(name, "")
+        if told is None:
+            module.check_wheel(wheel, names)
+        else:
+            with pytest.raises(SystemExit, match=told):
+                module.check_wheel(wheel, names)
