@@ -35,9 +35,10 @@ class Column:
 class ItemScores:
     """The scores of one model in one column: `values`, float64 [items], nan where an answer could not be scored.
 
-    `items`: their numbers, ascending, or how a log calls them, in its order of names. `finished`: whether the answer ended by itself; None: not one generated answer,
-    or of an earlier version. `digests`: SHA-256 over document and prompt; None: of an earlier version. `chances`, float64 [items]: that
-    a guess among the item's choices scores 1; nan: it has none, or that was not recorded.
+    `items`: their numbers, ascending, or how a log calls them, sorted. `finished`: whether the answer ended by itself;
+    None: not one generated answer, or of an earlier version. `digests`: SHA-256 over document and prompt; None: of an
+    earlier version. `chances`, float64 [items]: that a guess among the item's choices scores 1; nan: it has none, or
+    they were not recorded.
     """
 
     items: tuple[int | str, ...]

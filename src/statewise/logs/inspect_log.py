@@ -46,7 +46,9 @@ def read_eval_files(paths: list[Path]) -> Log:
             same = ", ".join(str(one) for one, other in logs.items() if other.eval.task == task)
             raise UsageError(f"{path.parent}: holds several runs of task {task!r}; name one: {same}")
         if log.status != "success":
-            raise UsageError(f"{path}: the evaluation did not finish (status {log.status!r}); finish it: inspect eval-retry")
+            raise UsageError(
+                f"{path}: the evaluation did not finish (status {log.status!r}); finish it: inspect eval-retry"
+            )
         protocols[task] = _protocol(log)
         notes += _gather(gathering, refused, log, str(path))
     if not gathering.columns:
@@ -79,6 +81,9 @@ def _gather(gathering: Gathering, refused: dict[str, str], log: Any, place: str)
     asked: dict[tuple[Column, int | str], LoggedItem] = {}
     task, seen, num_left, reducers = str(log.eval.task), set[tuple[Any, int]](), 0, log.eval.config.epochs_reducer
     is_mean = reducers in (None, ["mean"]) or (log.eval.config.epochs or 1) == 1
+    is_choice = any(
+        step.solver == "multiple_choice" and not step.params.get("multiple_correct") for step in log.plan.steps
+    )
     for sample in log.samples or []:
         if (sample.id, sample.epoch) in seen:
             raise UsageError(f"{place}: sample {sample.id!r} stands here twice in epoch {sample.epoch}")
@@ -94,7 +99,7 @@ def _gather(gathering: Gathering, refused: dict[str, str], log: Any, place: str)
                 continue
             key = (Column(task, ANSWERS, name), sample.id)
             epochs.setdefault(key, []).append(score)
-            asked[key] = LoggedItem(score, _digest(sample), _chance(sample))
+            asked[key] = LoggedItem(score, _digest(sample), _chance(sample) if is_choice else math.nan)
     for (column, id_), scores in epochs.items():
         if f"{task} {column.metric}" not in refused:
             item = asked[column, id_]

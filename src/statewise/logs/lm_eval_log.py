@@ -94,7 +94,9 @@ def _described(path: Path) -> SamplesFile:
     named = SAMPLES.fullmatch(path.name)
     if named is None:
         return SamplesFile(path, path.stem.removeprefix("samples_"), "", None)
-    beside = [one for one in path.parent.iterdir() if (of := RESULTS.fullmatch(one.name)) and of["date"] == named["date"]]
+    beside = [
+        one for one in path.parent.iterdir() if (of := RESULTS.fullmatch(one.name)) and of["date"] == named["date"]
+    ]
     return SamplesFile(path, named["task"], named["date"], beside[0] if len(beside) == 1 else None)
 
 
@@ -114,9 +116,13 @@ def read_samples(files: list[SamplesFile]) -> Log:
             _gather(gathering, refused, file.task, results, (place, row))
         protocols[file.task] = _protocol(file.task, results, row) if results else ""
         if not results:
-            notes[f"{file.path.name}: no results of its date beside it, so how it was asked is known by its items alone"] = None
+            notes[
+                f"{file.path.name}: no results of its date beside it, so how it was asked is known by its items alone"
+            ] = None
         if is_chat:
-            notes["asked in the model's chat template; items are the same by document, and prompts are not compared"] = None
+            notes[
+                "asked in the model's chat template; items are the same by document, and prompts are not compared"
+            ] = None
     if not gathering.columns:
         raise UsageError("; ".join(f"{what}: {why}" for what, why in refused.items()))
     scored = {column.task for column in gathering.columns}
@@ -157,7 +163,11 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _gather(
-    gathering: Gathering, refused: dict[str, str], task: str, results: Mapping[str, Any], placed: tuple[str, dict[str, Any]]
+    gathering: Gathering,
+    refused: dict[str, str],
+    task: str,
+    results: Mapping[str, Any],
+    placed: tuple[str, dict[str, Any]],
 ) -> None:
     """Keep the scores of one row, or say why they are none."""
     place, row = placed
@@ -173,7 +183,7 @@ def _gather(
             continue
         column = Column(task, _decoding(row, asked), name)
         of_choice = chance if metric in CHOICE_METRICS and chance is not None else math.nan
-        gathering.add(column, row["doc_id"], LoggedItem(float(value), digest, of_choice), place)
+        gathering.add(column, row["doc_id"], LoggedItem(float(row[metric]), digest, of_choice), place)
 
 
 def _requests(arguments: Any) -> list[list[Any]]:
@@ -196,7 +206,9 @@ def _refusal(metric: str, value: Any, config: Mapping[str, Any]) -> str:
 def _is_scored(row: Mapping[str, Any]) -> bool:
     """Whether given texts were scored: every response is one (log-likelihood, is greedy)."""
     resps = row["resps"]
-    return all(isinstance(one, list) and len(one) == 1 and isinstance(one[0], list) and len(one[0]) == 2 for one in resps)
+    return all(
+        isinstance(one, list) and len(one) == 1 and isinstance(one[0], list) and len(one[0]) == 2 for one in resps
+    )
 
 
 def _decoding(row: Mapping[str, Any], asked: list[list[Any]]) -> str:
@@ -238,7 +250,9 @@ def _protocol(task: str, results: Mapping[str, Any], row: Mapping[str, Any]) -> 
     if results.get("system_instruction"):
         told += f"; system instruction {str(results.get('system_instruction_sha'))[:8]}"
     if results.get("chat_template"):
-        told += "; chat template" + ("" if results.get("fewshot_as_multiturn") or not shots else ", examples in one turn")
+        told += "; chat template" + (
+            "" if results.get("fewshot_as_multiturn") or not shots else ", examples in one turn"
+        )
     if (taken := counts.get("effective")) != counts.get("original"):
         told += f"; {taken} items only" + ("; the first items" if settings.get("limit") else "")
     return told

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from statewise.console.printing import plural
 from statewise.errors import UsageError
 from statewise.folder.item_scores import Column, ItemScores, Scores
 
@@ -66,7 +65,8 @@ class Gathering:
 
     @property
     def notes(self) -> list[str]:
-        return [f"{task}: {plural(count, 'row')} stand twice, and count once" for task, count in self.repeated.items()]
+        told = "equal rows that stand there twice, and count once"
+        return [f"{task}: {told}: {count:,}" for task, count in self.repeated.items()]
 
     def scores(self) -> Scores:
         return {column: _in_order(items) for column, items in self.columns.items()}

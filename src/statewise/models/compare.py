@@ -152,7 +152,7 @@ def _refusal_of_common(a: Side, b: Side, task: str) -> str:
     if others := [item for item, found in digests.items() if len(found) > 1]:
         return f"its items differ: {len(others)} of the same number are other documents or prompts (item_sha256)"
     if len(common) < 2:
-        return f"the sides have {plural(len(common), 'item')} in common; evaluate them on more of the same"
+        return f"its items differ: the sides have {plural(len(common), 'item')} in common; evaluate both on more"
     return ""
 
 

@@ -26,8 +26,8 @@ class Side:
     """One side of a comparison. `scores`: per seed; `protocols` and `digests`: per task, all values over the seeds.
 
     `devices`: on what and in which precision it was computed, where that was recorded. `is_older`: recorded without
-    digests of the files, so that nothing tells whether they changed. `is_log`: of another tool, so that items are paired
-    one by one; `notes` and `refused` are what it says of itself, and scores in it that cannot be compared.
+    digests of the files, so that nothing tells whether they changed. `is_log`: of another tool, so that items are
+    paired one by one; `notes` and `refused` are what it says of itself, and scores in it that cannot be compared.
     """
 
     label: str
