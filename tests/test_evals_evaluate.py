@@ -100,7 +100,7 @@ def test_every_item_scores_as_in_lm_eval(policy, pocket_folder, reference, name)
 @pytest.mark.parametrize("name", ["pocket_math", "pocket_facts"])
 def test_the_samples_written_of_an_evaluation_are_those_of_lm_eval(policy, pocket_folder, reference, tmp_path, name):
     task = load_task(name, task_folder=pocket_folder)
-    protocol = EvalProtocol(limit=NUM_ITEMS, decodings=("greedy",), items="first")
+    protocol = EvalProtocol(limit=NUM_ITEMS, decodings=("greedy",), items="first", max_new_tokens=128)
     recorded = evaluate_into(tmp_path / "rows.parquet", policy, task, protocol)
     rows = read_table(tmp_path / "rows.parquet")
     evaluated = EvaluatedTask(task, rows, NUM_ITEMS, "first", recorded["protocol"])

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from statewise.logs.inspect_log import EVAL, find_eval_files, read_eval_files
 from statewise.logs.lm_eval_log import find_samples, is_results, read_samples
-from statewise.logs.log import Log
+from statewise.logs.log import EvaluationLog
 
 
-def read_log(path: Path) -> Log | None:
+def read_log(path: Path) -> EvaluationLog | None:
     """The log at `path`; None where there is none.
 
     Args:

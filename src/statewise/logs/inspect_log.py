@@ -16,7 +16,7 @@ from typing import Any
 from statewise.console.printing import plural
 from statewise.errors import UsageError
 from statewise.folder.item_scores import Column
-from statewise.logs.log import Gathering, Log, LoggedItem
+from statewise.logs.log import EvaluationLog, Gathering, LoggedItem
 from statewise.tasks.items import chance_of_guess
 
 EVAL = ".eval"
@@ -32,7 +32,7 @@ def find_eval_files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{EVAL}"))
 
 
-def read_eval_files(paths: list[Path]) -> Log:
+def read_eval_files(paths: list[Path]) -> EvaluationLog:
     """The scores of these logs, one task each.
 
     Raises:
@@ -55,7 +55,7 @@ def read_eval_files(paths: list[Path]) -> Log:
         why = "; ".join(f"{what}: {why}" for what, why in refused.items())
         raise UsageError(f"{', '.join(map(str, paths))}: no sample has a score; {why}".removesuffix("; "))
     scored = {column.task for column in gathering.columns}
-    return Log(
+    return EvaluationLog(
         gathering.scores(), {task: text for task, text in protocols.items() if task in scored}, refused,
         (*notes, *gathering.notes),
     )  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any
 from statewise.errors import UsageError
 from statewise.folder.item_scores import Column
 from statewise.folder.protocol import item_text
-from statewise.logs.log import Gathering, Log, LoggedItem
+from statewise.logs.log import EvaluationLog, Gathering, LoggedItem
 from statewise.storage.parsing import parse_json
 from statewise.tasks.generation import max_tokens_of
 from statewise.tasks.items import CHOICE_METRICS, chance_of_guess
@@ -100,7 +100,7 @@ def _described(path: Path) -> SamplesFile:
     return SamplesFile(path, named["task"], named["date"], beside[0] if len(beside) == 1 else None)
 
 
-def read_samples(files: list[SamplesFile]) -> Log:
+def read_samples(files: list[SamplesFile]) -> EvaluationLog:
     """The scores of these files.
 
     Raises:
@@ -126,7 +126,7 @@ def read_samples(files: list[SamplesFile]) -> Log:
     if not gathering.columns:
         raise UsageError("; ".join(f"{what}: {why}" for what, why in refused.items()))
     scored = {column.task for column in gathering.columns}
-    return Log(
+    return EvaluationLog(
         gathering.scores(), {task: text for task, text in protocols.items() if task in scored}, refused,
         (*notes, *gathering.notes),
     )  # fmt: skip

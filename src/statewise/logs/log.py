@@ -14,7 +14,7 @@ ItemName = int | str
 
 
 @dataclass(frozen=True)
-class Log:
+class EvaluationLog:
     """One model's evaluation by another tool.
 
     `protocols`: per task how it was asked, "" where the log does not say. `refused`: per task, or task and score, why

@@ -25,13 +25,14 @@ from lm_eval.utils import handle_non_serializable, hash_string, sanitize_list, s
 from statewise.errors import UsageError
 from statewise.folder.protocol import item_text
 from statewise.storage import records
+from statewise.tasks.generation import max_tokens_of
 from statewise.tasks.items import FIRST
 from statewise.tasks.quiet import quiet_lm_eval
 from statewise.tasks.task import FEWSHOT_SEED, GRADER_ERRORS, Task
 
 Rows = Sequence[Mapping[str, Any]]
 DECODINGS = ("choices", "greedy")
-VERSION = re.compile(r"lm-eval ([^;,\s]+)")
+VERSION, CAP = re.compile(r"lm-eval ([^;,\s]+)"), re.compile(r"at most (\d+) new tokens")
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,16 @@ def write_samples(folder: Path, model: str, tasks: Sequence[EvaluatedTask]) -> l
         UsageError: a task is another one than was evaluated, or its records are of a version that kept too little.
     """
     date = datetime.now().isoformat().replace(":", "-")
-    place, samples = folder / sanitize_model_name(model), dict[str, list[dict[str, Any]]]()
-    accumulated: dict[str, Any] = {}
+    place, accumulated = folder / sanitize_model_name(model), dict[str, Any]()
     with quiet_lm_eval():
-        for one in tasks:
-            for member, sample in _samples(one):
-                name = str(member.config.task)
-                samples.setdefault(name, []).append(sample)
-                entry = accumulated.setdefault(name, {"task": member, "raw_metrics": {}, "logged_samples": []})
-                for metric in sample["metrics"]:
-                    entry["raw_metrics"].setdefault((metric, sample["filter"]), []).append(sample[metric])
+        for member, sample in (pair for one in tasks for pair in _samples(one)):
+            entry = {"task": member, "raw_metrics": {}, "logged_samples": []}
+            entry = accumulated.setdefault(str(member.config.task), entry)
+            entry["logged_samples"].append(sample)
+            for metric in sample["metrics"]:
+                entry["raw_metrics"].setdefault((metric, sample["filter"]), []).append(sample[metric])
         results = _process_results(accumulated, {}, None)._to_eval_results()
+    samples = {name: entry["logged_samples"] for name, entry in accumulated.items()}
     results |= _about(model, tasks, samples)
     for config in results["configs"].values():
         config.pop("custom_dataset", None)  # a function
@@ -99,7 +99,17 @@ def _samples(one: EvaluatedTask) -> Iterator[tuple[Any, dict[str, Any]]]:
         for ensemble in member._filters:
             for requests in own:
                 rows = recorded[one.task.place_of(requests[0])[0]]
-                yield member, _sample(one.task, member, requests, ensemble, rows)
+                sample = _sample(one.task, member, requests, ensemble, rows)
+                yield member, sample | {"arguments": [_asked(one, request) for request in requests]}
+
+
+def _asked(one: EvaluatedTask, request: Instance) -> tuple[Any, ...]:
+    """The arguments of a request, with the limit of tokens that it had: the evaluation's, where that is lower."""
+    if cap := CAP.search(one.protocol):
+        prompt, kwargs = request.args
+        if int(cap[1]) < max_tokens_of(kwargs):
+            return prompt, {**kwargs, "max_gen_toks": int(cap[1])}
+    return tuple(request.args)
 
 
 def _answer(task: Task, requests: Sequence[Instance], row: Mapping[str, Any]) -> None:
@@ -147,7 +157,7 @@ def _sample(
         "doc_id": requests[0].doc_id,
         "doc": doc,
         "target": target,
-        "arguments": [request.args for request in requests],
+        "arguments": [],
         "resps": [request.resps for request in requests],
         "filtered_resps": [request.filtered_resps.get(name) for request in requests],
         "filter": name,
