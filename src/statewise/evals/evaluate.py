@@ -181,7 +181,7 @@ def _rows(
         is_one_answer = task.is_generative and len(draws) == 1
         item, member = task.place_of(requests[0])
         chance = _chance(task, requests[0])
-        texts = {} if task.is_generative else _likelihoods(requests)
+        texts = {"logprobs": None, "are_greedy": None} if task.is_generative else _likelihoods(requests)
         for metric in metrics:
             # Of one answer it is the answer's score.
             score = pass_at_k([draw[index].get(metric, math.nan) for draw in graded], len(draws))

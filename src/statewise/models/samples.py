@@ -56,10 +56,9 @@ def _of_folder(
     settings: dict[str, Any] = dict(stored["settings"])
     if settings.pop("chat"):
         raise UsageError(f"{folder}: {IN_CHAT}")
-    if (settings.pop("data") is not None) != (data is not None):
-        raise UsageError(
-            f"{folder}: was evaluated {'with' if data is None else 'without'} a folder of --data; so give it"
-        )
+    if settings["data"] and data is None:
+        raise UsageError(f"{folder}: was evaluated on a folder of local data; give it with --data")
+    settings.pop("data")
     model = str(stored["model"]["name"])
     request = EvaluationRequest(
         model, tuple(stored["asked"]), data=data, out=folder, trusts_task_code=trusts, **settings
