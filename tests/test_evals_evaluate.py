@@ -1,3 +1,4 @@
+import copy
 import itertools
 import json
 import random
@@ -13,6 +14,7 @@ import torch
 import yaml
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -22,11 +24,15 @@ from statewise.evals import likelihood
 from statewise.evals.evaluate import NEXT_ANSWER, EvalProtocol, evaluate, pass_at_k
 from statewise.evals.policy_lm import PolicyLM, Written
 from statewise.evals.preserve import preserve_rng_and_mode
+from statewise.folder.item_scores import Column, _in_order
+from statewise.folder.protocol import evaluate_into
+from statewise.logs.find import read_log
+from statewise.logs.write_samples import EvaluatedTask, write_samples
 from statewise.pocket.world import World, write_benchmarks
 from statewise.policy.load import Policy
 from statewise.policy.sampler import Sampling, sample
 from statewise.policy.texts import decode, encode
-from statewise.storage.records import ITEM_SCHEMA
+from statewise.storage.records import ITEM_SCHEMA, read_table
 from statewise.tasks.items import choose
 from statewise.tasks.load import load_task
 from statewise.tasks.task_file import read_task_file
@@ -89,6 +95,49 @@ def test_every_item_scores_as_in_lm_eval(policy, pocket_folder, reference, name)
     # lm-eval knows nothing of the styles that a task file names.
     styles = {metric for metric, _ in ours} - set(task.metrics)
     assert styles == ({"style,bare", "style,graded", "style,worked"} if name == "pocket_math" else set())
+
+
+@pytest.mark.parametrize("name", ["pocket_math", "pocket_facts"])
+def test_the_samples_written_of_an_evaluation_are_those_of_lm_eval(policy, pocket_folder, reference, tmp_path, name):
+    task = load_task(name, task_folder=pocket_folder)
+    protocol = EvalProtocol(limit=NUM_ITEMS, decodings=("greedy",), items="first", max_new_tokens=128)
+    recorded = evaluate_into(tmp_path / "rows.parquet", policy, task, protocol)
+    rows = read_table(tmp_path / "rows.parquet")
+    evaluated = EvaluatedTask(task, rows, NUM_ITEMS, "first", recorded["protocol"])
+    samples, results = write_samples(tmp_path / "ours", "org/toy", [evaluated])
+    tracker = EvaluationTracker(output_path=str(tmp_path / "theirs"))
+    tracker.general_config_tracker.model_name_sanitized, tracker.date_id = "toy", "now"
+    tracker.save_results_samples(name, copy.deepcopy(reference[name]))
+    ours, theirs = (
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (samples, tmp_path / "theirs" / "toy" / f"samples_{name}_now.jsonl")
+    )
+    resps = [[row.pop(key) for row in side for key in ("resps", "filtered_resps")] for side in (ours, theirs)]
+    assert [list(row) for row in ours] == [list(row) for row in theirs]
+    assert ours == theirs
+    if name == "pocket_math":
+        assert resps[0] == resps[1]
+    else:  # log-likelihoods, in batches of another size
+        texts = (np.array([np.ravel(one) for one in side]) for side in resps)
+        (ours, our_greedy), (theirs, their_greedy) = ((one[:, ::2].astype(float), one[:, 1::2]) for one in texts)
+        assert np.allclose(ours, theirs, atol=1e-4)
+        assert (our_greedy == their_greedy).all()
+    assert samples.parent.name == "org__toy"
+    log = read_log(results)
+    assert log.protocols == {name: recorded["protocol"]}
+    ours = read_scores_of(rows)
+    for column, scores in log.scores.items():
+        assert scores.digests == ours[column].digests
+        assert scores.values.tolist() == ours[column].values.tolist()
+        assert np.array_equal(scores.chances, ours[column].chances, equal_nan=True)
+
+
+def read_scores_of(rows):
+    """The recorded rows by column, as `read_scores` makes them of a folder."""
+    columns = {}
+    for row in rows:
+        columns.setdefault(Column(row["task"], row["decoding"], row["metric"]), []).append(row)
+    return {column: _in_order(of_column) for column, of_column in columns.items()}
 
 
 class FixedAnswers(LM):
@@ -233,7 +282,8 @@ def test_rows_fit_the_schema_and_come_item_by_item(policy, pocket_folder):
         load_task("pocket_math", task_folder=pocket_folder),
         EvalProtocol(limit=3, max_new_tokens=8, items="first"),
     )
-    assert pa.Table.from_pylist(rows, schema=pa.schema(list(ITEM_SCHEMA)[:-2])).to_pylist() == rows
+    schema = pa.schema([field for field in ITEM_SCHEMA if field.name not in ("item_sha256", "prompt")])
+    assert pa.Table.from_pylist(rows, schema=schema).to_pylist() == rows
     assert [(row["decoding"], row["item"], row["metric"].split(",")[1]) for row in rows] == [
         (decoding, item, name)
         for decoding in ("greedy", "sampled")

@@ -14,11 +14,12 @@ from scipy import stats
 
 from statewise.errors import UsageError
 from statewise.folder.protocol import differing_parts
-from statewise.models.compare import compare, mcnemar_exact
+from statewise.models.compare import compare
 from statewise.models.sides import read_side
 from statewise.policy.load import save_weights
 from statewise.report.comparison import comparison_to_json, items_needed, print_comparison
 from statewise.results.intervals import Part, weigh_forgetting, weigh_sum
+from statewise.results.transitions import mcnemar_exact
 from statewise.storage import integrity, records
 
 A, B = [1, 1, 0, 0], [1, 0, 1, 1]
@@ -201,8 +202,8 @@ def test_sides_of_the_same_items_under_other_limits_are_compared_on_all(two):
     [
         ({0: 1, 1: 0}, {"item_sha256": None}, "an older record does not tell which items are the same"),
         ({0: 1, 1: 0}, {"item_sha256": "another world"}, "2 of the same number are other documents or prompts"),
-        ({3: 1, 8: 0}, {}, "both sides have 1 items in common"),
-        ({7: 1, 8: 0}, {}, "both sides have 0 items in common"),
+        ({3: 1, 8: 0}, {}, "the sides have 1 item in common"),
+        ({7: 1, 8: 0}, {}, "the sides have 0 items in common"),
     ],
 )
 def test_items_that_are_not_known_to_be_the_same_are_refused(tmp_path, of_b, change, words):
@@ -331,7 +332,7 @@ def test_a_record_without_a_digest_is_compared_and_said_to_be_one(run, tmp_path)
         ("{run}:sft:9", "has no seed 9; its seeds are 0, 1"),
         ("{run}:sft:one", "seed 'one' is not a number"),
         ("{run}:slim", "'slim' was evaluated in none of seeds 0, 1: continue the run"),
-        ("{run}/arms", "no eval.json there"),
+        ("{run}/arms", "no eval.json, samples_"),
         ("{run}/arms:sft", "not a run folder"),
     ],
 )

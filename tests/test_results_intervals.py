@@ -299,3 +299,9 @@ def test_a_retention_ratio_of_an_unchanged_task_is_no_certainty():
     alone, both = estimate_retention_ratio([base], [lost]), estimate_retention_ratio([base, base], [lost, base])
     # Halving the first part's half-width is what certainty on the second would give.
     assert both.high - both.low > 1.05 * (alone.high - alone.low) / 2
+
+
+def test_changes_that_cancel_over_the_seeds_of_every_item_have_an_interval():
+    estimate = weigh_sum([Part(np.array([[1.0, -1.0], [-1.0, 1.0], [0.0, 0.0]]))]).estimate()
+    assert estimate.value == 0
+    assert estimate.low == -estimate.high < 0

@@ -112,13 +112,43 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
 
 
 @app.command(
-    epilog=examples("statewise compare runs/pocket:base runs/pocket:rl", "statewise compare evals/a evals/b --json")
+    epilog=examples(
+        "statewise samples evals/rl-model -o samples",
+        "statewise samples runs/pocket:rl:0 -o samples",
+    )
+)
+def samples(
+    evaluated: Annotated[
+        str,
+        typer.Argument(help="A folder of `statewise eval`, or RUN:ARM:SEED.", autocompletion=complete_sides),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into, as lm-eval's --output_path.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with local data of the tasks, as in the evaluation.")
+    ] = None,
+    trust_task_code: TrustOption = False,
+) -> None:
+    """Write what was evaluated here as lm-eval's samples_*.jsonl and results_*.json, for tools that read those."""
+    from statewise.models.samples import export_samples
+
+    for path in export_samples(evaluated, out, data, trust_task_code, tell_code):
+        typer.echo(f"Written: {path}")
+
+
+@app.command(
+    epilog=examples(
+        "statewise compare runs/pocket:base runs/pocket:rl",
+        "statewise compare evals/a evals/b --json",
+        "statewise compare before/ after/    # what `lm_eval --log_samples -o` wrote; or inspect's .eval",
+    )
 )
 def compare(
     a: Annotated[
         str,
         typer.Argument(
-            help="A folder of `statewise eval`, RUN:ARM (all seeds) or RUN:ARM:SEED.", autocompletion=complete_sides
+            help="A folder of `statewise eval`, RUN:ARM (all seeds), RUN:ARM:SEED, or logs: what lm-eval wrote with "
+            "--log_samples, inspect's .eval.",
+            autocompletion=complete_sides,
         ),
     ],
     b: Annotated[str, typer.Argument(help="The same; differences are B minus A.", autocompletion=complete_sides)],

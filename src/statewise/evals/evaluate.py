@@ -22,7 +22,7 @@ from statewise.evals.preserve import preserve_rng_and_mode
 from statewise.policy.load import Policy
 from statewise.policy.texts import chat_of
 from statewise.tasks.generation import DEFAULT_MAX_NEW_TOKENS
-from statewise.tasks.items import CHOICES_OF_ITEMS, SAMPLE
+from statewise.tasks.items import CHOICE_METRICS, CHOICES_OF_ITEMS, SAMPLE, chance_of_guess
 from statewise.tasks.quiet import quiet_lm_eval
 from statewise.tasks.task import Task
 
@@ -180,6 +180,8 @@ def _rows(
         response = NEXT_ANSWER.join(_response(task, draw[index]) for draw in draws)
         is_one_answer = task.is_generative and len(draws) == 1
         item, member = task.place_of(requests[0])
+        chance = _chance(task, requests[0])
+        texts = {"logprobs": None, "are_greedy": None} if task.is_generative else _likelihoods(requests)
         for metric in metrics:
             # Of one answer it is the answer's score.
             score = pass_at_k([draw[index].get(metric, math.nan) for draw in graded], len(draws))
@@ -193,9 +195,26 @@ def _rows(
                     "score": score if math.isfinite(score) else None,
                     "response": response,
                     "is_finished": all(id(r) not in cut for r in requests) if is_one_answer else None,
+                    "chance": chance if metric.partition(",")[0] in CHOICE_METRICS else None,
+                    **texts,
                 }
             )
     return rows
+
+
+def _chance(task: Task, request: Instance) -> float | None:
+    """That a guess among the choices of the request's item is right; None for tasks without choices."""
+    member = task.lm_eval_task
+    if member.OUTPUT_TYPE != "multiple_choice":
+        return None
+    doc = request.doc
+    gold = member.doc_to_text(doc) if member.multiple_input else member.doc_to_target(doc)
+    return chance_of_guess(len(member.doc_to_choice(doc)), len(set(gold)) if isinstance(gold, list) else 1)
+
+
+def _likelihoods(requests: Sequence[Instance]) -> dict[str, list[Any]]:
+    logprobs, are_greedy = zip(*(request.resps[0] for request in requests), strict=True)
+    return {"logprobs": list(logprobs), "are_greedy": list(are_greedy)}
 
 
 def _response(task: Task, requests: Sequence[Instance]) -> str:

@@ -35,25 +35,29 @@ class Column:
 class ItemScores:
     """The scores of one model in one column: `values`, float64 [items], nan where an answer could not be scored.
 
-    `items`: their numbers, ascending. `finished`: whether the answer ended by itself; None: not one generated answer,
-    or of an earlier version. `digests`: SHA-256 over document and prompt; None: of an earlier version.
+    `items`: their numbers, ascending, or how a log calls them, sorted. `finished`: whether the answer ended by itself;
+    None: not one generated answer, or of an earlier version. `digests`: SHA-256 over document and prompt; None: of an
+    earlier version. `chances`, float64 [items]: that a guess among the item's choices scores 1; nan: it has none, or
+    they were not recorded.
     """
 
-    items: tuple[int, ...]
+    items: tuple[int | str, ...]
     values: Matrix
     finished: tuple[bool | None, ...]
     digests: tuple[str | None, ...]
+    chances: Matrix
 
     @property
     def num_unscored(self) -> int:
         return int(np.isnan(self.values).sum())
 
-    def take(self, items: Collection[int]) -> ItemScores:
+    def take(self, items: Collection[int | str]) -> ItemScores:
         """The scores of some items alone."""
         kept = [place for place, item in enumerate(self.items) if item in items]
         return ItemScores(
             tuple(self.items[place] for place in kept), self.values[kept],
             tuple(self.finished[place] for place in kept), tuple(self.digests[place] for place in kept),
+            self.chances[kept],
         )  # fmt: skip
 
 
@@ -81,9 +85,11 @@ def read_scores(folder: Path, files: Collection[str] | None = None, parts_of: st
 def _in_order(rows: list[dict[str, Any]]) -> ItemScores:
     rows = sorted(rows, key=lambda row: int(row["item"]))
     scores = [np.nan if row["score"] is None else row["score"] for row in rows]
+    chances = [np.nan if row.get("chance") is None else row["chance"] for row in rows]
     return ItemScores(
         tuple(row["item"] for row in rows), np.array(scores),
         tuple(row.get("is_finished") for row in rows), tuple(row.get("item_sha256") for row in rows),
+        np.array(chances),
     )  # fmt: skip
 
 

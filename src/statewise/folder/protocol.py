@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -25,6 +26,8 @@ if TYPE_CHECKING:  # they import lm-eval or torch, which takes seconds
 
 # What `describe_protocol` ends with where an evaluation is limited; an older version did not say which items.
 LIMIT = re.compile(r"; \d+ items only(; (the first items|a seeded sample of the items))?$")
+# What it says of the decodings; each score says its own.
+DECODINGS = re.compile(r"; (greedy|sampled)( and sampled)?, at most ")
 PACKAGES = ("statewise", "torch", "transformers", "lm-eval")
 
 
@@ -84,10 +87,15 @@ def ask_items(task: Task, limit: int | None, items: str = SAMPLE) -> AskedItems:
     """
     whole, by_item = hashlib.sha256(), {}
     for requests in task.requests(limit, items=items):
-        text = json.dumps([requests[0].doc, [one.args for one in requests]], sort_keys=True, default=str).encode()
+        text = item_text(requests[0].doc, [one.args for one in requests])
         whole.update(text)
         by_item[task.place_of(requests[0])[0]] = (hashlib.sha256(text).hexdigest(), str(requests[0].args[0]))
     return AskedItems(whole.hexdigest(), by_item)
+
+
+def item_text(doc: Any, asked: Sequence[Any]) -> bytes:
+    """What the digest of an item is of: its document, and what is asked of a model about it, request by request."""
+    return json.dumps([doc, asked], sort_keys=True, default=str).encode()
 
 
 def digest_items(task: Task, limit: int | None, items: str = SAMPLE) -> str:
@@ -98,6 +106,11 @@ def digest_items(task: Task, limit: int | None, items: str = SAMPLE) -> str:
 def without_limit(protocol: str) -> str:
     """A protocol without what it says of how many items were taken, and which."""
     return LIMIT.sub("", protocol)
+
+
+def comparable(protocol: str) -> str:
+    """What has to be equal of two protocols: neither how many items were taken, nor which decodings were tried."""
+    return DECODINGS.sub("; at most ", without_limit(protocol))
 
 
 def differing_parts(ours: str, theirs: str) -> tuple[str, str]:

@@ -9,15 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy import stats
 
+from statewise.console.printing import plural
 from statewise.errors import UsageError
-from statewise.folder.item_scores import Column, ItemScores, lay_out
-from statewise.folder.protocol import differing_parts, without_limit
+from statewise.folder.item_scores import ItemScores, lay_out
+from statewise.folder.protocol import comparable, differing_parts, without_limit
 from statewise.models.model_folder import is_base_of
-from statewise.models.sides import Side
+from statewise.models.sides import UNKNOWN, Side
 from statewise.plan.dag import BASE
-from statewise.results.intervals import estimate_score, weigh_difference, weigh_forgetting
+from statewise.results.intervals import weigh_forgetting
+from statewise.results.transitions import compare_column
 from statewise.storage.integrity import NOT_VERIFIED
 from statewise.storage.model_records import Comparison, ScoreComparison
 from statewise.storage.records import Estimate
@@ -48,6 +49,9 @@ def compare(a: Side, b: Side) -> Comparison:
     seeds_a, seeds_b, found = *_align(a, b), _Found()
     found.notes += _notes_on_seeds(a, b, seeds_a, seeds_b)
     found.notes += [f"{side.label}: {NOT_VERIFIED}" for side in (a, b) if side.is_older]
+    for side in (a, b):
+        found.notes += [f"{side.label}: {note}" for note in side.notes]
+        found.refused |= {what: f"{why} ({side.label})" for what, why in side.refused.items()}
     alone = [task for task in (*a.tasks, *b.tasks) if task not in shared]
     found.notes += [f"on one side only: {', '.join(alone)}"] * bool(alone)
     is_base = is_base_of(a.weights_sha256, a.origin.arm, b.origin) and b.origin.arm != BASE
@@ -114,14 +118,18 @@ def _notes_on_seeds(a: Side, b: Side, seeds_a: list[int], seeds_b: list[int]) ->
 
 def _refusal(a: Side, b: Side, task: str) -> str:
     """Why a task cannot be compared; "" if it can."""
-    protocols = sorted(a.protocols[task] | b.protocols[task])
-    if len({without_limit(protocol) for protocol in protocols}) > 1:
-        ours, theirs = sorted(a.protocols[task])[0], sorted(b.protocols[task])[-1]
+    protocols = sorted((a.protocols[task] | b.protocols[task]) - {UNKNOWN})
+    if len({comparable(protocol) for protocol in protocols}) > 1:
+        ours, theirs = (comparable(sorted(side.protocols[task])[end]) for side, end in ((a, 0), (b, -1)))
         if ours == theirs:  # the seeds of one side differ
-            ours, theirs = protocols[0], protocols[-1]
+            ours, theirs = comparable(protocols[0]), comparable(protocols[-1])
         parts = differing_parts(ours, theirs)
         return f"its protocol differs: A {parts[0] or 'without that'}, B {parts[1] or 'without that'}"
-    if len(protocols) > 1:
+    columns = [{column for column in next(iter(side.scores.values())) if column.task == task} for side in (a, b)]
+    if not columns[0] & columns[1]:
+        asked = (", ".join(sorted(f"{one.decoding} {one.metric}" for one in side)) for side in columns)
+        return "no score in common: A {}, B {}".format(*asked)
+    if len(protocols) > 1 or a.is_log or b.is_log:
         return _refusal_of_common(a, b, task)
     if len(a.digests.get(task, set()) | b.digests.get(task, set())) > 1:
         return "its items differ: same name and protocol, but other documents or prompts (items_sha256)"
@@ -135,7 +143,7 @@ def _refusal(a: Side, b: Side, task: str) -> str:
 def _refusal_of_common(a: Side, b: Side, task: str) -> str:
     """The same where limits differ: each common item has to be one and the same document and prompt."""
     common = _common_items(a, b, task)
-    digests: dict[int, set[str | None]] = {item: set() for item in common}
+    digests: dict[int | str, set[str | None]] = {item: set() for item in common}
     for one in (one.take(common) for side in (a, b) for one in _scores_of(side, task)):
         for item, digest in zip(one.items, one.digests, strict=True):
             digests[item].add(digest)
@@ -144,7 +152,7 @@ def _refusal_of_common(a: Side, b: Side, task: str) -> str:
     if others := [item for item, found in digests.items() if len(found) > 1]:
         return f"its items differ: {len(others)} of the same number are other documents or prompts (item_sha256)"
     if len(common) < 2:
-        return f"its limits differ, and both sides have {len(common)} items in common; give them a larger --limit"
+        return f"its items differ: the sides have {plural(len(common), 'item')} in common; evaluate both on more"
     return ""
 
 
@@ -152,14 +160,14 @@ def _scores_of(side: Side, task: str) -> list[ItemScores]:
     return [one for scores in side.scores.values() for column, one in scores.items() if column.task == task]
 
 
-def _common_items(a: Side, b: Side, task: str) -> set[int]:
+def _common_items(a: Side, b: Side, task: str) -> set[int | str]:
     """The items that every seed of both sides was evaluated on."""
     return set.intersection(*(set(one.items) for side in (a, b) for one in _scores_of(side, task)))
 
 
 def _common_protocol(a: Side, b: Side, task: str) -> str:
-    protocols = a.protocols[task] | b.protocols[task]
-    return next(iter(protocols)) if len(protocols) == 1 else without_limit(next(iter(protocols)))
+    protocols = sorted((a.protocols[task] | b.protocols[task]) - {UNKNOWN}) or [UNKNOWN]
+    return protocols[0] if len(protocols) == 1 else without_limit(protocols[0])
 
 
 def _compare_task(found: _Found, a: Side, b: Side, seeds: tuple[list[int], list[int]], task: str) -> None:
@@ -168,7 +176,12 @@ def _compare_task(found: _Found, a: Side, b: Side, seeds: tuple[list[int], list[
     sizes = [max(len(one.items) for one in _scores_of(side, task)) for side in (a, b)]
     if sizes != [len(common)] * 2:
         told = " and ".join(f"{size:,} of {side.label}" for side, size in zip((a, b), sizes, strict=True))
-        found.notes.append(f"{task}: limits differ; compared on the {len(common):,} items in common, of {told}")
+        limits = "" if a.is_log or b.is_log else "limits differ; "
+        found.notes.append(f"{task}: {limits}compared on the {len(common):,} items in common, of {told}")
+    alone = [column for column in {**first, **other} if column.task == task and (column in first) != (column in other)]
+    if alone:
+        told = ", ".join(f"{column.decoding} {column.metric}" for column in alone)
+        found.notes.append(f"{task}: on one side only: {told}")
     for column in (column for column in first if column.task == task and column in other):
         sides = zip((a, b), seeds, strict=True)
         ours, theirs = ([side.scores[s][column].take(common) for s in own] for side, own in sides)
@@ -177,33 +190,11 @@ def _compare_task(found: _Found, a: Side, b: Side, seeds: tuple[list[int], list[
                 asked = f"{side.label}, {task} {column.decoding}"
                 found.notes.append(f"{asked}: {count} unscored answers count as not correct")
         matrices = lay_out(ours), lay_out(theirs)
-        compared = _compare_column(column, *matrices)
+        # The items are the same; a log without its results does not tell of how many choices.
+        chances = np.where(np.isnan(ours[0].chances), theirs[0].chances, ours[0].chances)
+        compared = compare_column(column, *matrices, chances)
         found.scores.append(replace(compared, num_items_a=sizes[0], num_items_b=sizes[1]))
         found.primary.setdefault(task, matrices)
-
-
-def _compare_column(column: Column, a: Matrix, b: Matrix) -> ScoreComparison:
-    difference = b - a  # one model is compared with each of several: [items, 1] spreads over [items, seeds]
-    paired = weigh_difference(b, a).estimate()
-    asked = column.task, column.decoding, column.metric
-    compared = ScoreComparison(*asked, estimate_score(a), estimate_score(b), paired, difference.size)
-    if not np.isin(a, (0, 1)).all() or not np.isin(b, (0, 1)).all():
-        return compared
-    only_a, only_b = int((difference < 0).sum()), int((difference > 0).sum())
-    p = mcnemar_exact(only_a, only_b) if difference.shape[1] == 1 else None
-    return replace(compared, num_only_a=only_a, num_only_b=only_b, mcnemar_p=p)
-
-
-def mcnemar_exact(num_only_a: int, num_only_b: int) -> float:
-    """Exact McNemar test: two-sided binomial p that only-A and only-B are equally likely; 1 if there are none.
-
-    The interval of the difference leaves out 0 exactly where this is below .05 (`results.intervals.weigh_sum`).
-
-    Source:
-        McNemar (1947), exact form: Binomial(num_only_a + num_only_b, 1/2).
-    """
-    total = num_only_a + num_only_b
-    return float(stats.binomtest(num_only_a, total).pvalue) if total else 1.0
 
 
 def _mean_forgetting(found: _Found, tasks: tuple[str, ...]) -> Estimate:

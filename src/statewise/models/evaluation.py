@@ -28,6 +28,7 @@ from statewise.tasks.find import find_code
 
 if TYPE_CHECKING:
     from statewise.policy.load import Policy
+    from statewise.tasks.task import Task
 
 HEADER = "eval.json"
 # Raised when the meaning of a stored score changes: folders of another version are then refused.
@@ -223,8 +224,6 @@ def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict
     from transformers.utils import logging as transformers_logging
 
     from statewise.evals.evaluate import EvalProtocol
-    from statewise.tasks.load import load_task
-    from statewise.tasks.task import TaskOptions
 
     request, stored = plan.request, plan.stored
     transformers_logging.disable_progress_bar()
@@ -232,18 +231,32 @@ def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict
         request.limit, seed=request.seed, max_new_tokens=request.max_new_tokens, is_chat=request.is_chat,
         items=request.items, samples=request.samples,
     )  # fmt: skip
-    policy, options = _load(plan), TaskOptions(request.num_fewshot)
+    policy = _load(plan)
     for asked in plan.waiting:
         on_task(asked)
-        task = load_task(
-            asked, task_folder=plan.task_folders[asked], data=request.data, options=options, trusted=plan.task_code
-        )
+        task = load_asked(plan, asked)
         _check_is_new(plan, asked, task.name)
         recorded = evaluate_into(plan.out / "evals" / f"{task.name}.parquet", policy, task, protocol)
         stored["asked"][asked] = task.name
         stored["tasks"][task.name] = recorded
         integrity.write_sealed(plan.out / HEADER, stored)
     return stored
+
+
+def load_asked(plan: EvaluationPlan, asked: str) -> Task:
+    """The task that was asked for by this name or path.
+
+    Raises:
+        UsageError: it cannot be used.
+    """
+    from statewise.tasks.load import load_task
+    from statewise.tasks.task import TaskOptions
+
+    request = plan.request
+    return load_task(
+        asked, task_folder=plan.task_folders[asked], data=request.data, options=TaskOptions(request.num_fewshot),
+        trusted=plan.task_code,
+    )  # fmt: skip
 
 
 def _check_is_new(plan: EvaluationPlan, asked: str, name: str) -> None:

@@ -5,17 +5,20 @@ Light, so that a mistyped folder, arm or seed is answered at once; the arithmeti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from statewise.errors import UsageError
 from statewise.folder.item_scores import Scores
 from statewise.folder.run_folder import RunFolder, is_older, open_run, read_object
+from statewise.logs.find import read_log
 from statewise.models.evaluation import HEADER, checked_scores
 from statewise.models.model_folder import Origin, origin_of_arm
 from statewise.plan.dag import BASE
 
 SOLE = -1  # stands for the seed of a model that has none
+UNKNOWN = ""  # the protocol of a log that does not say how it was asked
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Side:
     """One side of a comparison. `scores`: per seed; `protocols` and `digests`: per task, all values over the seeds.
 
     `devices`: on what and in which precision it was computed, where that was recorded. `is_older`: recorded without
-    digests of the files, so that nothing tells whether they changed.
+    digests of the files, so that nothing tells whether they changed. `is_log`: of another tool, so that items are
+    paired one by one; `notes` and `refused` are what it says of itself, and scores in it that cannot be compared.
     """
 
     label: str
@@ -35,6 +39,9 @@ class Side:
     target: str = ""
     devices: frozenset[str] = frozenset()
     is_older: bool = False
+    is_log: bool = False
+    notes: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -48,7 +55,7 @@ class Side:
 
 
 def read_side(text: str) -> Side:
-    """A folder of `statewise eval`, `RUN:ARM` (all its seeds) or `RUN:ARM:SEED`.
+    """A folder of `statewise eval`, `RUN:ARM` (all its seeds), `RUN:ARM:SEED`, or logs of lm-eval or inspect.
 
     Raises:
         UsageError: none of them, or nothing was evaluated there.
@@ -58,12 +65,21 @@ def read_side(text: str) -> Side:
         return _read_evaluation(folder)
     if arm := find_arm(text):
         return _read_arm(*arm, text)
+    if log := read_log(folder):
+        protocols = {task: {protocol} for task, protocol in log.protocols.items()}
+        digests = {task: {"item by item"} for task in log.protocols}
+        return Side(
+            text, {SOLE: log.scores}, protocols, digests, Origin(), is_log=True, notes=log.notes, refused=log.refused
+        )
     if (folder / "plan.json").is_file():
         raise UsageError(
             f"{text}: a run folder; say which arm, {text}:ARM, ARM one of {', '.join(open_run(folder).arms)}"
         )
-    what = f"no {HEADER} there" if folder.is_dir() else "no such folder"
-    raise UsageError(f"{text}: {what}; give a folder of `statewise eval`, or RUN:ARM or RUN:ARM:SEED")
+    what = f"no {HEADER}, samples_*.jsonl or *.eval there" if folder.is_dir() else "no such folder"
+    raise UsageError(
+        f"{text}: {what}; give a folder of `statewise eval`, RUN:ARM or RUN:ARM:SEED, or logs: what lm-eval wrote with "
+        "--log_samples, or inspect's .eval"
+    )
 
 
 def find_arm(text: str) -> tuple[RunFolder, str, list[int]] | None:

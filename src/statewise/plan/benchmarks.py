@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from statewise.assets import SHAPES
+from statewise.config.study import StudyConfig
 from statewise.errors import NotHereError, UsageError
 from statewise.loop.documents import (
     DocumentRule,
@@ -29,17 +30,22 @@ def build_task(plan: Plan, name: str) -> Task:
     Raises:
         UsageError: its data or its YAML cannot be used, or it has no such metric.
     """
-    shared, own = plan.config.shared, plan.config.data
+    return build_task_of(plan.config, plan.model, name, plan.task_code)
+
+
+def build_task_of(config: StudyConfig, model: Path, name: str, task_code: tuple[str, ...]) -> Task:
+    """As `build_task`, of a study and its base model's folder."""
+    shared, own = config.shared, config.data
     options = TaskOptions(shared.protocol[name].num_fewshot if name in shared.protocol else None)
     if own and name == own.name:
         return own_task(own, options)
     return load_task(
         name,
-        task_folder=task_folder(plan.model),
+        task_folder=task_folder(model),
         data=Path(shared.data) if shared.data else None,
         reward_metric=shared.reward_metric if name == shared.target else "",
         options=options,
-        trusted=plan.task_code,
+        trusted=task_code,
     )
 
 

@@ -48,6 +48,10 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     print_line(console, f"A: {comparison.a}", "bold")
     print_line(console, f"B: {comparison.b}", "bold")
     print_table(console, _table(comparison))
+    if any(score.gained for score in comparison.scores):
+        print_table(console, _transition_table(comparison))
+        for line in _unadjusted_lines(comparison):
+            print_line(console, line)
     for line in (*_forgetting_lines(comparison), *_missing_lines(comparison)):
         print_line(console, line)
     _print_protocols(console, comparison.protocols)
@@ -103,6 +107,38 @@ def _table(comparison: Comparison) -> Table:
         ),
         heading="task",
     )
+
+
+def _transition_table(comparison: Comparison) -> Table:
+    return Table(
+        title="Items gained (0 → 1) and lost (1 → 0), from A to B",
+        caption="Share of the pairs with its 95 % interval. No guess: known to B and not to A (gained), to A and not "
+        "to B (lost), if what is not known is guessed, each time anew; below 0 where the sides' wrong answers agree "
+        "more than guesses would.",
+        headings=("gained", "lost", "gained, no guess", "lost, no guess"),
+        rows=tuple(
+            Row(
+                score.task,
+                (
+                    *(score_cell(share) for share in (score.gained, score.lost)),
+                    *(delta_cell(share) for share in (score.gained_adjusted, score.lost_adjusted)),
+                ),
+                f"{score.decoding} {score.metric}".replace(",none", ""),
+            )
+            for score in comparison.scores
+            if score.gained
+        ),
+        heading="task",
+    )
+
+
+def _unadjusted_lines(comparison: Comparison) -> list[str]:
+    """Of which scores no guess is taken off, and why."""
+    reasons: dict[str, list[str]] = {}
+    for score in comparison.scores:
+        if score.unadjusted:
+            reasons.setdefault(score.unadjusted, []).append(f"{score.task} {score.decoding} {score.metric}")
+    return [f"Not adjusted: {', '.join(names).replace(',none', '')}: {why}." for why, names in reasons.items()]
 
 
 def _count_cells(score: ScoreComparison) -> list[Cell]:

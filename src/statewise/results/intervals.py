@@ -218,6 +218,8 @@ def _interval_of_changes(changes: Matrix, level: float) -> Interval:
     interval of π = b / (b + c): it leaves out 0 exactly where McNemar's exact test has p < 1 − level.
     """
     up, total = float(changes[changes > 0].sum()), float(np.abs(changes).sum())
+    if total == 0:  # the changes of each item cancel over the seeds
+        return 0.0, 0.0
     number = total**2 / float((changes**2).sum())
     count = number * up / total
     tail = (1 - level) / 2

@@ -63,7 +63,10 @@ class ScoreComparison:
 
     `num_only_a`, `num_only_b`: answers that only one side got right, over all pairs of `num_pairs` (items × seeds);
     None where scores are not 0 or 1. `mcnemar_p`: exact, two-sided; only where each side is one model. `forgetting` is
-    A minus B, only where A is the base model and the task is not the target. `num_items_a`, `num_items_b`: items that
+    A minus B, only where A is the base model and the task is not the target. `gained` (0 → 1 from A to B) and `lost`
+    (1 → 0) are shares of the pairs, 0..1, where scores are 0 or 1; `gained_adjusted` and `lost_adjusted` those that
+    are no guesses (`results.transitions`), with `chance`, the mean over items that a guess is right; `unadjusted` says
+    why there are none. `num_items_a`, `num_items_b`: items that
     each side was evaluated on; more than are compared, where limits differ.
     """
 
@@ -78,6 +81,12 @@ class ScoreComparison:
     num_only_b: int | None = None
     mcnemar_p: float | None = None
     forgetting: Estimate | None = None
+    gained: Estimate | None = None
+    lost: Estimate | None = None
+    gained_adjusted: Estimate | None = None
+    lost_adjusted: Estimate | None = None
+    chance: float | None = None
+    unadjusted: str = ""
     num_items_a: int = 0
     num_items_b: int = 0
 

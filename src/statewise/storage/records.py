@@ -48,6 +48,10 @@ ITEM_SCHEMA = pa.schema(
         # Of the item, whatever the model (`folder.protocol`); null in records of an older version.
         ("item_sha256", pa.string()),
         ("prompt", pa.string()),
+        # Of given texts (decoding "choices"), else null; null in records of an older version.
+        ("chance", pa.float64()),  # that a guess among the item's choices scores 1; null: the metric is no such choice
+        ("logprobs", pa.list_(pa.float64())),  # of each text that was asked about, in nats
+        ("are_greedy", pa.list_(pa.bool_())),  # whether greedy decoding would write it
     ]
 )
 ROLLOUT_SCHEMA = pa.schema(

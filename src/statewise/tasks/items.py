@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 
 SAMPLE, FIRST = "sample", "first"
 CHOICES_OF_ITEMS = (SAMPLE, FIRST)
+# Metrics of lm-eval that say whether the likeliest of an item's choices is a right one.
+CHOICE_METRICS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 
 
 def share_out(sizes: Sequence[int], limit: int | None) -> list[int]:
@@ -30,6 +32,11 @@ def choose(sizes: Mapping[str, int], limit: int | None, items: str) -> list[list
         order = _shuffled(name, size) if items == SAMPLE else list(range(size))
         chosen.append(sorted(order[:count]))
     return chosen
+
+
+def chance_of_guess(num_choices: int, num_right: int = 1) -> float | None:
+    """That one of `num_choices` choices, drawn evenly, is right; None where there is nothing to choose."""
+    return num_right / num_choices if 0 < num_right < num_choices else None
 
 
 def leave(name: str, size: int, count: int) -> list[int]:
