@@ -324,7 +324,7 @@ def test_the_version_is_that_of_the_package(tmp_path, start):
 def test_what_writes_a_folder_takes_its_name_in_short_too(name):
     options = [one.opts for one in COMMANDS.commands[name].params if "--out" in one.opts]
     assert all(opts == ["--out", "-o"] for opts in options)
-    assert bool(options) == (name in ("run", "eval", "export", "pretrain"))
+    assert bool(options) == (name in ("run", "eval", "export", "samples", "pretrain"))
 
 
 LIGHT = [

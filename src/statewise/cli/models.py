@@ -139,7 +139,7 @@ def samples(
     epilog=examples(
         "statewise compare runs/pocket:base runs/pocket:rl",
         "statewise compare evals/a evals/b --json",
-        "statewise compare before/ after/    # what `lm_eval --log_samples -o` wrote; or inspect's .eval",
+        "statewise compare before/ after/    # of `lm_eval --log_samples`, or inspect",
     )
 )
 def compare(
