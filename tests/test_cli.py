@@ -81,7 +81,7 @@ def test_what_cannot_be_used_ends_with_code_2_one_message_and_no_file(call, tmp_
         (["eval", "pocket", "--tasks", ","], "UsageError", "--tasks ',': names no task"),
         (["compare", "nowhere", "nowhere:rl"], "UsageError", "nowhere: no such folder"),
         (["run", "pocket", "--workers", "0"], "UsageError", "Invalid value for '--workers'"),
-        (["eval", "pocket"], "UsageError", "Missing option '--tasks'"),
+        (["eval", "pocket"], "UsageError", "names no task; give --tasks, or --study"),
     ],
 )
 def test_an_error_under_json_is_an_object_in_the_place_of_the_answer(call, arguments, kind, words):

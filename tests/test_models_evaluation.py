@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from run_fixture import seal_plan, trained, write_run
@@ -15,7 +14,8 @@ from statewise.evals.evaluate import EvalProtocol, evaluate
 from statewise.folder.protocol import ask_items, digest_items
 from statewise.locality.adapter import Lora
 from statewise.models.compare import compare
-from statewise.models.evaluation import EvaluationRequest, plan_evaluation, run_evaluation, scores_of
+from statewise.models.evaluation import plan_evaluation, run_evaluation, scores_of
+from statewise.models.evaluation_request import EvaluationRequest
 from statewise.models.export import ExportRequest, export_model
 from statewise.models.sides import read_side
 from statewise.plan.catalog import pocket_tasks
@@ -142,7 +142,7 @@ def test_a_task_can_be_added_later(tmp_path):
         ({"limit": 5}, "limit = 4"),
         ({"seed": 1}, "seed = 0"),
         ({"max_new_tokens": 25}, "max_new_tokens = 24"),
-        ({"data": Path("elsewhere")}, "data = None"),
+        ({"data": POCKET_MODEL}, "data = None"),
         ({"num_fewshot": 2}, "num_fewshot = None"),
         ({"is_chat": True}, "chat = False"),
         ({"items": "first"}, "items = sample"),
@@ -286,3 +286,62 @@ def test_the_digest_of_the_items_tells_other_documents_apart(tmp_path):
     lines[first] = json.dumps({**row, "label": (row["label"] + 1) % 4})
     (copy / f"{TASK}.jsonl").write_text("\n".join(lines))
     assert digest(copy) != digest(POCKET_MODEL / "tasks")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["pocket"], "names no task; give --tasks, or --study for those of a study"),
+        (["pocket", "--tasks", TASK, "--study", "pocket"], "--study and --tasks are given, but the study says that"),
+        (["pocket", "--study", "pocket", "--first"], "--study and --first are given"),
+        (["pocket", "--study", "pocket", "--max-new-tokens", "128"], "--study and --max-new-tokens are given"),
+        (["pocket", "--study", "pocket", "--num-fewshot", "0"], "--study and --num-fewshot are given"),
+        (["pocket", "--study", "pockt"], "unknown study 'pockt'. Did you mean 'pocket'?"),
+        (["pocket", "--study", "no.toml"], "no.toml: no such study file"),
+        (["pocket", "--tasks", "apples.toml"], "--tasks apples.toml: a study file; give it as --study apples.toml"),
+        (["pocket", "--tasks", TASK, "--data", "a.jsonl"], "Rows of your own are the [data] of a study: --study"),
+    ],
+)
+def test_tasks_come_by_name_or_from_a_study(call, given, told):
+    code, out, err = call("eval", *given)
+    assert (code, out) == (2, "")
+    assert told in " ".join(err.split())
+
+
+def test_a_study_says_how_its_tasks_are_asked(tmp_path):
+    (tmp_path / "own.toml").write_text(
+        '[study]\nname = "own"\nseeds = [3]\n[shared]\nretention = ["pocket_facts"]\n'
+        "evaluation = { limit = 5, max_new_tokens = 7, samples = 2, items = 'first' }\n"
+        "protocol.pocket_facts.num_fewshot = 1\nupdate = { num_updates = 1, lr = 1e-4 }\n"
+        '[arms.sft]\nsource = { kind = "dataset" }\nsignal = { kind = "imitate" }\n'
+    )
+    request = EvaluationRequest("pocket", study=str(tmp_path / "own.toml"), out=tmp_path / "out")
+    plan = plan_evaluation(request)
+    assert (plan.request.tasks, plan.request.seed) == (("pocket_math", "pocket_facts"), 3)
+    settings = plan.stored["settings"]
+    assert {key: settings[key] for key in ("limit", "max_new_tokens", "samples", "items", "protocol")} == {
+        "limit": 5, "max_new_tokens": 7, "samples": 2, "items": "first", "protocol": {"pocket_facts": 1},
+    }  # fmt: skip
+    assert plan.stored["model"]["retention"] == ["pocket_facts"]
+    fewer = plan_evaluation(
+        EvaluationRequest("pocket", study=str(tmp_path / "own.toml"), limit=2, out=tmp_path / "out")
+    )
+    assert fewer.stored["settings"]["limit"] == 2
+    assert fewer.stored["fingerprint"] != plan.stored["fingerprint"]
+
+
+def test_a_task_file_that_was_edited_is_not_kept_from_before(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"q": "1 + 1 =", "a": "2"}\n{"q": "1 + 2 =", "a": "3"}\n')
+    task = tmp_path / "sums.yaml"
+    task.write_text(
+        "task: sums\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: rows.jsonl\ntest_split: test\n"
+        'output_type: generate_until\ndoc_to_text: "{{q}}"\ndoc_to_target: "{{a}}"\n'
+    )
+    settings = {"tasks": (str(task),), "limit": None, "max_new_tokens": 2}
+    evaluate_into(tmp_path / "out", **settings)
+    assert evaluate_into(tmp_path / "out", **settings)[2] == []
+    (tmp_path / "rows.jsonl").write_text('{"q": "1 + 1 =", "a": "2"}\n{"q": "1 + 2 =", "a": "4"}\n')
+    with pytest.raises(
+        UsageError, match=r"out: task '.*sums\.yaml' or its data changed since it was evaluated; choose"
+    ):
+        evaluate_into(tmp_path / "out", **settings)

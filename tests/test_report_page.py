@@ -182,6 +182,12 @@ def test_one_seed_says_what_its_intervals_leave_out():
     assert "1 post-trained run, 1 seed each." in text
     assert "intervals cover the choice of test items only" in text
     assert "noise floor base against base .00100 mild SFT .0100 p .010 Recipes" in text
+    assert "Drift of the states, of one seed and so without an interval; dashed: the noise floor." in text
+    assert (
+        "Of one seed, which has no interval over seeds, and its p: that the states do not differ from base's." in text
+    )
+    assert "interval over seeds," not in text.replace("no interval over seeds,", "")
+    assert "lines 95 % intervals" not in text
 
 
 def test_a_teacher_outside_the_study_is_called_by_its_name():

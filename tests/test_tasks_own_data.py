@@ -191,6 +191,16 @@ def test_the_task_trains_and_grades_on_the_rows(folder):
     assert (task.metrics, task.stop_strings, task.is_higher_better("reward,none")) == (("reward,none",), ("\n",), True)
 
 
+def test_the_protocol_says_which_reward_scored(folder):
+    protocols = []
+    for reward, text in (("math", ""), ("own.py:f", "return 1"), ("own.py:f", "return 0")):
+        (folder / "own.py").write_text(f"def f(prompt, completion, row): {text}")
+        protocols.append(own_task(section(folder, reward=reward)).protocol)
+    assert "task version math, " in protocols[0]
+    assert "task version f " in protocols[1]
+    assert len({*protocols}) == 3
+
+
 def test_an_answer_that_a_function_cannot_score_is_no_0(folder):
     (folder / "own.py").write_text("def f(prompt, completion, row):\n    return 1 / (completion != ' bad')\n")
     task = own_task(section(folder, reward="own.py:f"))

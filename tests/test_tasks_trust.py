@@ -16,7 +16,8 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from statewise.assets import POCKET_MODEL
 from statewise.errors import UsageError
-from statewise.models.evaluation import EvaluationRequest, plan_evaluation
+from statewise.models.evaluation import plan_evaluation
+from statewise.models.evaluation_request import EvaluationRequest
 from statewise.plan.benchmarks import build_task
 from statewise.plan.request import StudyRequest, plan_study
 from statewise.tasks.load import load_task

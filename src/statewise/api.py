@@ -72,11 +72,13 @@ class RunOptions(TypedDict, total=False):
 class EvaluationOptions(TypedDict, total=False):
     """How a model is evaluated, as by the options of `statewise eval`.
 
+    `study`: a study, by name or path, whose tasks, own data and protocol are taken in the place of `tasks`;
     `out`: folder of the scores, else `evals/<model>`; `limit`: items a task; `first`: the first of them, not a sample;
     `samples`: sampled answers an item, for pass@k; `seed`: of sampled answers; `num_fewshot`: worked examples; `quiet`:
     nothing is shown meanwhile; `data`, `chat`, `trust_task_code`: as for a study.
     """
 
+    study: str | Path
     out: str | Path
     limit: int
     first: bool
@@ -182,12 +184,12 @@ class Study:
         return Run.open(where)
 
 
-def evaluate(model: str | Path, tasks: str | Sequence[str], **options: Unpack[EvaluationOptions]) -> Evaluation:
+def evaluate(model: str | Path, tasks: str | Sequence[str] = (), **options: Unpack[EvaluationOptions]) -> Evaluation:
     """Score any model on any task, item by item, as `statewise eval`; done tasks are kept.
 
     Args:
         model: "pocket", a model's folder or a name of the hub.
-        tasks: one or several, by name or as paths of YAML files.
+        tasks: one or several, by name or as paths of YAML files; none with the option `study`.
         options: see `EvaluationOptions`.
 
     >>> sw.evaluate("pocket", "pocket_facts", limit=12, quiet=True).scores[["task", "metric", "n"]].values.tolist()
@@ -196,17 +198,17 @@ def evaluate(model: str | Path, tasks: str | Sequence[str], **options: Unpack[Ev
     Raises:
         UsageError: no such model or task, or the folder holds another evaluation.
     """
-    from statewise.models.evaluation import EvaluationRequest, evaluate_tasks, plan_evaluation
+    from statewise.models.evaluation import evaluate_tasks, plan_evaluation
+    from statewise.models.evaluation_request import EvaluationRequest
 
     _check_keywords("evaluate", options, EvaluationOptions)
     settings = _settings(options, ("quiet", "first"))
     settings |= {key: Path(settings[key]) for key in ("data", "out") if settings.get(key) is not None}
+    settings |= {"study": str(settings["study"])} if settings.get("study") is not None else {}
     for key, least in LEAST.items():
         if settings.get(key) is not None and settings[key] < least:
             raise UsageError(f"evaluate: {key}={settings[key]}: expected a number >= {least}")
     names = (tasks,) if isinstance(tasks, str) else tuple(dict.fromkeys(tasks))
-    if not names:
-        raise UsageError("evaluate: names no task; give one or several")
     items = "first" if options.get("first") else "sample"
     plan = plan_evaluation(EvaluationRequest(str(model), names, items=items, **settings))
     tell = _teller(_console(options.get("quiet", False)))

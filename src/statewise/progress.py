@@ -226,6 +226,7 @@ def plan_table(plan: Plan, estimate: PlanEstimate, num_workers: int) -> Group:
     text = (
         "Counts are estimates for one seed; tokens pass the learner with gradient, written are those of rollouts and "
         f"teacher.\nFor drift every model writes {num_rollouts:,} rollouts more, the base model twice as many."
+        f"\nReward of an answer: {plan.reward}."
         f"\n{len(plan.jobs)} jobs, seeds {', '.join(map(str, study.seeds))}; about "
         f"{duration(estimate.wall_s)} on {num_workers} processes."
     )

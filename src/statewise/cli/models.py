@@ -11,6 +11,7 @@ from statewise.cli.completion import (
     complete_arms,
     complete_run_arms,
     complete_sides,
+    complete_studies,
     complete_tasks,
     complete_tasks_of_arm,
     one_of,
@@ -53,14 +54,22 @@ def export(
     epilog=examples(
         "statewise eval pocket --tasks pocket_math,pocket_myths",
         "statewise eval rl-model --tasks gsm8k --limit 200 -o evals/rl-gsm8k",
+        "statewise eval rl-model --study apples.toml -o evals/rl-apples",
     ),
 )
 def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has options)
     model: Annotated[str, typer.Argument(help="pocket, a model folder, or RUN/arms/<arm>/<seed>/model.")],
     tasks: Annotated[
-        str,
+        str | None,
         typer.Option(metavar="A,B", help="Tasks by name, or paths of YAML files.", autocompletion=complete_tasks),
-    ],
+    ] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(
+            help="The tasks, own [data] and protocol of a study, in the place of --tasks.",
+            autocompletion=complete_studies,
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=2, help="So many items of a task, a seeded sample; default: all.")
     ] = None,
@@ -68,8 +77,12 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
         bool, typer.Option("--first", help="The first items of --limit, as lm-eval, not a sample.")
     ] = False,
     samples: Annotated[int | None, typer.Option(min=2, help="Sampled answers an item, for pass@k.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder with local data of the tasks.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of sampled answers.")] = 0,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of local copies of the benchmarks' data, for a machine without the hub.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of sampled answers; default: 0, or the study's first.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the scores; default: evals/<model>.")
     ] = None,
@@ -84,16 +97,17 @@ def eval_(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it ha
     as_json: JsonOption = False,
 ) -> None:
     """Score any model on any task, item by item. The same command resumes; done tasks are kept."""
-    from statewise.models.evaluation import EvaluationRequest, evaluate_tasks, plan_evaluation
+    from statewise.models.evaluation import evaluate_tasks, plan_evaluation
+    from statewise.models.evaluation_request import EvaluationRequest
 
-    names = tuple(dict.fromkeys(name for part in tasks.split(",") if (name := part.strip())))
-    if not names:
+    names = tuple(dict.fromkeys(name for part in (tasks or "").split(",") if (name := part.strip())))
+    if tasks is not None and not names:
         raise UsageError(f"--tasks {tasks!r}: names no task; give one or several, separated by commas")
-    given = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     plan = plan_evaluation(
         EvaluationRequest(
             model, names, limit, data, seed, out=out, is_chat=chat, num_fewshot=num_fewshot,
-            trusts_task_code=trust_task_code, items="first" if first else "sample", samples=samples, **given,
+            trusts_task_code=trust_task_code, items="first" if first else "sample", samples=samples, study=study,
+            max_new_tokens=max_new_tokens,
         )
     )  # fmt: skip
     tell_code(plan.task_code)

@@ -148,6 +148,7 @@ def _print_plan(request: StudyRequest, workers: int | None, as_json: bool, *, ha
                 "jobs": jobs,
                 "arms": {k: asdict(v) for k, v in estimate.arms.items()},
                 "wall_s": estimate.wall_s,
+                "reward": plan.reward,
                 "notes": notes,
             }
             | ({"memory": {k: asdict(v) for k, v in estimate_memory(plan).items()}} if has_cards else {})

@@ -14,6 +14,7 @@ from statewise.config.overrides import split_key
 from statewise.errors import UsageError
 
 Table = dict[str, Any]
+COMMAND = "--set"  # begins what an override of the command line is called
 OLD_NAMES = {"phenomena": "hypotheses"}  # sections of a study file, and of a summary, as they were called before
 
 
@@ -37,14 +38,22 @@ class Location:
         alone where the text holds none of the keys.
         """
         wanted, level = self._owner([str(key) for key in keys])
-        set_last = [called for set_keys, called in self.overrides if wanted[: len(set_keys)] == [*set_keys]]
-        if set_last:
-            return set_last[-1]
+        if set_last := self._set_last(wanted):
+            return set_last
         depth, line = self._deepest(wanted)
         below = [called for set_keys, called in self.overrides if [*set_keys[: len(wanted)]] == wanted]
         if below and depth < len(wanted):
             return below[-1]
         return f"{self.path}:{line}{level}" if line else str(self.path)
+
+    def folder_of(self, *keys: str) -> Path:
+        """The folder that a path at `keys` is relative to: the study file's, or the working directory for `--set`."""
+        return Path.cwd() if self._set_last([*keys]).startswith(COMMAND) else self.path.parent
+
+    def _set_last(self, wanted: list[str]) -> str:
+        """How the override is called that set the key `wanted` last; "" where none did."""
+        called = [called for keys, called in self.overrides if wanted[: len(keys)] == [*keys]]
+        return called[-1] if called else ""
 
     @contextmanager
     def naming(self, *keys: str) -> Iterator[None]:

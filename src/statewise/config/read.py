@@ -17,8 +17,9 @@ import tomli_w
 from pydantic import ValidationError
 
 from statewise.config.grid import NAME_PATTERN, check_levels, expand_grid
-from statewise.config.locations import OLD_NAMES, Location
+from statewise.config.locations import COMMAND, OLD_NAMES, Location
 from statewise.config.overrides import DATA, ROOTS, apply_override
+from statewise.config.paths import place_models, place_tasks
 from statewise.config.refusals import first_of, keys_of, refusal
 from statewise.config.study import ArmSection, SharedSection, StudyConfig
 from statewise.errors import UsageError, unknown
@@ -113,7 +114,7 @@ def _resolve(
     raw = _renamed(raw, path)
     quick = _quick_of(raw, path) if is_quick else []
     by_quick = f"{Location(path, text).of(['study', 'quick'])}: study.quick"
-    called = [(override, by_quick) for override in quick] + [(override, "--set") for override in overrides]
+    called = [(override, by_quick) for override in quick] + [(override, COMMAND) for override in overrides]
     applied = [(apply_override(raw, one), f"{by} {one.partition('=')[0].strip()}") for one, by in called]
     try:
         check_depth(raw)  # overrides have keys of as many parts as they like
@@ -121,7 +122,7 @@ def _resolve(
         raise UsageError(f"{path}: an override is {error}") from None
     location = Location(path, text, raw, tuple(applied))
     config = _validate(_with_defaults(expand_grid(raw, location.of), location), location)
-    config = _with_models(_with_data(config, raw, location), path.parent)
+    config = place_models(_with_data(place_tasks(config, location), raw, location), location)
     _check_names(config, location)
     return config, location
 
@@ -145,13 +146,6 @@ def _with_data(config: StudyConfig, raw: Table, location: Location) -> StudyConf
             "give data.name"
         )
     return config.model_copy(update={"data": data, "shared": config.shared.model_copy(update=own)})
-
-
-def _with_models(config: StudyConfig, folder: Path) -> StudyConfig:
-    """Models from elsewhere that lie beside the study file by their whole path."""
-    near = {name: (folder / one.model).resolve() for name, one in config.models.items()}
-    models = {n: one.changed(model=str(near[n])) if near[n].is_dir() else one for n, one in config.models.items()}
-    return config.model_copy(update={"models": models})
 
 
 def _renamed(raw: Table, path: Path) -> Table:

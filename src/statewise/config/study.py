@@ -26,6 +26,7 @@ from statewise.policy.engine import ENGINES
 from statewise.signals import WeightedSignal
 from statewise.states import Source
 from statewise.tasks.own_data import DataSection
+from statewise.tasks.own_file import TaskSection
 
 MAX_SEEDS = 1000
 # Of AdamW: averages over the past, which forget.
@@ -137,7 +138,8 @@ class SharedSection(Strict):
     evaluation, are put into the tokenizer's chat template. `device` and `dtype` "auto": a GPU where there is one, and
     the checkpoint's precision (`policy.device`). `sampler`: the rollout engine of training (`policy.engine`).
     `too_long`: what becomes of documents, given pairs and prompts that exceed the model's context: "refuse" the study,
-    or "skip" them in every arm, which the report says.
+    or "skip" them in every arm, which the report says. `target` and `retention`: tasks by name, or the paths of YAML
+    files, which reading turns into names (`[tasks.<name>]`); `reward_metric` "": as `plan.catalog.reward_metric`.
     """
 
     model: str = "pocket"
@@ -150,7 +152,7 @@ class SharedSection(Strict):
     sampler: Annotated[str, AfterValidator(_known_sampler)] = "own"
     target: str = "pocket_math"
     retention: list[str] = ["pocket_facts", "pocket_myths"]
-    reward_metric: str = "exact_match,flexible-extract"
+    reward_metric: str = ""
     protocol: dict[str, ProtocolSection] = {}
     evaluation: EvaluationSection = EvaluationSection()
     drift: DriftSection = DriftSection()
@@ -260,7 +262,13 @@ class StudyConfig(Strict):
     study: StudySection
     data: DataSection | None = None
     models: dict[str, ModelSection] = {}
+    tasks: dict[str, TaskSection] = {}
     shared: SharedSection = SharedSection()
     arms: Annotated[dict[str, ArmSection], Field(min_length=1)]
     hypotheses: list[HypothesisSection] = []
     reference: ReferenceSection | None = None
+
+    @property
+    def own_tasks(self) -> dict[str, list[str]]:
+        """What tasks of the user's own are, by name: the digests of their files."""
+        return {name: task.identity for name, task in self.tasks.items()}

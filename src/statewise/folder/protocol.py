@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from statewise.config.study import DriftSection
+from statewise.config.study import DriftSection, SharedSection
 from statewise.drift.features import FeatureConfig
 from statewise.drift.measure import DriftConfig
 from statewise.seeding import derive_key
@@ -57,6 +57,21 @@ def evaluate_into(path: Path, policy: Policy, task: Task, protocol: EvalProtocol
         "versions": {name: version(name) for name in PACKAGES},
         "sha256": sha256,
     }
+
+
+def eval_protocol(shared: SharedSection, arm: str, seed: int) -> EvalProtocol:
+    """How a study evaluates an arm; the seed and the arm's name decide the sampled answers."""
+    from statewise.evals.evaluate import EvalProtocol
+
+    section = shared.evaluation
+    return EvalProtocol(
+        limit=section.limit,
+        seed=derive_key("statewise", seed, arm, "evaluate"),
+        max_new_tokens=section.max_new_tokens,
+        is_chat=shared.chat,
+        items=section.items,
+        samples=section.samples,
+    )
 
 
 def describe_protocol(task: Task, protocol: EvalProtocol) -> str:

@@ -267,4 +267,5 @@ def _settings_of(config: StudyConfig) -> dict[str, Any]:
     stored = config.model_dump(mode="json", include={"shared", "arms", "models"})
     arms = {name: {key: arm[key] for key in arm if key not in WITHOUT_EFFECT} for name, arm in stored["arms"].items()}
     data = config.data.identity if config.data else {}
-    return flatten({"shared": stored["shared"], "models": stored["models"], "data": data, "arms": arms})
+    own = {"models": stored["models"], "tasks": config.own_tasks, "data": data}
+    return flatten({"shared": stored["shared"], **own, "arms": arms})

@@ -1,5 +1,7 @@
 """`statewise eval`: any stored model on any task, item by item, into a folder that `statewise compare` reads.
 
+Tasks are named, or are those of a study, its own data among them, and are then asked as its runs ask them.
+
 The folder belongs to one model and one setting: `eval.json` carries their fingerprint, is written anew after each
 task, and a task that it lists is not evaluated again. Names and settings are checked before lm-eval or torch are
 imported.
@@ -11,22 +13,32 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from statewise.config.study import EvaluationSection
+from statewise.config.study import SharedSection
 from statewise.errors import DamagedError, UsageError
 from statewise.folder.item_scores import Scores, lay_out, read_scores
-from statewise.folder.protocol import evaluate_into
+from statewise.folder.protocol import eval_protocol, evaluate_into
 from statewise.folder.run_folder import read_object
 from statewise.folder.store import Store
+from statewise.models.evaluation_request import (
+    EvaluationRequest,
+    check_request,
+    identity_of,
+    resolve_request,
+    study_of,
+)
 from statewise.models.model_folder import Origin, check_adapter, find_base, find_tasks, read_origin, stored_weights
+from statewise.plan.dag import BASE, Plan
 from statewise.plan.digest import digest_data, digest_model_files, join_weights
 from statewise.policy.find import resolve_model
 from statewise.storage import integrity, records
 from statewise.storage.integrity import is_there
-from statewise.tasks.find import find_code
+from statewise.tasks.find import find_code, find_task_file
+from statewise.tasks.own_file import digest_task
 
 if TYPE_CHECKING:
+    from statewise.evals.evaluate import EvalProtocol
     from statewise.policy.load import Policy
     from statewise.tasks.task import Task
 
@@ -36,36 +48,11 @@ EVALUATION_VERSION = 1
 
 
 @dataclass(frozen=True)
-class EvaluationRequest:
-    """What `statewise eval` is asked for: a model by name or folder, tasks by name or YAML file, and how.
-
-    `limit`: so many items of a task, None for all, and `items` which, "sample" or "first"; `samples`: sampled answers
-    an item, for pass@k; `data`: folder of a task's local data; `seed`: of sampled answers; `max_new_tokens`: cap on an
-    answer; `out` None: `evals/<model>`;
-    `is_chat`: prompts in the tokenizer's chat template; `num_fewshot`: worked examples, None: as each task says;
-    `trusts_task_code`: Python that a task file names may run.
-    """
-
-    model: str
-    tasks: tuple[str, ...]
-    limit: int | None = None
-    data: Path | None = None
-    seed: int = 0
-    max_new_tokens: int = EvaluationSection().max_new_tokens
-    out: Path | None = None
-    is_chat: bool = False
-    num_fewshot: int | None = None
-    trusts_task_code: bool = False
-    items: str = EvaluationSection().items
-    samples: int | None = None
-
-
-@dataclass(frozen=True)
 class EvaluationPlan:
     """A checked request: where the model, its tasks and the records lie; `stored` is what `eval.json` holds so far.
 
     `task_folders` has one entry a task: where it lies, None for lm-eval's own and for paths. `task_code`: Python of
-    their files, which the user trusts.
+    their files, which the user trusts. `study`: that of the request, whose settings the request has then.
     """
 
     request: EvaluationRequest
@@ -75,6 +62,7 @@ class EvaluationPlan:
     out: Path
     stored: dict[str, Any]
     task_code: tuple[str, ...] = ()
+    study: Plan | None = None
 
     @property
     def waiting(self) -> tuple[str, ...]:
@@ -91,21 +79,49 @@ def plan_evaluation(request: EvaluationRequest) -> EvaluationPlan:
     """Check names, folders and settings; needs neither torch nor lm-eval.
 
     Raises:
-        UsageError: no such model or task, or an output folder of another model or other settings.
+        UsageError: no such model, task or study, tasks and a study at once, or an output folder of another model, other
+            settings or tasks that changed since.
     """
+    check_request(request)
+    study = study_of(request)
+    request = resolve_request(request, study)
     model = resolve_model(request.model)
     if stored_weights(model) == "adapter":
         check_adapter(model)
     origin = read_origin(model)
-    task_folders = {task: find_tasks(task, model, origin) for task in request.tasks}
-    code = [
-        line
-        for task, folder in task_folders.items()
-        for line in find_code(task, folder, is_trusted=request.trusts_task_code)
-    ]
+    if study:
+        shared = study.config.shared
+        origin = replace(origin, retention=tuple(shared.retention), end_of_text=shared.end_of_text)
+        task_folders, code = dict[str, Path | None](), [*study.task_code]
+    else:
+        task_folders = {task: find_tasks(task, model, origin) for task in request.tasks}
+        code = [
+            line
+            for task, folder in task_folders.items()
+            for line in find_code(task, folder, is_trusted=request.trusts_task_code)
+        ]
     out = request.out or Path("evals") / _name_of(request.model)
-    stored = _open_for(request, model, origin, out)
-    return EvaluationPlan(request, model, origin, task_folders, out, stored, tuple(dict.fromkeys(code)))
+    stored = _open_for(request, model, origin, out, study)
+    plan = EvaluationPlan(request, model, origin, task_folders, out, stored, tuple(dict.fromkeys(code)), study)
+    _check_files(plan)
+    return plan
+
+
+def _check_files(plan: EvaluationPlan) -> None:
+    """Refuse a task whose files are others now than when it was evaluated; an older record does not say."""
+    for task, name in plan.stored["asked"].items():
+        before = plan.stored["tasks"].get(name, {}).get("task_sha256")
+        if before and task in plan.task_folders and before != _digest_of(plan, task):
+            raise UsageError(
+                f"{plan.out}: task {task!r} or its data changed since it was evaluated; choose another folder with "
+                "--out"
+            )
+
+
+def _digest_of(plan: EvaluationPlan, task: str) -> str | None:
+    """Of the files of a task that is none of lm-eval's own."""
+    path = find_task_file(task, plan.task_folders[task]) if task in plan.task_folders else None
+    return records.digest_json([*digest_task(path).values()]) if path else None
 
 
 def _faults(out: Path, name: str, record: Mapping[str, Any]) -> dict[str, str]:
@@ -136,7 +152,7 @@ def _name_of(model: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", parts[-1]) if parts else "model"
 
 
-def _open_for(request: EvaluationRequest, model: Path, origin: Origin, out: Path) -> dict[str, Any]:
+def _open_for(request: EvaluationRequest, model: Path, origin: Origin, out: Path, study: Plan | None) -> dict[str, Any]:
     """The contents of `eval.json` for this request: what is stored, or a new one; nothing is written."""
     settings = {
         "limit": request.limit,
@@ -147,6 +163,7 @@ def _open_for(request: EvaluationRequest, model: Path, origin: Origin, out: Path
         "num_fewshot": request.num_fewshot,
         "items": request.items,
         "samples": request.samples,
+        **(identity_of(study) if study else {}),
     }
     files = digest_model_files(model)
     weights_sha256 = join_weights(files)
@@ -184,7 +201,8 @@ def _open_for(request: EvaluationRequest, model: Path, origin: Origin, out: Path
 def _difference(stored: dict[str, Any], fresh: dict[str, Any]) -> str:
     """In what the stored evaluation is another one."""
     before = stored.get("settings", {})
-    changed = [f"{key} = {before.get(key)}" for key, value in fresh["settings"].items() if before.get(key) != value]
+    keys = {**before, **fresh["settings"]}
+    changed = [f"{key} = {before.get(key)}" for key in keys if before.get(key) != fresh["settings"].get(key)]
     if stored.get("model", {}).get("sha256") != fresh["model"]["sha256"]:
         changed.insert(0, f"other weights ({stored.get('model', {}).get('name')})")
     return f"holds an evaluation with {', '.join(changed) or 'another version of statewise'}"
@@ -223,24 +241,33 @@ def run_evaluation(plan: EvaluationPlan, on_task: Callable[[str], None]) -> dict
         return plan.stored
     from transformers.utils import logging as transformers_logging
 
-    from statewise.evals.evaluate import EvalProtocol
-
-    request, stored = plan.request, plan.stored
+    stored, protocol = plan.stored, _protocol(plan)
     transformers_logging.disable_progress_bar()
-    protocol = EvalProtocol(
-        request.limit, seed=request.seed, max_new_tokens=request.max_new_tokens, is_chat=request.is_chat,
-        items=request.items, samples=request.samples,
-    )  # fmt: skip
     policy = _load(plan)
     for asked in plan.waiting:
         on_task(asked)
-        task = load_asked(plan, asked)
+        sha256, task = _digest_of(plan, asked), load_asked(plan, asked)
         _check_is_new(plan, asked, task.name)
         recorded = evaluate_into(plan.out / "evals" / f"{task.name}.parquet", policy, task, protocol)
+        recorded |= {"task_sha256": sha256} if sha256 else {}
         stored["asked"][asked] = task.name
         stored["tasks"][task.name] = recorded
         integrity.write_sealed(plan.out / HEADER, stored)
     return stored
+
+
+def _protocol(plan: EvaluationPlan) -> EvalProtocol:
+    """How items are asked. By a study: as in its runs the base model, whose sampled answers are thus drawn again."""
+    from statewise.evals.evaluate import EvalProtocol
+
+    request = plan.request  # resolved, so that both are numbers
+    seed, max_new_tokens = cast(int, request.seed), cast(int, request.max_new_tokens)
+    if plan.study:
+        return eval_protocol(plan.study.config.shared, BASE, seed)
+    return EvalProtocol(
+        request.limit, seed=seed, max_new_tokens=max_new_tokens, is_chat=request.is_chat,
+        items=request.items, samples=request.samples,
+    )  # fmt: skip
 
 
 def load_asked(plan: EvaluationPlan, asked: str) -> Task:
@@ -249,14 +276,15 @@ def load_asked(plan: EvaluationPlan, asked: str) -> Task:
     Raises:
         UsageError: it cannot be used.
     """
+    if plan.study:
+        from statewise.plan.benchmarks import build_task
+
+        return build_task(plan.study, asked)
     from statewise.tasks.load import load_task
     from statewise.tasks.task import TaskOptions
 
-    request = plan.request
-    return load_task(
-        asked, task_folder=plan.task_folders[asked], data=request.data, options=TaskOptions(request.num_fewshot),
-        trusted=plan.task_code,
-    )  # fmt: skip
+    folder, data, options = plan.task_folders[asked], plan.request.data, TaskOptions(plan.request.num_fewshot)
+    return load_task(asked, task_folder=folder, data=data, options=options, trusted=plan.task_code)
 
 
 def _check_is_new(plan: EvaluationPlan, asked: str, name: str) -> None:
@@ -276,8 +304,9 @@ def _load(plan: EvaluationPlan) -> Policy:
 
     name, is_adapter = plan.request.model, stored_weights(plan.model) == "adapter"
     folder = find_base(plan.model, plan.origin) if is_adapter else plan.model
-    device = choose_device("auto")
-    dtype = choose_dtype("auto", device, plan.origin.base or folder)
+    shared = plan.study.config.shared if plan.study else SharedSection()
+    device = choose_device(shared.device)
+    dtype = choose_dtype(shared.dtype, device, plan.origin.base or folder)
     policy = load_policy(folder, name, dtype=dtype, device=device, end_of_text=plan.origin.end_of_text)
     if not is_adapter:
         return policy

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from statewise.errors import UsageError
 from statewise.folder.run_folder import RunFolder, read_object
-from statewise.models.evaluation import HEADER, EvaluationRequest, checked_scores, load_asked, plan_evaluation
+from statewise.models.evaluation import HEADER, checked_scores, load_asked, plan_evaluation
+from statewise.models.evaluation_request import EvaluationRequest
 from statewise.models.sides import find_arm, read_side
-from statewise.plan.catalog import task_folder
+from statewise.plan.catalog import place_of_task
 from statewise.storage import records
 from statewise.tasks.find import find_code
 
@@ -56,6 +57,8 @@ def _of_folder(
     settings: dict[str, Any] = dict(stored["settings"])
     if settings.pop("chat"):
         raise UsageError(f"{folder}: {IN_CHAT}")
+    if "own_data" in settings:
+        raise UsageError(f"{folder}: was evaluated by a study; give RUN:ARM:SEED of its run, or evaluate with --tasks")
     if settings["data"] and data is None:
         raise UsageError(f"{folder}: was evaluated on a folder of local data; give it with --data")
     settings.pop("data")
@@ -88,7 +91,9 @@ def _of_arm(
         raise UsageError(f"{text}: {IN_CHAT}")
     names = (shared.target, *shared.retention)
     known = [name for name in names if not (run.config.data and name == run.config.data.name)]
-    code = tuple(line for name in known for line in find_code(name, task_folder(run.model), is_trusted=trusts))
+    code = tuple(
+        line for name in known for line in find_code(*place_of_task(name, run.config, run.model), is_trusted=trusts)
+    )
     tell_code(code)
 
     from statewise.logs.write_samples import EvaluatedTask

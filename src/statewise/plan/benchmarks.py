@@ -15,7 +15,7 @@ from statewise.loop.documents import (
     remembered_prompts,
     rule_of,
 )
-from statewise.plan.catalog import task_folder
+from statewise.plan.catalog import place_of_task
 from statewise.plan.dag import Plan
 from statewise.policy.load import Policy, check_same_tokenizer, load_without_weights
 from statewise.tasks.load import load_task
@@ -28,7 +28,7 @@ def build_task(plan: Plan, name: str) -> Task:
     """Task `name` of `plan`, with the study's data, shots and reward.
 
     Raises:
-        UsageError: its data or its YAML cannot be used, or it has no such metric.
+        UsageError: its data or its YAML cannot be used or changed since it was read, or it has no such metric.
     """
     return build_task_of(plan.config, plan.model, name, plan.task_code)
 
@@ -39,9 +39,12 @@ def build_task_of(config: StudyConfig, model: Path, name: str, task_code: tuple[
     options = TaskOptions(shared.protocol[name].num_fewshot if name in shared.protocol else None)
     if own and name == own.name:
         return own_task(own, options)
+    if name in config.tasks:
+        config.tasks[name].check_unchanged()
+    name_or_path, folder = place_of_task(name, config, model)
     return load_task(
-        name,
-        task_folder=task_folder(model),
+        name_or_path,
+        task_folder=folder,
         data=Path(shared.data) if shared.data else None,
         reward_metric=shared.reward_metric if name == shared.target else "",
         options=options,

@@ -17,6 +17,7 @@ from statewise.config.study import ArmSection, StudyConfig
 from statewise.drift import DISTANCES
 from statewise.errors import UsageError, unknown
 from statewise.kind import Kind
+from statewise.plan.catalog import with_reward_metric
 from statewise.plan.cells import check_cell, resolve
 from statewise.plan.contract import check_factors, check_measures
 from statewise.plan.digest import digest_data, digest_model
@@ -84,6 +85,12 @@ class Plan:
         """Target and retention tasks, by name."""
         return (self.config.shared.target, *self.config.shared.retention)
 
+    @property
+    def reward(self) -> str:
+        """By what an answer to the target is rewarded, in words."""
+        shared, data = self.config.shared, self.config.data
+        return f"{data.reward if data else shared.reward_metric or 'not known'} of {shared.target}"
+
 
 def make_plan(
     config: StudyConfig,
@@ -107,6 +114,7 @@ def make_plan(
             differ outside the declared factors, or a hypothesis about what is not measured.
     """
     location = where if isinstance(where, Location) else Location(Path(where))
+    config = with_reward_metric(config, model)
     sources = {name: arm.source for name, arm in config.arms.items()}
     known = dict(sources)
     for name, arm in config.arms.items():
@@ -137,6 +145,8 @@ def make_plan(
     }
     if config.data:
         inputs["own_data"] = config.data.identity
+    if config.tasks:
+        inputs["own_tasks"] = config.own_tasks
     if distances := _digest_code((DISTANCES, name) for name in DISTANCES):
         inputs["distances"] = distances
     models = {name: records.digest_json(digest_model(folder, is_dry)) for name, folder in others.items()}
@@ -225,6 +235,8 @@ def _jobs_of_seed(
     target["protocol"] = shared["protocol"].get(shared["target"])
     if config.data:
         target["own_data"] = config.data.identity
+    if shared["target"] in config.tasks:
+        target["own_task"] = config.own_tasks[shared["target"]]
     if shared["too_long"] == "skip":  # then all are trained on the documents that fit every arm
         target["needs_gold"] = any(one.source.needs_gold for one in config.arms.values())
     for name, arm in arms.items():
@@ -278,5 +290,6 @@ def _outside(config: StudyConfig, name: str, replayed: dict[str, str], seed: int
         "records": _digest_records(arm.source, seed, config),
         "pairs": {path: records.digest_file(Path(path)) for path in arm.source.pair_files},
         "retention": {task: shared["protocol"].get(task) for task in shared["retention"]} if remembers else {},
+        "own_tasks": {t: config.own_tasks[t] for t in shared["retention"] if t in config.tasks} if remembers else {},
     }
     return {key: value for key, value in outside.items() if value}

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from statewise.config.study import BudgetSection
-from statewise.plan.catalog import task_folder
+from statewise.plan.catalog import place_of_task
 from statewise.plan.dag import BASE, Job, Plan
 from statewise.plan.model_size import ModelSize
 from statewise.policy.find import count_parameters
@@ -202,7 +202,8 @@ def _first_texts(plan: Plan) -> list[tuple[Any, Any]]:
     if plan.config.data:
         rows = itertools.islice(read_own_data(plan.config.data)["train"], DOCUMENTS_READ)
         return [(row.prompt, row.completion) for row in rows]
-    path = task_folder(plan.model) / f"{plan.config.shared.target}_train.jsonl"
+    name_or_path, folder = place_of_task(plan.config.shared.target, plan.config, plan.model)
+    path = folder / f"{name_or_path}_train.jsonl"  # which a task of the user's own has not
     if not path.exists():
         return []
     with path.open(encoding="utf-8") as stream:

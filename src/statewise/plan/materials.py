@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statewise.assets import POCKET_MODEL
 from statewise.config.study import EvaluationSection, SharedSection
-from statewise.plan.catalog import pocket_tasks
+from statewise.plan.catalog import POCKET_REWARD, pocket_tasks
 from statewise.plan.dag import Plan
 
 
@@ -29,10 +29,12 @@ def check_materials(plan: Plan) -> tuple[str, ...]:
 def is_known_to_be_sound(plan: Plan) -> bool:
     """Whether model and tasks are the embedded ones in their usual roles, which a test has checked."""
     usual, shared = SharedSection(), plan.config.shared
-    keys = ("target", "reward_metric", "chat", "end_of_text", "protocol")
+    keys = ("target", "chat", "end_of_text", "protocol")
     return (
         plan.model == POCKET_MODEL
         and not plan.others
+        and not plan.config.tasks
+        and shared.reward_metric == POCKET_REWARD
         and set(plan.tasks) <= set(pocket_tasks())
         and all(getattr(shared, key) == getattr(usual, key) for key in keys)
         and shared.evaluation.max_new_tokens == EvaluationSection().max_new_tokens

@@ -21,6 +21,7 @@ from statewise.storage.integrity import is_there
 from statewise.storage.parsing import parse_toml
 from statewise.storage.state_records import FIRST_HASH, chain_hash, chain_rewards
 from statewise.tasks.own_data import DataSection
+from statewise.tasks.own_file import TaskSection
 
 
 def folder_of(path: str, seed: int) -> Path:
@@ -59,13 +60,17 @@ def _check_target(folder: Path, study: Path, config: StudyConfig) -> None:
             raise UsageError(
                 f"source 'log': {folder} was trained with {key} {theirs.get(key)!r}, but this study has {ours!r}"
             )
-    if config.data is None:
-        return
+    own = _read_table(study, "tasks", {}).get(config.shared.target)
     try:
-        data = DataSection.model_validate(_read_table(study, "data"))
+        task = TaskSection.model_validate(own).identity if own else None
+        data = DataSection.model_validate(_read_table(study, "data")) if config.data else None
     except ValidationError:
-        raise UsageError(f"source 'log': {study} is damaged (its [data] is none); train its study again") from None
-    if data.identity != config.data.identity:
+        told = "its [data] or [tasks] is none"
+        raise UsageError(f"source 'log': {study} is damaged ({told}); train its study again") from None
+    if task != config.own_tasks.get(config.shared.target):
+        told = f"another task {config.shared.target!r} than that of this study"
+        raise UsageError(f"source 'log': {folder} was trained on {told}, see {study}")
+    if data and config.data and data.identity != config.data.identity:
         raise UsageError(f"source 'log': {folder} was trained on another [data] than that of this study, see {study}")
 
 
@@ -98,10 +103,10 @@ def _read_trained(folder: Path, seed: int) -> dict[str, Any]:
     raise UsageError(f"source 'log': {folder} holds no trained arm: {why}")
 
 
-def _read_table(path: Path, name: str) -> dict[str, Any]:
-    """The table `name` of a TOML file."""
+def _read_table(path: Path, name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The table `name` of a TOML file; `default` where it has none."""
     try:
-        table = parse_toml(path.read_text(encoding="utf-8")).get(name)
+        table = parse_toml(path.read_text(encoding="utf-8")).get(name, default)
     except ValueError:
         table = None
     if not isinstance(table, dict):

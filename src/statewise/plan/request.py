@@ -14,7 +14,7 @@ from statewise.config.locations import Location
 from statewise.config.read import read_study_and_place, resolve_tables
 from statewise.config.study import MAX_SEEDS, StudyConfig
 from statewise.errors import UsageError, unknown
-from statewise.plan.catalog import find_study, task_folder
+from statewise.plan.catalog import find_study, place_of_task
 from statewise.plan.dag import Plan, make_plan
 from statewise.plan.model_size import ModelSize
 from statewise.policy.find import ModelReference, look_up_model, resolve_model
@@ -149,13 +149,9 @@ def _check_tasks(config: StudyConfig, model: Path, location: Location, trusts_co
     target = [] if config.data else [("target", shared.target)]
     for key, task in [*target, *(("retention", task) for task in shared.retention)]:
         with location.naming("shared", key):
-            if "/" in task or task.endswith(".yaml"):
-                raise UsageError(
-                    f"task {task!r}: a study names its tasks, since its records are filed by name; put the YAML and "
-                    "its data into the model folder's tasks/ and give the name (statewise eval takes paths)"
-                )
-            check_task_name(task, task_folder(model))
-            code += find_code(task, task_folder(model), is_trusted=trusts_code)
+            place = place_of_task(task, config, model)
+            check_task_name(*place)
+            code += find_code(*place, is_trusted=trusts_code)
     for task in shared.protocol:
         if task not in (shared.target, *shared.retention):
             where = f"{location.of(['shared', 'protocol', task])}: [shared.protocol.<task>]"

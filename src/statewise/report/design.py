@@ -126,3 +126,15 @@ def _letter(index: int) -> str:
     """A, B, …, Z, AA, AB, …"""
     letter = chr(ord("A") + index % 26)
     return _letter(index // 26 - 1) + letter if index >= 26 else letter
+
+
+def has_drift_intervals(summary: StudySummary) -> bool:
+    """Whether drift has intervals over seeds, which one seed does not."""
+    return any(drift.low is not None for run in summary.runs for drift in run.drift.values())
+
+
+def drift_basis(summary: StudySummary) -> str:
+    """What distances, intervals and p of drift are of, up to what p is about."""
+    if has_drift_intervals(summary):
+        return "Mean over seeds with its 95 % interval over seeds, and one p for all seeds: that in none the states"
+    return "Of one seed, which has no interval over seeds, and its p: that the states do not"

@@ -25,6 +25,10 @@ DRIFT_CAPTION = (
     "Drift of the states. Dots are means, lines 95 % intervals over seeds; dashed: the noise floor. "
     "Hollow: not resolved, p of all seeds together is not below .05."
 )
+DRIFT_CAPTION_OF_ONE = (
+    "Drift of the states, of one seed and so without an interval; dashed: the noise floor. "
+    "Hollow: not resolved, p is not below .05."
+)
 FOREST_CAPTION = "Paired differences from base with 95 % intervals. Hollow: not resolved."
 
 
@@ -131,7 +135,7 @@ def _figures(summary: StudySummary) -> list[tuple[str, str]]:
     is_crowded = len(tables.trained_runs(summary)) > tables.MOST_LABELS
     drawn = [
         (figures.gain_figure(summary), GAIN_CAPTION + f" Colour and shape: {axis}." * bool(is_crowded and axis)),
-        (figures.drift_figure(summary), DRIFT_CAPTION),
+        (figures.drift_figure(summary), DRIFT_CAPTION if design.has_drift_intervals(summary) else DRIFT_CAPTION_OF_ONE),
         (figures.forest_figure(summary), FOREST_CAPTION),
     ]
     return [(svg, caption) for svg, caption in drawn if svg is not None]

@@ -126,9 +126,8 @@ def drift_table(summary: StudySummary) -> Table | None:
     tested = [drift for run in trained_runs(summary) for drift in run.drift.values() if drift.p_value is not None]
     level = numbers.score(SIGNIFICANCE)
     caption = (
-        "Mean over seeds with its 95 % interval over seeds, and one p for all seeds: that in none of them the states "
-        f"differ from base's. {numbers.UNRESOLVED} here: p is not below {level}. Tests: {len(tested)}, each at {level} "
-        "and not adjusted for their number."
+        f"{design.drift_basis(summary)} differ from base's. {numbers.UNRESOLVED} here: p is not below {level}. "
+        f"Tests: {len(tested)}, each at {level} and not adjusted for their number."
     )
     if WITHIN_PROMPTS not in distances:
         caption += f" {distance_heading(WITHIN_PROMPTS)}: not measured, there was one rollout a prompt."

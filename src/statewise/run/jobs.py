@@ -16,8 +16,7 @@ import tomli_w
 from statewise.drift.measure import measure_drift
 from statewise.drift.rollout_records import rollouts_to_rows, rows_to_rollouts
 from statewise.errors import DamagedError, DivergedError, InterruptedTrainingError
-from statewise.evals.evaluate import EvalProtocol
-from statewise.folder.protocol import describe_device, drift_config, evaluate_into, permutation_key
+from statewise.folder.protocol import describe_device, drift_config, eval_protocol, evaluate_into, permutation_key
 from statewise.folder.store import ADVICE, LEFT, RESULT_NAMES, Store
 from statewise.loop.build import Material, Recipe, Setup, build
 from statewise.loop.documents import DocumentRule, Documents, add_pairs, encode_documents
@@ -247,14 +246,7 @@ def _evaluate(workplace: Workplace, job: Job, observer: Observer) -> dict[str, A
     # An adapter's name is part of a module's, which an arm's name need not be fit for.
     policy = replace(_load(workplace, job.arm, job.seed, "evaluated"), name=job.arm)
     observer.progress(0)
-    protocol = EvalProtocol(
-        limit=shared.evaluation.limit,
-        seed=workplace.key(job, "evaluate"),
-        max_new_tokens=shared.evaluation.max_new_tokens,
-        is_chat=shared.chat,
-        items=shared.evaluation.items,
-        samples=shared.evaluation.samples,
-    )
+    protocol = eval_protocol(shared, job.arm, job.seed)
     protocols, items = {}, {}
     for done, name in enumerate([shared.target, *shared.retention]):
         if observer.should_stop():

@@ -21,12 +21,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from statewise.errors import UsageError
 from statewise.storage.rows import READERS, Row, read_rows
+from statewise.tasks.own_file import locate_data
 
 TEMPLATE_KEYS = ("doc_to_text", "doc_to_target", "doc_to_choice")
 COPY_SUFFIXES = (".jsonl", ".json", ".parquet")
 TRUST = "trust_remote_code"  # of datasets that were scripts: there is nothing to trust in a file of rows
 SUBSET_COLUMN = "subject"
-LOCAL_FORMATS = tuple(READERS)
 
 
 def _printed(value: Any) -> Any:
@@ -63,7 +63,7 @@ def local_dataset(
             return None
         copied = _dataset(config, copied_splits(config, data))
         return lambda **_: copied
-    splits = None if data_files is None else _locate(data_files, folder, str(config.get("task")))
+    splits = None if data_files is None else locate_data(data_files, folder, str(config.get("task")))
     if splits is None:
         return None
     options.pop(TRUST, None)
@@ -142,25 +142,6 @@ def _of_configuration(rows: list[Row], name: str, path: Path) -> list[Row]:
 def _cached_rows(path: Path, modified_ns: int) -> list[Row]:
     """The rows of a file as of `modified_ns`: a group's members read the same one."""
     return read_rows(path, "parquet" if path.suffix == ".parquet" else "json")
-
-
-def _locate(data_files: Any, folder: Path, task: str) -> dict[str, list[Path]] | None:
-    """Absolute files per split; None if they are not local."""
-    per_split = data_files if isinstance(data_files, dict) else {"train": data_files}
-    located: dict[str, list[Path]] = {}
-    for split, patterns in per_split.items():
-        for pattern in patterns if isinstance(patterns, list) else [patterns]:
-            if "://" in pattern:
-                return None
-            files = sorted(folder.glob(pattern)) if "*" in pattern else [folder / pattern]
-            missing = [file for file in files if not file.is_file()] or ([] if files else [folder / pattern])
-            if missing:
-                raise UsageError(
-                    f"task {task!r}: its {split} data {missing[0].resolve()} do not exist; "
-                    "put the file there or correct dataset_kwargs.data_files in the task's YAML"
-                )
-            located.setdefault(str(split), []).extend(file.resolve() for file in files)
-    return located
 
 
 def _dataset(config: Mapping[str, Any], splits: Mapping[str, list[Row]]) -> datasets.DatasetDict:

@@ -10,13 +10,11 @@ from functools import cache
 from pathlib import Path
 
 from statewise.errors import unknown
-from statewise.tasks.task_file import built_in_folder, read_task_file
+from statewise.tasks.task_file import NAME, built_in_folder, read_task_file
 
 NUM_SUGGESTIONS = 3
 SLIP = 0.9  # as similar as that to one of the user's own tasks, a name is one of them, mistyped
 MAX_SLIP = 3  # letters more or less
-# What a task may be called: its records are files of that name. All of lm-eval's own are called so.
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.()-]{0,199}")
 DECLARATION = re.compile(rb'^"?(?:task|group|tag)"?:\s*"?([A-Za-z0-9_.()-]+)"?\s*$', re.MULTILINE)
 LISTED = re.compile(
     rb'^"?(?:group|tag)"?:[ \t]*\r?\n((?:[ \t]*-[^\n]*(?:\n|\Z))+)', re.MULTILINE
@@ -57,6 +55,18 @@ def find_code(name_or_path: str, task_folder: Path | None, *, is_trusted: bool) 
     file = read_task_file(path)
     file.check_trusted(file.told_code if is_trusted else ())
     return file.told_code
+
+
+def find_first_metric(name_or_path: str, task_folder: Path | None) -> str:
+    """The "metric,filter" by which a task that generates is rewarded, unless a study says otherwise; "" of a group.
+
+    Raises:
+        UsageError: its file cannot be read.
+    """
+    if path := find_task_file(name_or_path, task_folder):
+        return read_task_file(path).first_metric
+    files = (read_task_file(path) for path in lm_eval_names().get(name_or_path, []))
+    return next((file.first_metric for file in files if file.config.get("task") == name_or_path), "")
 
 
 def _yaml_files(place: str) -> Iterator[str]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 SAMPLE, FIRST = "sample", "first"
 CHOICES_OF_ITEMS = (SAMPLE, FIRST)
@@ -48,3 +50,14 @@ def _shuffled(name: str, size: int) -> list[int]:
     order = list(range(size))
     random.Random(f"statewise/items/{name}").shuffle(order)
     return order
+
+
+@dataclass(frozen=True)
+class OtherDocs:
+    """A few-shot sampler that leaves out one document."""
+
+    sampler: Any
+    doc: Any
+
+    def sample(self, n: int, eval_doc: Any = None) -> Any:
+        return self.sampler.sample(n=n, eval_doc=self.doc)

@@ -23,9 +23,10 @@ from lm_eval.tasks import TaskManager
 
 from statewise.errors import NotHereError, UsageError, unknown
 from statewise.storage.rows import READERS
-from statewise.tasks.data import LOCAL_FORMATS, local_dataset
-from statewise.tasks.find import NAME, check_task_name, find_task_file, lm_eval_names
+from statewise.tasks.data import local_dataset
+from statewise.tasks.find import check_task_name, find_task_file, lm_eval_names
 from statewise.tasks.offline import offline_without_hub
+from statewise.tasks.own_file import LOCAL_FORMATS
 from statewise.tasks.quiet import quiet_lm_eval
 from statewise.tasks.task import GRADER_ERRORS, Task, TaskOptions
 from statewise.tasks.task_file import UNSAFE, TaskFile, built_in_folder, read_task_file
@@ -163,13 +164,7 @@ def _check_keys(file: TaskFile) -> None:
     for key, reason in UNSUPPORTED.items():
         if config.get(key) or (key == UNSAFE and file.is_unsafe):
             raise UsageError(f"task file {path}: {key}: the task {reason}")
-    if "task" not in config:
-        raise UsageError(f"task file {path}: no `task` key; it must give the task's name")
-    if not isinstance(config["task"], str) or not NAME.fullmatch(config["task"]):
-        raise UsageError(
-            f"task file {path}: task: {config['task']!r} is no name of a task, whose records are files of that name; "
-            "use letters, digits and _ . - ( ), and begin with a letter, a digit or _"
-        )
+    _ = file.name  # it has one
     _check_source(file)
 
 

@@ -117,6 +117,11 @@ class DataSection(Strict):
         return {**self.model_dump(mode="json", exclude={"train", "test", *unused}), **function}
 
     @property
+    def version(self) -> str:
+        """Of the task, for its protocol: what another reward scored is not compared."""
+        return f"{self.identity['reward']} {self.digests.get('reward', '')[:8]}".strip()
+
+    @property
     def code(self) -> str | None:
         """The Python that its reward runs, for those who are told before it does."""
         return self.reward if "reward" in self.digests else None

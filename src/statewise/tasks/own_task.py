@@ -59,7 +59,7 @@ def own_task(data: DataSection, options: TaskOptions = TaskOptions()) -> Task:  
         "metric_list": [{"metric": METRIC, "aggregation": "mean", "higher_is_better": True}],
         "generation_kwargs": {"until": list(data.stop), "max_gen_toks": MOST_NEW_TOKENS},
         "num_fewshot": options.num_fewshot or 0,
-        "metadata": {"version": 1},
+        "metadata": {"version": data.version},
     }
     with quiet_lm_eval():
         task = _Conversations(config=config) if data.messages else ConfigurableTask(config=config)

@@ -26,7 +26,7 @@ from lm_eval.filters.selection import TakeKFilter
 from statewise import errors
 from statewise.errors import UsageError
 from statewise.tasks.generation import cut_at, max_tokens_of, stops_of
-from statewise.tasks.items import SAMPLE, choose, leave, share_out
+from statewise.tasks.items import SAMPLE, OtherDocs, choose, leave, share_out
 from statewise.types import Example
 
 FEWSHOT_SEED = 1234  # lm_eval.defaults.DEFAULT_OTHER_SEED: `lm_eval` draws the same worked examples
@@ -38,17 +38,6 @@ GRADER_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, S
 # and styles of an answer as name → regular expression, whose shares are reported.
 GROUP_BY, STYLES = "group_by", "styles"
 STYLE = "style,"  # begins the metric that is such a share
-
-
-@dataclass(frozen=True)
-class _OtherDocs:
-    """A few-shot sampler that leaves out one document."""
-
-    sampler: Any
-    doc: Any
-
-    def sample(self, n: int, eval_doc: Any = None) -> Any:
-        return self.sampler.sample(n=n, eval_doc=self.doc)
 
 
 # How a list of messages becomes a text: a tokenizer's chat template, as `PolicyLM.apply_chat_template`.
@@ -247,7 +236,7 @@ class Task:
 
         Raises:
             UsageError: it is a group, does not generate text, has no training split, or its reward metric takes several
-                answers to a prompt.
+                answers to a prompt or all answers at once.
         """
         self._check_trainable(needs_training_split=True)
         steps = [step() for step in self._filters[self._reward_filter].filters]
@@ -258,6 +247,11 @@ class Task:
             )
         if not len(self._train_docs):
             raise UsageError(f"task {self.name!r}: its training split is empty")
+        if self.reward_metric not in self._graded(0, ""):
+            raise UsageError(
+                f"task {self.name!r}: reward_metric {self.reward_metric!r} is no score of a single answer, which a "
+                f"reward is; use another of {', '.join(self.metrics)}, or a task that has one"
+            )
 
     def _contexts(self, member: Any, docs: Any, chat: Chat | None, *, are_training_docs: bool) -> Iterator[str]:
         """The prompt of every document; drawn from the start, so equal for equal calls."""
@@ -267,7 +261,7 @@ class Task:
         for doc in docs:
             if are_training_docs:
                 # lm-eval takes a document out of its worked examples only if it is evaluated.
-                task.sampler = _OtherDocs(sampler, doc)
+                task.sampler = OtherDocs(sampler, doc)
             yield task.fewshot_context(
                 doc,
                 num_fewshot=self.num_fewshot,
@@ -305,10 +299,14 @@ class Task:
         Returns:
             `reward_metric` of the answer, usually 0..1; nan if it cannot be scored.
         """
+        return self._graded(index, text).get(self.reward_metric, math.nan)
+
+    def _graded(self, index: int, text: str) -> dict[str, float]:
+        """The scores of an answer to a training document by the filter of the reward."""
         metadata = (str(self.lm_eval_task.config.task), index, 1)
         answer = [cut_at(text, self.stop_strings)]
         request = Instance("generate_until", self._train_docs[index], ("", {}), 0, metadata, resps=answer)
-        return self.grade([request], self._reward_filter).get(self.reward_metric, math.nan)
+        return self.grade([request], self._reward_filter)
 
     @property
     def _reward_filter(self) -> str:

@@ -7,6 +7,7 @@ is imported by `TaskFile.resolved`, after the user has trusted it. What a file u
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,9 @@ TRUST_FLAG = "--trust-task-code"
 MAX_DEPTH = 50
 MAX_VALUES = 100_000  # after all anchors are unfolded; lm-eval's own largest file has under 1,000
 UNSAFE = "unsafe_code"
+# What a task may be called: its records are files of that name. All of lm-eval's own are called so.
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.()-]{0,199}")
+DEFAULT_METRIC = "exact_match"  # lm-eval's, of a task that generates and names none
 # libyaml's loader where it was built; both know the plain types of YAML only.
 SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -35,9 +39,12 @@ class Function:
     place: str
 
     def __str__(self) -> str:
-        module = self.name.rpartition(".")[0]
-        beside = self.folder / f"{module.replace('.', '/')}.py"
-        return f"{self.place}: {self.name}" + (f" of {beside}" if beside.exists() else "")
+        return f"{self.place}: {self.name}" + (f" of {self.beside}" if self.beside.exists() else "")
+
+    @property
+    def beside(self) -> Path:
+        """The file that it is of, unless its module is an installed one."""
+        return self.folder / f"{self.name.rpartition('.')[0].replace('.', '/')}.py"
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class TaskFile:
     """`config`: the task's keys, includes merged, with `Function` where Python is named.
 
     `own_keys`: those that lm-eval's own files did not set; `code`: the Python that lm-eval's own files did not name;
-    `is_unsafe`: whether any file says that the task runs what the model wrote.
+    `is_unsafe`: whether any file says that the task runs what the model wrote; `parts`: itself and what it includes.
     """
 
     path: Path
@@ -53,6 +60,31 @@ class TaskFile:
     own_keys: frozenset[str]
     code: tuple[Function, ...]
     is_unsafe: bool
+    parts: tuple[Path, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the task is called, by its records as well.
+
+        Raises:
+            UsageError: it has no name, or one that no file can have.
+        """
+        if "task" not in self.config:
+            raise UsageError(f"task file {self.path}: no `task` key; it must give the task's name")
+        name = self.config["task"]
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise UsageError(
+                f"task file {self.path}: task: {name!r} is no name of a task, whose records are files of that name; "
+                "use letters, digits and _ . - ( ), and begin with a letter, a digit or _"
+            )
+        return name
+
+    @property
+    def first_metric(self) -> str:
+        """The first metric of a task that generates, by its first filter, as lm-eval reads them: "metric,filter"."""
+        metric = _first(self.config.get("metric_list"), "metric") or DEFAULT_METRIC
+        called = metric.name.rpartition(".")[2] if isinstance(metric, Function) else metric
+        return f"{called},{_first(self.config.get('filter_list'), 'name') or 'none'}"
 
     @property
     def told_code(self) -> tuple[str, ...]:
@@ -78,6 +110,12 @@ class TaskFile:
         return resolved
 
 
+def _first(entries: Any, key: str) -> Any:
+    """What the first of a list of tables has at `key`; None where there is no such list, which `load` refuses."""
+    first = entries[0] if isinstance(entries, list) and entries else None
+    return first.get(key) if isinstance(first, dict) else None
+
+
 @cache
 def built_in_folder() -> Path:
     """The folder of lm-eval's own tasks, links resolved; found without importing lm-eval."""
@@ -94,14 +132,17 @@ def read_task_file(path: Path) -> TaskFile:
             of the file's folder and lm-eval's, or more values than a task file can need.
     """
     file = path.expanduser().resolve()
-    config, own_keys, code, is_unsafe = _read(file, path, file.parent, set())
-    return TaskFile(path, config, frozenset(own_keys), tuple(code), is_unsafe)
+    parts = dict[Path, None]()
+    config, own_keys, code, is_unsafe = _read(file, path, file.parent, parts)
+    return TaskFile(path, config, frozenset(own_keys), tuple(code), is_unsafe, tuple(parts))
 
 
-def _read(file: Path, told: Path, root: Path, seen: set[Path]) -> tuple[dict[str, Any], set[str], list[Function], bool]:
+def _read(
+    file: Path, told: Path, root: Path, seen: dict[Path, None]
+) -> tuple[dict[str, Any], set[str], list[Function], bool]:
     if file in seen:
         raise UsageError(f"task file {told}: includes itself, or a file twice")
-    seen.add(file)
+    seen[file] = None
     code: list[Function] = []
     config = _parse(file, told, code)
     is_own = not file.is_relative_to(built_in_folder())
