@@ -9,11 +9,24 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 SAMPLE, FIRST = "sample", "first"
 CHOICES_OF_ITEMS = (SAMPLE, FIRST)
 # Metrics of lm-eval that say whether the likeliest of an item's choices is a right one.
 CHOICE_METRICS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
+
+
+@dataclass(frozen=True)
+class OtherDocs:
+    """A few-shot sampler of lm-eval's that leaves out one document."""
+
+    sampler: Any
+    doc: Any
+
+    def sample(self, n: int, eval_doc: Any = None) -> Any:
+        return self.sampler.sample(n=n, eval_doc=self.doc)
 
 
 def share_out(sizes: Sequence[int], limit: int | None) -> list[int]:
