@@ -63,9 +63,9 @@ class RandomTexts:
             Example(i, text[:half], text[half:length]) for i, (text, half) in enumerate(zip(drawn, halves, strict=True))
         )
 
-    def reward(self, index: int, text: str) -> float:
+    def rewards(self, indices: Sequence[int], texts: Sequence[str]) -> tuple[list[float], float]:
         """0 or 1, by the length of the answer."""
-        return float(len(text) % 2)
+        return [float(len(text) % 2) for text in texts], 0.0
 
 
 def make_arm(cell: str, arguments: argparse.Namespace) -> Setup:

@@ -69,7 +69,7 @@ def test_a_response_is_graded_as_the_task_grades_its_text(toy_policy):
     setup = make_setup(toy_policy, make_source(), SIGNALS["reward"]())
     ids = [*toy_policy.tokenizer.encode("abb", add_special_tokens=False), toy_policy.end_token_id]
     # a = 97 is odd, b = 98 is even: 2 of 3; the end of text is no letter.
-    assert setup.grade(0, ids) == pytest.approx(2 / 3)
+    assert setup.grade([0], [ids]) == pytest.approx([2 / 3])
 
 
 def test_building_an_arm_changes_neither_teacher_nor_base(toy_policy):

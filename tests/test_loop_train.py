@@ -146,8 +146,8 @@ def test_answers_that_cannot_be_scored_are_counted_and_no_mean_is_made_of_them(t
 class UngradedTask:
     """A task that no answer can be graded by."""
 
-    def reward(self, index, text):
-        return math.nan
+    def rewards(self, indices, texts):
+        return [math.nan] * len(texts), 0.0
 
 
 def test_progress_is_told_after_each_update_and_on_resuming(toy_policy, tmp_path):

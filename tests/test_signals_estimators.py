@@ -154,7 +154,7 @@ def one_action(signal, action, drawn, writer, *, temperature=1.0, **update):
         return Supervision(
             write=lambda request: [Rollout(prompt, (drawn,), (-1.0,), True)],
             act=lambda request: np.array([[0, drawn]]),
-            grade=lambda index, tokens: math.nan,
+            grade=lambda indices, rows: [math.nan] * len(rows),
             key=0,
             trains_end_of_text=setup.recipe.update.trains_end_of_text,
         )

@@ -33,7 +33,10 @@ def graded(states, grade):
     def write(request):
         raise AssertionError("reward asks nobody to write")
 
-    return Reward().supervise(states, Supervision(write, write, grade, 0))
+    def grade_all(indices, rows):
+        return [grade(index, row) for index, row in zip(indices, rows, strict=True)]
+
+    return Reward().supervise(states, Supervision(write, write, grade_all, 0))
 
 
 def rollouts(prompt_indices, lengths):
@@ -155,7 +158,7 @@ def test_without_importance_a_law_that_is_not_known_does_not_matter():
 
 def test_importance_weights_of_states_whose_law_is_not_known_are_refused():
     states = collate([Trajectory((1, 2, 3), 1, 0, "dataset", "data")])
-    ask = Supervision(lambda request: [], lambda request: None, lambda index, ids: 1.0, 0)
+    ask = Supervision(lambda request: [], lambda request: None, lambda indices, rows: [1.0], 0)
     with pytest.raises(UsageError, match=r"importance = 'token' needs .* writer 'data' have none"):
         Reward(importance="token").supervise(states, ask)
 
@@ -189,6 +192,6 @@ def test_imitate_is_the_surprise_of_the_action():
 def test_imitate_takes_the_states_as_they_are():
     states = rollouts([0], [4])
     assert (
-        Imitate().supervise(states, Supervision(lambda request: [], lambda request: None, lambda index, ids: 0.0, 0))
+        Imitate().supervise(states, Supervision(lambda request: [], lambda request: None, lambda *asked: [0.0], 0))
         is states
     )

@@ -66,7 +66,7 @@ def update_once(case, old_logprobs):
             for i, ((prompt, completion), old) in enumerate(zip(trl_fixture.make_rows(), old_logprobs, strict=True))
         ]
     )
-    supervision = Supervision(write=None, act=None, grade=lambda index, ids: trl_fixture.reward(ids), key=0)
+    supervision = Supervision(None, None, lambda indices, rows: [trl_fixture.reward(ids) for ids in rows], key=0)
     # TRL is given the writer's log-probabilities as those of the learner that took up the batch.
     supervised = replace(signal.supervise(states, supervision), old_logprobs=states.behavior_logprobs)
     return Updater(setup).apply([Term(signal, 1.0, supervised)], 0), setup.trainable

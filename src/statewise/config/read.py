@@ -238,12 +238,27 @@ def _check_names(config: StudyConfig, location: Location) -> None:
 
 
 def _check_models(config: StudyConfig, reserved: tuple[str, ...], location: Location) -> None:
-    """Models from elsewhere have names of their own, and teach."""
+    """Models from elsewhere have names of their own, and teach or reward."""
+    reward, teachers = config.reward_model, {arm.teacher for arm in config.arms.values()}
+    if reward is not None and reward not in config.models:
+        known = f"; its models are {', '.join(config.models)}" if config.models else ""
+        raise UsageError(
+            f"{location.of(['data', 'reward'])}: data.reward 'model:{reward}': the study has no "
+            f"[models.{reward or '<name>'}]{known}; add it, with model = a folder or a hub name"
+        )
     for name in config.models:
         if not re.fullmatch(NAME_PATTERN, name) or name in (*reserved, *config.arms):
             raise UsageError(
                 f"{location.of(['models', name])}: model name {name!r} must match {NAME_PATTERN} and not be that of an "
                 f"arm, {', '.join(reserved[:-1])} or {reserved[-1]}"
             )
-        if name not in {arm.teacher for arm in config.arms.values()}:
-            raise UsageError(f"{location.of(['models', name])}: model {name!r} is no arm's teacher; remove it")
+        if name == reward and name in teachers:
+            raise UsageError(f"{location.of(['data', 'reward'])}: model {name!r} is a teacher, which rewards nothing")
+        if name not in (*teachers, reward):
+            made = f', or make it the reward (data.reward = "model:{name}")' if config.data else ""
+            raise UsageError(f"{location.of(['models', name])}: model {name!r} is no arm's teacher; remove it{made}")
+        for key in ("label", "range"):
+            if name != reward and getattr(config.models[name], key) is not None:
+                raise UsageError(
+                    f"{location.of(['models', name, key])}: {key} is of a reward model, and {name!r} teaches"
+                )

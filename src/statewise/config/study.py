@@ -27,6 +27,7 @@ from statewise.signals import WeightedSignal
 from statewise.states import Source
 from statewise.tasks.own_data import DataSection
 from statewise.tasks.own_file import TaskSection
+from statewise.tasks.rewards import model_of_reward
 
 MAX_SEEDS = 1000
 # Of AdamW: averages over the past, which forget.
@@ -251,9 +252,24 @@ class ReferenceSection(Strict):
 
 
 class ModelSection(Strict):
-    """`[models.<name>]`: a model from elsewhere that arms may have as their teacher: a folder or a hub name."""
+    """`[models.<name>]`: a model from elsewhere, a folder or a hub name: a teacher, or what `data.reward` names.
+
+    Of a reward model: `label`, which of its labels is rewarded (of one label it is that one), and `range`, the logits
+    that are reward 0 and 1, with a straight line between. Without `range` the reward is the label's probability: the
+    sigmoid of a single label's logit, the softmax over several.
+    """
 
     model: str
+    label: str | None = None
+    # Not strict: TOML has lists only.
+    range: Annotated[tuple[float, float], Field(strict=False)] | None = None
+
+    @field_validator("range")
+    @classmethod
+    def _ascends(cls, given: tuple[float, float] | None) -> tuple[float, float] | None:
+        if given is not None and given[0] >= given[1]:
+            raise ValueError("the first logit must be below the second")
+        return given
 
 
 class StudyConfig(Strict):
@@ -272,3 +288,8 @@ class StudyConfig(Strict):
     def own_tasks(self) -> dict[str, list[str]]:
         """What tasks of the user's own are, by name: the digests of their files."""
         return {name: task.identity for name, task in self.tasks.items()}
+
+    @property
+    def reward_model(self) -> str | None:
+        """Which of `models` rewards the answers, if one does."""
+        return model_of_reward(self.data.reward) if self.data else None

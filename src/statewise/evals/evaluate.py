@@ -158,7 +158,7 @@ def _rows(
 
     `cut` holds the `id` of every request with an answer that did not end by itself.
     """
-    graded = [[task.grade(requests) for requests in draw] for draw in draws]
+    graded = [_graded(task, draw) for draw in draws]
     grades = [grade for draw in graded for grade in draw]
     metrics = [
         metric
@@ -215,6 +215,14 @@ def _chance(task: Task, request: Instance) -> float | None:
 def _likelihoods(requests: Sequence[Instance]) -> dict[str, list[Any]]:
     logprobs, are_greedy = zip(*(request.resps[0] for request in requests), strict=True)
     return {"logprobs": list(logprobs), "are_greedy": list(are_greedy)}
+
+
+def _graded(task: Task, items: Sequence[Sequence[Instance]]) -> list[dict[str, float]]:
+    """`Task.grade` of each item; a model that rewards reads their answers in batches."""
+    if task.score_all is None:
+        return [task.grade(requests) for requests in items]
+    scores, _ = task.score_all([(requests[0].doc, str(requests[0].resps[0])) for requests in items])
+    return [{task.reward_metric: score} for score in scores]
 
 
 def _response(task: Task, requests: Sequence[Instance]) -> str:

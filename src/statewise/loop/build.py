@@ -20,7 +20,7 @@ from statewise.policy.check import check_packing
 from statewise.policy.engine import RolloutEngine
 from statewise.policy.load import Policy, check_same_tokenizer
 from statewise.policy.sampler import OwnEngine, Sampling
-from statewise.policy.texts import decode
+from statewise.policy.texts import decode_all
 from statewise.seeding import derive_key
 from statewise.signals.signal import ActRequest, Supervision, WeightedSignal, WriteRequest
 from statewise.states import RecordedStates, Source, SourceContext
@@ -153,9 +153,11 @@ class Setup:
             self.writers.write_on, self.writers.act, self.grade, key, step, self.recipe.update.trains_end_of_text
         )
 
-    def grade(self, prompt_index: int, token_ids: Sequence[int]) -> float:
-        """Reward 0..1 of a response by the task's own filter and metric; nan if it cannot be scored."""
-        return self.material.task.reward(prompt_index, decode(self.learner, token_ids))
+    def grade(self, prompt_indices: Sequence[int], rows: Sequence[Sequence[int]]) -> list[float]:
+        """Rewards 0..1 of responses by the task's own filter and metric; nan where one cannot be scored."""
+        rewards, flops = self.material.task.rewards(prompt_indices, decode_all(self.learner, rows))
+        self.writers.account.flops_forward += flops
+        return rewards
 
 
 def build(recipe: Recipe, learner: Policy, others: dict[str, Policy], material: Material) -> Setup:

@@ -18,9 +18,10 @@ from statewise.loop.documents import (
 from statewise.plan.catalog import place_of_task
 from statewise.plan.dag import Plan
 from statewise.policy.load import Policy, check_same_tokenizer, load_without_weights
+from statewise.policy.reward_model import Reading, RewardModel
 from statewise.tasks.load import load_task
-from statewise.tasks.own_data import overlap_note, read_own_data
-from statewise.tasks.own_task import own_task, reward_note
+from statewise.tasks.own_data import DataSection, OwnRow, overlap_note, read_own_data
+from statewise.tasks.own_task import own_task, reward_note, right_answer
 from statewise.tasks.task import Task, TaskOptions
 
 
@@ -30,15 +31,17 @@ def build_task(plan: Plan, name: str) -> Task:
     Raises:
         UsageError: its data or its YAML cannot be used or changed since it was read, or it has no such metric.
     """
-    return build_task_of(plan.config, plan.model, name, plan.task_code)
+    return build_task_of(plan.config, plan.model, name, plan.task_code, _reward_model(plan))
 
 
-def build_task_of(config: StudyConfig, model: Path, name: str, task_code: tuple[str, ...]) -> Task:
-    """As `build_task`, of a study and its base model's folder."""
+def build_task_of(
+    config: StudyConfig, model: Path, name: str, task_code: tuple[str, ...], rewarding: RewardModel | None = None
+) -> Task:
+    """As `build_task`, of a study and its base model's folder; `rewarding`: the model that rewards, where one does."""
     shared, own = config.shared, config.data
     options = TaskOptions(shared.protocol[name].num_fewshot if name in shared.protocol else None)
     if own and name == own.name:
-        return own_task(own, options)
+        return own_task(own, options, rewarding)
     if name in config.tasks:
         config.tasks[name].check_unchanged()
     name_or_path, folder = place_of_task(name, config, model)
@@ -50,6 +53,36 @@ def build_task_of(config: StudyConfig, model: Path, name: str, task_code: tuple[
         options=options,
         trusted=task_code,
     )
+
+
+def _reward_model(plan: Plan) -> RewardModel | None:
+    """The model that rewards, which loads its weights when it is first asked."""
+    name, shared, own = plan.config.reward_model, plan.config.shared, plan.config.data
+    if name is None or own is None:
+        return None
+    section = plan.config.models[name]
+    how = Reading(section.label, section.range, shared.chat, own.delimiter)
+    digest = "" if plan.is_dry else plan.other_digests[name]
+    return RewardModel(name, plan.others[name], how, shared.device, shared.dtype, digest)
+
+
+def _check_reward_model(plan: Plan, own: DataSection, splits: Mapping[str, list[OwnRow]]) -> list[str]:
+    """The model that rewards can be used, and reads the right answers whole; returns what a reader must know of it."""
+    if (model := _reward_model(plan)) is None:
+        return []
+    notes, rows = [model.check()], [row for rows in splits.values() for row in rows]
+    answers = [right_answer(own, row) for row in rows]
+    lengths = model.lengths([(row.turns or row.prompt, answer) for row, answer in zip(rows, answers, strict=True)])
+    long = [row for row, length in zip(rows, lengths, strict=True) if length > model.context]
+    if long:
+        told = (
+            f"{len(long)} of {len(rows)} rows, such as {long[0].place}, are with their right answers longer than the "
+            f"{model.context} tokens that reward model {model.name} can read"
+        )
+        if plan.config.shared.too_long == "refuse":
+            raise UsageError(f'{told}; shorten them, or set shared.too_long = "skip": such answers are then unscored')
+        notes.append(f"{told}: such answers are unscored")
+    return notes
 
 
 def document_rule(plan: Plan) -> DocumentRule:
@@ -92,6 +125,7 @@ def check_texts(plan: Plan) -> tuple[str, ...]:
     if own := plan.config.data:
         splits = read_own_data(own)
         notes += [note for note in (overlap_note(own, splits), reward_note(own, splits)) if note]
+        notes += _check_reward_model(plan, own, splits)
     if plan.model.parent == SHAPES:
         return (*notes, f"Not checked: whether texts fit {shared.model}, whose tokenizer is not on this machine")
     policy = load_without_weights(plan.model, shared.model, shared.end_of_text)
@@ -129,6 +163,8 @@ def _check_others(plan: Plan, policy: Policy) -> list[str]:
     """Models from elsewhere have the learner's tokens; returns what a reader must know of them."""
     notes, shared = list[str](), plan.config.shared
     for name, folder in plan.others.items():
+        if name == plan.config.reward_model:
+            continue  # it reads text, in tokens of its own
         if folder.parent == SHAPES:
             notes.append(f"Not checked: the tokenizer of {name}, which is not on this machine")
         else:

@@ -23,11 +23,12 @@ from statewise.plan.contract import check_factors, check_measures
 from statewise.plan.digest import digest_data, digest_model
 from statewise.plan.replay import digest_record, recorded_sources
 from statewise.policy.engine import ENGINES
-from statewise.policy.find import count_parameters
+from statewise.policy.find import count_parameters, has_weights
 from statewise.registry import Registry
 from statewise.states import Source
 from statewise.states.pairs import read_pairs
 from statewise.storage import records
+from statewise.tasks.own_data import DataSection
 
 BASE = "base"
 # Raised when the meaning of a record or the arithmetic of the loop changes: finished jobs are then done again.
@@ -57,7 +58,8 @@ class Plan:
     `other_bytes` of the models from elsewhere.
     `task_code`: Python of task files that the user trusts (`tasks.task_file`); no part of the fingerprint, since
     without it nothing is computed at all.
-    `model_files`: SHA-256 of the base model's files; `others`: folders of the models from elsewhere, by name.
+    `model_files`: SHA-256 of the base model's files; `others`: folders of the models from elsewhere, by name, and
+    `other_digests` of all their files, in a dry plan of their sizes.
     """
 
     config: StudyConfig
@@ -70,11 +72,19 @@ class Plan:
     task_code: tuple[str, ...] = ()
     model_files: dict[str, str] = field(default_factory=dict)
     others: dict[str, Path] = field(default_factory=dict)
+    other_digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_parameters(self) -> float:
         """Of the base model; of weights that are not here yet, at two bytes each, as most are published; 0: unknown."""
-        return sum(count_parameters(self.model).values()) or self.download_bytes / 2
+        return _count(self.model, self.download_bytes)
+
+    @property
+    def num_reward_parameters(self) -> float:
+        """Of the model that rewards, as `num_parameters`; 0 where none does."""
+        if self.config.reward_model not in self.others:
+            return 0.0
+        return _count(self.others[self.config.reward_model], self.other_bytes)
 
     @property
     def arms(self) -> dict[str, ArmSection]:
@@ -90,6 +100,10 @@ class Plan:
         """By what an answer to the target is rewarded, in words."""
         shared, data = self.config.shared, self.config.data
         return f"{data.reward if data else shared.reward_metric or 'not known'} of {shared.target}"
+
+
+def _count(folder: Path, missing_bytes: int) -> float:
+    return sum(count_parameters(folder).values()) if has_weights(folder) or not missing_bytes else missing_bytes / 2
 
 
 def make_plan(
@@ -143,18 +157,29 @@ def make_plan(
         "data": digest_data(Path(config.shared.data)) if config.shared.data else {},
         "shared": config.shared.model_dump(mode="json", exclude={"model", "data"}),
     }
+    models = {name: records.digest_json(digest_model(folder, is_dry)) for name, folder in others.items()}
     if config.data:
-        inputs["own_data"] = config.data.identity
+        inputs["own_data"] = _identity_of_data(config, config.data, models)
     if config.tasks:
         inputs["own_tasks"] = config.own_tasks
     if distances := _digest_code((DISTANCES, name) for name in DISTANCES):
         inputs["distances"] = distances
-    models = {name: records.digest_json(digest_model(folder, is_dry)) for name, folder in others.items()}
     jobs: list[Job] = []
     for seed in config.study.seeds:
         jobs.extend(_jobs_of_seed(config, arms, seed, inputs, models))
     fingerprint = records.digest_json({**inputs, "arms": arms, **({"models": models} if models else {})})
-    return Plan(config, model, tuple(jobs), fingerprint, is_dry, model_files=inputs["model"], others=dict(others))
+    return Plan(
+        config, model, tuple(jobs), fingerprint, is_dry, model_files=inputs["model"], others=dict(others),
+        other_digests=models,
+    )  # fmt: skip
+
+
+def _identity_of_data(config: StudyConfig, data: DataSection, models: dict[str, str]) -> dict[str, Any]:
+    """What the study's own data mean; of a model that rewards, its bytes and how its logits become a reward."""
+    if config.reward_model is None:
+        return data.identity
+    how = config.models[config.reward_model].model_dump(mode="json", exclude={"model"})
+    return {**data.identity, "reward": {"model": models.get(config.reward_model), **how}}
 
 
 def _resolve(arm: ArmSection) -> dict[str, Any]:
@@ -234,7 +259,7 @@ def _jobs_of_seed(
     }
     target["protocol"] = shared["protocol"].get(shared["target"])
     if config.data:
-        target["own_data"] = config.data.identity
+        target["own_data"] = inputs["own_data"]
     if shared["target"] in config.tasks:
         target["own_task"] = config.own_tasks[shared["target"]]
     if shared["too_long"] == "skip":  # then all are trained on the documents that fit every arm

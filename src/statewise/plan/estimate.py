@@ -17,7 +17,7 @@ from statewise.config.study import BudgetSection
 from statewise.plan.catalog import place_of_task
 from statewise.plan.dag import BASE, Job, Plan
 from statewise.plan.model_size import ModelSize
-from statewise.policy.find import count_parameters
+from statewise.policy.find import count_parameters, has_weights
 from statewise.states.source import Lengths, Visit
 from statewise.tasks.own_data import read_own_data
 
@@ -133,14 +133,18 @@ def _estimate_arm(plan: Plan, name: str, lengths: Lengths, scale: float) -> ArmE
     # Of each model, in sizes of the base model.
     sizes = dict.fromkeys((*generated, "teacher", "base"), 1.0)
     if elsewhere:
-        weights = sum(count_parameters(elsewhere).values()) or ModelSize.of(elsewhere).num_parameters
+        is_here = has_weights(elsewhere)
+        weights = sum(count_parameters(elsewhere).values()) if is_here else ModelSize.of(elsewhere).num_parameters
         sizes["teacher"] = weights / size
     prompts = updates * visit.trajectories * lengths.prompt
     read = sum(sizes[writer] * (tokens + prompts) for writer, tokens in generated.items())
     # Each other model that is scored makes a forward pass of its own, a third of a training pass.
     others = sum(sizes[one] for one in wants & {"teacher", "base"})
+    # Tokens that a reward model reads, in sizes of the base model.
+    graded = sum(one.signal.needs_reward for one in arm.signal) * plan.num_reward_parameters / size
+    graded *= updates * visit.trajectories * (lengths.prompt + visit.response)
     written_s = sum(sizes[writer] * tokens for writer, tokens in generated.items()) / GENERATE_RATE
-    train_s = scale * (num_tokens * (1 + others / 3) / TRAIN_RATE + written_s)
+    train_s = scale * (num_tokens * (1 + others / 3) / TRAIN_RATE + written_s + graded / SCORE_RATE)
     whole = ArmEstimate(
         num_updates=updates,
         num_trajectories=int(updates * visit.trajectories),
@@ -148,7 +152,7 @@ def _estimate_arm(plan: Plan, name: str, lengths: Lengths, scale: float) -> ArmE
         num_loss_tokens=int(updates * visit.trajectories * trained),
         num_tokens=int(num_tokens),
         generated=generated,
-        flops_forward=2 * size * (num_tokens * (1 + others) + read),
+        flops_forward=2 * size * (num_tokens * (1 + others) + read + graded),
         flops_backward=(2 if arm.adapter.keeps_base else 4) * size * num_tokens,
         train_s=train_s,
     )
@@ -182,6 +186,8 @@ def _evaluation_s(plan: Plan, job: Job, lengths: Lengths) -> float:
     num_samples = 2 if job.arm == BASE else 1
     generated += num_samples * shared.drift.num_rollouts * min(lengths.gold, shared.drift.max_new_tokens)
     scored = len(shared.retention) * items * 4 * lengths.prompt
+    rewarding = plan.num_reward_parameters / (plan.num_parameters or RATE_PARAMETERS)
+    scored += rewarding * num_answers * items * (lengths.prompt + lengths.gold)
     return generated / GENERATE_RATE + scored / SCORE_RATE
 
 

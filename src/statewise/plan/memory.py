@@ -68,6 +68,7 @@ def _estimate_arm(shape: ModelSize, plan: Plan, name: str) -> MemoryEstimate:
         teacher, other = plan.arms.get(arm.teacher), plan.others.get(arm.teacher)
         is_shared = is_adapter and (arm.teacher == BASE or (teacher is not None and teacher.adapter.keeps_base))
         weights += 0 if is_shared else (ModelSize.of(other) if other else shape).num_parameters * HALF
+    weights += int(plan.num_reward_parameters * HALF)
     if arm.needs_base and not is_adapter:
         weights += shape.num_parameters * HALF
     num_memories = len(plan.config.shared.retention)

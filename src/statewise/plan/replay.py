@@ -72,6 +72,10 @@ def _check_target(folder: Path, study: Path, config: StudyConfig) -> None:
         raise UsageError(f"source 'log': {folder} was trained on {told}, see {study}")
     if data and config.data and data.identity != config.data.identity:
         raise UsageError(f"source 'log': {folder} was trained on another [data] than that of this study, see {study}")
+    if name := config.reward_model:
+        ours = config.models[name].model_dump(mode="json", exclude_none=True)
+        if _read_table(study, "models").get(name) != ours:
+            raise UsageError(f"source 'log': {folder} was rewarded by another [models.{name}], see {study}")
 
 
 def _read_trained(folder: Path, seed: int) -> dict[str, Any]:

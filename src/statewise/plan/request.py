@@ -17,7 +17,7 @@ from statewise.errors import UsageError, unknown
 from statewise.plan.catalog import find_study, place_of_task
 from statewise.plan.dag import Plan, make_plan
 from statewise.plan.model_size import ModelSize
-from statewise.policy.find import ModelReference, look_up_model, resolve_model
+from statewise.policy.find import DECODER, REWARDER, ModelReference, Use, look_up_model, resolve_model
 from statewise.tasks.find import check_task_name, find_code
 
 LARGE_PARAMETERS = 50e6
@@ -65,7 +65,7 @@ def plan_study(request: StudyRequest) -> Plan:
     if request.is_dry:
         reference = _look_up(config.shared.model)
         code = _check_tasks(config, reference.folder, location, request.trusts_task_code)
-        found = {name: _look_up(one.model) for name, one in config.models.items()}
+        found = {name: _look_up(one.model, _use_of(config, name)) for name, one in config.models.items()}
         others = {name: one.folder for name, one in found.items()}
         plan = make_plan(config, reference.folder, location, is_dry=True, others=others)
         other_bytes = sum(one.missing_bytes for one in found.values())
@@ -115,7 +115,7 @@ def _find_all(config: StudyConfig) -> tuple[Path, dict[str, Path]]:
     folders, names = {}, {"base": config.shared.model} | {name: one.model for name, one in config.models.items()}
     for name, wanted in names.items():
         try:
-            folders[name] = resolve_model(wanted)
+            folders[name] = resolve_model(wanted, _use_of(config, name))
         except UsageError as error:
             missing.append(str(error))
     if missing:
@@ -124,13 +124,17 @@ def _find_all(config: StudyConfig) -> tuple[Path, dict[str, Path]]:
     return folders.pop("base"), folders
 
 
-def _look_up(model: str) -> ModelReference:
+def _use_of(config: StudyConfig, name: str) -> Use:
+    return REWARDER if name == config.reward_model else DECODER
+
+
+def _look_up(model: str, use: Use = DECODER) -> ModelReference:
     """The model for a plan: its small files, or the shape that the package carries where the hub is out of reach."""
     try:
-        return look_up_model(model)
+        return look_up_model(model, use)
     except UsageError:
         shape = SHAPES / model.replace("/", "__")
-        if not shape.is_dir():
+        if not shape.is_dir() or use is not DECODER:
             raise
         return ModelReference(model, shape, None, ("model.safetensors",), 2 * ModelSize.of(shape).num_parameters)
 
@@ -189,7 +193,7 @@ def choose_workers(plan: Plan, count: int | None = None) -> Workers:
     large one gets one process of all cores: several copies would need as many times the memory. So does a GPU.
     """
     cores = max(1, len(os.sched_getaffinity(0)))
-    is_large = plan.num_parameters > LARGE_PARAMETERS
+    is_large = max(plan.num_parameters, plan.num_reward_parameters) > LARGE_PARAMETERS
     device = plan.config.shared.device
     uses_gpu = device == "cuda" or (device == "auto" and GPU_FILE.exists()) or "gpu" in plan.config.study.requires
     if count is None:

@@ -28,7 +28,6 @@ READ_BY_TRANSFORMERS = (
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 METADATA_SUFFIXES = (".json", ".txt", ".model", ".jinja")
-CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")  # how transformers names what predicts the next token
 # For the first question to the hub, so that no network means an error within seconds. A slow line can set
 # HF_HUB_ETAG_TIMEOUT, as for other tools.
 TIMEOUT_S = 2.5
@@ -55,6 +54,26 @@ class ModelReference:
 
 
 @dataclass(frozen=True)
+class Use:
+    """What a model is for: how transformers names such architectures, what others do not do, what to give instead."""
+
+    suffixes: tuple[str, ...]
+    auto_class: str
+    lack: str
+    wanted: str
+
+
+DECODER = Use(
+    ("ForCausalLM", "LMHeadModel"), "AutoModelForCausalLM", "does not predict the next token of a text",
+    "a causal language model",
+)  # fmt: skip
+REWARDER = Use(
+    ("ForSequenceClassification",), "AutoModelForSequenceClassification",
+    "has no head that scores a text (transformers would give it a random one)", "a sequence-classification model",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class _HubName:
     repo: str
     revision: str
@@ -64,7 +83,7 @@ class _HubName:
         return self.repo if self.revision == MAIN else f"{self.repo}@{self.revision}"
 
 
-def look_up_model(name: str) -> ModelReference:
+def look_up_model(name: str, use: Use = DECODER) -> ModelReference:
     """Look `name` up and check what its small files tell; downloads those of a hub model, but no weights.
 
     A folder of that name comes before a hub model.
@@ -74,27 +93,27 @@ def look_up_model(name: str) -> ModelReference:
     """
     folder = POCKET_MODEL if name == "pocket" else Path(name).expanduser()
     if folder.is_dir():
-        _check_architecture(name, folder)
+        _check_architecture(name, folder, use)
         return ModelReference(name, folder)
     wanted = _parse(name)
     cached = _cached_snapshot(wanted)
-    if cached is not None and _has_weights(cached):
-        _check_small_files(name, cached)
+    if cached is not None and has_weights(cached):
+        _check_small_files(name, cached, use)
         return ModelReference(name, cached, cached.name)
-    return _fetch_small_files(wanted)
+    return _fetch_small_files(wanted, use)
 
 
-def resolve_model(name: str) -> Path:
+def resolve_model(name: str, use: Use = DECODER) -> Path:
     """The folder of a model with config, tokenizer and weights; downloads what is missing of a hub model.
 
     Raises:
         UsageError: as `look_up_model`, or the download broke off (the same call continues it).
     """
-    reference = look_up_model(name)
+    reference = look_up_model(name, use)
     if not reference.missing_files:
         return reference.folder
     folder = _download(_parse(name), reference.missing_files)
-    if not _has_weights(folder):
+    if not has_weights(folder):
         raise UsageError(f"model {name!r}: its weights are incomplete in {folder}; the same command continues")
     return folder
 
@@ -173,12 +192,13 @@ def _indexed(folder: Path) -> list[str]:
     return [WHOLE] if (folder / WHOLE).is_file() else []
 
 
-def _has_weights(folder: Path) -> bool:
+def has_weights(folder: Path) -> bool:
+    """Whether all weight files of a model folder are there."""
     files = _indexed(folder)
     return all((folder / file).is_file() for file in files) if files else any(folder.glob("*.safetensors"))
 
 
-def _fetch_small_files(wanted: _HubName) -> ModelReference:
+def _fetch_small_files(wanted: _HubName, use: Use) -> ModelReference:
     """Ask the hub what the model consists of, fetch all but the weights, and check it."""
     import huggingface_hub
     from huggingface_hub import errors
@@ -192,9 +212,9 @@ def _fetch_small_files(wanted: _HubName) -> ModelReference:
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # of whichever client the hub's library has
         raise _hub_error(wanted, error) from error
     sizes = {file.rfilename: int(file.size or 0) for file in info.siblings or [] if "/" not in file.rfilename}
-    _check_files(name, list(sizes))
+    _check_files(name, list(sizes), use)
     folder = _download(wanted, [file for file in sizes if file.endswith(METADATA_SUFFIXES)])
-    _check_small_files(name, folder)
+    _check_small_files(name, folder, use)
     whole = [WHOLE] if WHOLE in sizes else [file for file in sizes if file.endswith(".safetensors")]
     weights = _indexed(folder) or whole
     missing = tuple(file for file in weights if not (folder / file).is_file())
@@ -259,7 +279,7 @@ def _cached_names() -> list[str]:
     return ["/".join(folder.name.split("--", 2)[1:]) for folder in folders]
 
 
-def _check_files(name: str, files: list[str]) -> None:
+def _check_files(name: str, files: list[str], use: Use) -> None:
     """Refuse a hub model by the names of its files."""
     if "config.json" not in files:
         what = "an adapter, not a whole model" if "adapter_config.json" in files else "not a transformers model"
@@ -269,30 +289,33 @@ def _check_files(name: str, files: list[str]) -> None:
         found = f"only {', '.join(others[:3])}, which are not read. " if others else ""
         raise UsageError(
             f"model {name!r} has no *.safetensors: {found}Use a copy that has them, or convert it where you trust it: "
-            "AutoModelForCausalLM.from_pretrained(name).save_pretrained(new_folder)"
+            f"{use.auto_class}.from_pretrained(name).save_pretrained(new_folder)"
         )
 
 
-def _check_small_files(name: str, folder: Path) -> None:
+def _check_small_files(name: str, folder: Path, use: Use) -> None:
     """Refuse a model by its configuration and tokenizer."""
-    _check_architecture(name, folder)
-    if not _has_end_of_text(folder):
+    _check_architecture(name, folder, use)
+    if use is DECODER and not _has_end_of_text(folder):
         raise UsageError(
             f"model {name!r}: its tokenizer has no end-of-text token, so a rollout could never stop by itself; use "
             "another model, or a local copy whose tokenizer_config.json names an eos_token"
         )
 
 
-def _check_architecture(name: str, folder: Path) -> None:
+def _check_architecture(name: str, folder: Path, use: Use) -> None:
     for path in (folder / file for file in READ_BY_TRANSFORMERS):
         if path.is_file():
             _read_json(path)  # says what is wrong in one line
     path = folder / "config.json"
     architectures = _read_json(path).get("architectures") if path.is_file() else None
-    if architectures and not any(str(architecture).endswith(CAUSAL_SUFFIXES) for architecture in architectures):
+    if use is REWARDER and not architectures:
+        has = "has no config.json" if not path.is_file() else "names no architecture in its config.json"
+        raise UsageError(f"model {name!r} {has}, so it is not known to score texts; use {use.wanted}")
+    if architectures and not any(str(architecture).endswith(use.suffixes) for architecture in architectures):
         raise UsageError(
-            f"model {name!r} is a {', '.join(map(str, architectures))}, which does not predict the next token of a "
-            "text (config.json, architectures); use a causal language model"
+            f"model {name!r} is a {', '.join(map(str, architectures))}, which {use.lack} (config.json, architectures); "
+            f"use {use.wanted}"
         )
 
 

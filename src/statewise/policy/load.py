@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from statewise.errors import UsageError
-from statewise.policy.find import count_parameters, read_header, weight_files
+from statewise.policy.find import DECODER, count_parameters, read_header, weight_files
 from statewise.policy.rope import context_length
 from statewise.storage.records import replacing_folder
 
@@ -123,7 +123,7 @@ def load_policy(
         UsageError: folder, configuration, weights or tokenizer missing or unusable; the message says which and why.
     """
     folder = Path(folder)
-    _check_folder(folder)
+    check_folder(folder)
     count_parameters(folder)  # refuses files that are not whole, in words of their own
     try:
         # A tokenizer that merely names itself is no reason to run code either, so both loads refuse remote code.
@@ -138,7 +138,7 @@ def load_policy(
             output_loading_info=True,
         )
     except LOADING_ERRORS as error:
-        raise UsageError(f"model folder {folder}: {NOT_LOADED}: {_one_line(error)}") from error
+        raise UsageError(f"model folder {folder}: {NOT_LOADED}: {one_line(error)}") from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:5])
         raise UsageError(
@@ -175,19 +175,19 @@ def load_without_weights(folder: Path, name: str, end_of_text: str | None = None
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     except LOADING_ERRORS as error:
-        raise UsageError(f"model folder {folder}: {NOT_LOADED}: {_one_line(error)}") from error
+        raise UsageError(f"model folder {folder}: {NOT_LOADED}: {one_line(error)}") from error
     end, *others = _find_ends(folder, tokenizer, model.generation_config.eos_token_id, end_of_text)
     policy = Policy(model, tokenizer, name, end, tuple(others))
     from statewise.policy.check import check_config  # it samples and scores, which is built on this file
 
     check_config(policy, folder)
-    _check_shapes(policy, folder)
+    check_shapes(policy.model, folder)
     return policy
 
 
-def _check_shapes(policy: Policy, folder: Path) -> None:
+def check_shapes(model: PreTrainedModel, folder: Path) -> None:
     """Refuse stored weights of other shapes than config.json asks for, without reading them."""
-    wanted = {name: list(parameter.shape) for name, parameter in policy.model.named_parameters()}
+    wanted = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     for path in weight_files(folder) if any(folder.glob("*.safetensors")) else []:
         for name, tensor in read_header(path).items():
             if wanted.get(name, tensor["shape"]) != tensor["shape"]:
@@ -197,7 +197,8 @@ def _check_shapes(policy: Policy, folder: Path) -> None:
                 )
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An error of a library's, as a part of a sentence."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
@@ -228,7 +229,8 @@ def _find_ends(
     return [end for end in dict.fromkeys(ends) if end in tokens]
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path, auto_class: str = DECODER.auto_class) -> None:
+    """Refuse a folder without config.json or safetensors; `auto_class`: of transformers, which could write them."""
     if not folder.is_dir():
         raise UsageError(
             f"model folder {folder} does not exist; give the path of a downloaded model "
@@ -244,7 +246,7 @@ def _check_folder(folder: Path) -> None:
     found = f"only {', '.join(pickles)}, and pickle is never read (loading it can run any code). " if pickles else ""
     raise UsageError(
         f"model folder {folder} has no *.safetensors: {found}Use a copy of the model that has them, or convert this "
-        "one where you trust it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+        f"one where you trust it: {auto_class}.from_pretrained(folder).save_pretrained(new_folder)"
     )
 
 

@@ -52,6 +52,10 @@ class Imitate(Signal):
 
     only_correct: bool = False
 
+    @property
+    def needs_reward(self) -> bool:
+        return self.only_correct
+
     def refusal(self, visited: Visited) -> Refusal | None:
         return refuse_given(visited)
 

@@ -34,6 +34,7 @@ class Preference(Signal):
     kind: Literal["preference"] = "preference"
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logprobs", "base_logprobs", "advantages", "pairs", "rows"})
     skips_zero_advantages: ClassVar[bool] = True
+    needs_reward: ClassVar[bool] = True
     cells: ClassVar[Cells] = {
         "preference": {
             "dataset": "DPO, IPO on given pairs (arXiv:2305.18290, arXiv:2310.12036)",

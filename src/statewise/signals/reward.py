@@ -40,6 +40,7 @@ class Reward(Signal):
         {"policy_logprobs", "old_logprobs", "behavior_logprobs", "advantages", "rows"}
     )
     skips_zero_advantages: ClassVar[bool] = True
+    needs_reward: ClassVar[bool] = True
     cells: ClassVar[Cells] = {
         "reward": {
             "dataset": "off-policy REINFORCE on gold text (with reward 1: SFT)",

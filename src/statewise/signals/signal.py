@@ -47,27 +47,27 @@ class ActRequest:
 class Supervision:
     """What a signal may ask while it supervises update `step`, with its own randomness.
 
-    `write`: the teacher's pen. `act`: actions int64 [batch, time], 0 where there is no state. `grade(prompt_index,
-    token_ids)` is the reward 0..1 of the tokens after a prompt, nan if they cannot be scored. `trains_end_of_text`: of
-    the arm; without it states leave the loss by the action that was taken there, which is then no draw of a whole law.
+    `write`: the teacher's pen. `act`: actions int64 [batch, time], 0 where there is no state. `grade(prompt_indices,
+    rows of token_ids)` are the rewards 0..1 of the tokens after prompts, nan where they cannot be scored.
+    `trains_end_of_text`: of the arm; without it states leave the loss by the action that was taken there, which is then
+    no draw of a whole law.
     """
 
     write: Callable[[WriteRequest], list[Rollout]]
     act: Callable[[ActRequest], IntArray]
-    grade: Callable[[int, Sequence[int]], float]
+    grade: Callable[[Sequence[int], Sequence[Sequence[int]]], Sequence[float]]
     key: int
     step: int = 0
     trains_end_of_text: bool = True
 
     def rewards(self, states: States) -> FloatArray:
         """The reward of every trajectory, float32 [batch]: the one that it came with, or the task's grade."""
-        return np.array(
-            [
-                self.grade(int(states.prompt_indices[row]), states.response_ids(row)) if np.isnan(given) else given
-                for row, given in enumerate(states.rewards)
-            ],
-            dtype=np.float32,
-        )
+        rewards = states.rewards.astype(np.float32)  # a copy
+        rows = np.flatnonzero(np.isnan(rewards)).tolist()
+        if rows:
+            indices = [int(states.prompt_indices[row]) for row in rows]
+            rewards[rows] = self.grade(indices, [states.response_ids(row) for row in rows])
+        return rewards
 
 
 class Visited(Protocol):
@@ -128,6 +128,11 @@ class Signal(Kind):
     @property
     def skips_zero_advantages(self) -> bool:
         """Whether a trajectory of advantage 0 has loss and gradient 0 under any policy, so that it need not pass."""
+        return False
+
+    @property
+    def needs_reward(self) -> bool:
+        """Whether it asks for the reward of every trajectory."""
         return False
 
     @property

@@ -23,7 +23,7 @@ from statewise.kind import Strict
 from statewise.storage import records
 from statewise.storage.rows import Row
 from statewise.tasks.conversations import Turn, Turns, answers_of, first_asked, is_plain, plain_text, turns_of
-from statewise.tasks.rewards import NAMED, file_of_reward
+from statewise.tasks.rewards import NAMED, file_of_reward, model_of_reward
 from statewise.tasks.row_sources import digest_source, locate_rows, read_source
 
 METRIC = "reward"
@@ -45,7 +45,8 @@ class DataSection(Strict):
     conversations in their place; the last turn of the assistant is the answer, and with `turns` "all" every one of a
     training conversation, each to the turns before it. `delimiter` stands between prompt and answer; an answer ends at
     the first of `stop`, if not by itself. `reward`: `exact_match`, `contains`, `math`, `regex:PATTERN`
-    (`tasks.rewards`), or `file.py:function`. `digests` of files and rows, and commits, are filled in.
+    (`tasks.rewards`), `file.py:function`, or `model:NAME` of a `[models.NAME]`. `digests` of files and rows, and
+    commits, are filled in.
     """
 
     name: Annotated[str, Field(pattern=f"^({NAME})?$")] = ""
@@ -65,7 +66,7 @@ class DataSection(Strict):
     def _settings_agree(self) -> Self:
         if (self.test is None) == (self.test_share is None):
             raise ValueError("give one of test (a file) and test_share (of the training rows)")
-        if not self.completion and file_of_reward(self.reward) is None:
+        if not self.completion and self.reward.partition(":")[0] in NAMED:
             raise ValueError(f"reward {self.reward!r} compares with the completion; name its column")
         if self.messages and (self.prompt, self.completion or COMPLETION) != (PROMPT, COMPLETION):
             raise ValueError("give one of messages (a column of conversations) and prompt with completion")
@@ -100,10 +101,10 @@ class DataSection(Strict):
                 raise UsageError(f"data.reward: there is no file {path}", ("reward",))
             reward = f"{path}:{reward.rpartition(':')[2]}"
             digests["reward"] = records.digest_file(path)
-        elif reward.partition(":")[0] not in NAMED:
+        elif model_of_reward(reward) is None and reward.partition(":")[0] not in NAMED:
             raise UsageError(
                 f"data.reward {reward!r}: unknown; expected {', '.join(NAMED)} or a file and its function, "
-                "such as rewards.py:exact",
+                "such as rewards.py:exact, or model:NAME of a reward model [models.NAME]",
                 ("reward",),
             )
         return self.changed(**rows, name=self.name or study, reward=reward, digests=digests)

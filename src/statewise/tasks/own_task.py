@@ -10,7 +10,7 @@ import datasets
 from lm_eval.api.task import ConfigurableTask
 
 from statewise.errors import UsageError
-from statewise.tasks.conversations import left_out_by, plain_text
+from statewise.tasks.conversations import Turn, left_out_by, plain_text
 from statewise.tasks.generation import cut_at
 from statewise.tasks.own_data import (
     METRIC,
@@ -22,28 +22,40 @@ from statewise.tasks.own_data import (
     read_own_data,
 )
 from statewise.tasks.quiet import quiet_lm_eval
-from statewise.tasks.rewards import RewardFunction, make_reward
-from statewise.tasks.task import Task, TaskOptions
+from statewise.tasks.rewards import Asked, ManyRewards, RewardFunction, make_reward
+from statewise.tasks.task import REWARD_TOLD, Task, TaskOptions
 
 NUM_TRIED = 20  # completions that are rewarded before a run: what fails on the right answer fails on every other
 
 
-def own_task(data: DataSection, options: TaskOptions = TaskOptions()) -> Task:  # noqa: B008  (frozen)
-    """The task of `data`, whose one metric is its reward.
+def own_task(
+    data: DataSection,
+    options: TaskOptions = TaskOptions(),  # noqa: B008  (frozen)
+    model: ManyRewards | None = None,
+) -> Task:
+    """The task of `data`, whose one metric is its reward; `model`: what rewards where the data name a model.
 
     Raises:
         UsageError: its files or its reward cannot be used; says which, and where.
     """
     if data.messages and options.num_fewshot:
         raise UsageError(f"protocol.{data.name}.num_fewshot: no worked examples can be put before a conversation")
-    splits, reward = read_own_data(data), _reward_of(data)
-    _try_reward(data, reward, _tried(splits))
+    splits = read_own_data(data)
+    if model is None:
+        reward = _reward_of(data)
+        _try_reward(data, reward, _tried(splits))
     loaded = datasets.DatasetDict(
         {split: datasets.Dataset.from_list([row.document for row in rows]) for split, rows in splits.items()}
     )
 
     def score(doc: Mapping[str, str], answers: Sequence[str]) -> dict[str, float]:
+        if model is not None:
+            return {METRIC: model.score_all([(_asked(doc), answers[0])])[0][0]}
         return {METRIC: reward(doc["prompt"], answers[0], _row_of(doc))}
+
+    def score_all(asked: Sequence[tuple[Mapping[str, str], str]]) -> tuple[list[float], float]:
+        assert model is not None
+        return model.score_all([(_asked(doc), answer) for doc, answer in asked])
 
     config: dict[str, Any] = {
         "task": data.name,
@@ -59,13 +71,13 @@ def own_task(data: DataSection, options: TaskOptions = TaskOptions()) -> Task:  
         "metric_list": [{"metric": METRIC, "aggregation": "mean", "higher_is_better": True}],
         "generation_kwargs": {"until": list(data.stop), "max_gen_toks": MOST_NEW_TOKENS},
         "num_fewshot": options.num_fewshot or 0,
-        "metadata": {"version": data.version},
+        "metadata": {"version": data.version, **({REWARD_TOLD: model.told} if model else {})},
     }
     with quiet_lm_eval():
         task = _Conversations(config=config) if data.messages else ConfigurableTask(config=config)
         if data.messages:
             task.places = {row.document[TURNS]: row.place for rows in splits.values() for row in rows}
-        return Task(data.name, (task,), REWARD_METRIC, options, _needs_chat(splits))
+    return Task(data.name, (task,), REWARD_METRIC, options, _needs_chat(splits), score_all if model else None)
 
 
 class _Conversations(ConfigurableTask):  # type: ignore[misc]  # lm_eval has no types
@@ -108,8 +120,10 @@ def _needs_chat(splits: Mapping[str, list[OwnRow]]) -> str:
 
 def reward_note(data: DataSection, splits: Mapping[str, list[OwnRow]]) -> str:
     """What a reader must know of a function that rewards no right answer; "" where it rewards one."""
+    if not data.completion or data.code is None:
+        return ""
     reward, rows = _reward_of(data), _tried(splits)
-    if not data.completion or data.code is None or any(_of_right(data, reward, row) > 0 for row in rows):
+    if any(_of_right(data, reward, row) > 0 for row in rows):
         return ""
     return f"Reward {reward.told} gives 0 to each of the {len(rows)} right answers that it was tried on"
 
@@ -122,19 +136,25 @@ def _tried(splits: Mapping[str, list[OwnRow]]) -> list[OwnRow]:
     return [row for rows in splits.values() for row in rows[:NUM_TRIED]]
 
 
+def _asked(document: Mapping[str, str]) -> Asked:
+    """What an answer is an answer to, as a model gets it."""
+    turns: list[Turn] = json.loads(document.get(TURNS) or "[]")
+    return turns or document["prompt"]
+
+
 def _row_of(document: Mapping[str, str]) -> dict[str, Any]:
     """The row as a reward gets it."""
     row: dict[str, Any] = json.loads(document["row"])
     return row
 
 
-def _right_answer(data: DataSection, row: OwnRow) -> str:
+def right_answer(data: DataSection, row: OwnRow) -> str:
     """The completion as a model would write it."""
     return cut_at(data.delimiter + row.completion, data.stop)
 
 
 def _of_right(data: DataSection, reward: RewardFunction, row: OwnRow) -> float:
-    return reward(row.prompt, _right_answer(data, row), _row_of(row.document))
+    return reward(row.prompt, right_answer(data, row), _row_of(row.document))
 
 
 def _try_reward(data: DataSection, reward: RewardFunction, rows: Sequence[OwnRow]) -> None:
@@ -148,7 +168,7 @@ def _try_reward(data: DataSection, reward: RewardFunction, rows: Sequence[OwnRow
             raise UsageError(f"{rows[0].place}: reward {reward.told} {problems[0]}, for an empty answer to any prompt")
         return
     for row in rows:
-        answer = _right_answer(data, row)
+        answer = right_answer(data, row)
         told = f"for this row's own completion {row.completion[:60]!r}"
         if problem := reward.problem(row.prompt, answer, _row_of(row.document)):
             raise UsageError(f"{row.place}: reward {reward.told} {problem}, {told}")

@@ -1,6 +1,7 @@
 """Rewards of a user's own data: by name, or a Python function `(prompt, completion, row) -> float` in 0..1.
 
 A function that raises, takes too long or returns no number could not be scored: nan, which is counted, and never 0.
+A model that rewards (`model:NAME`) is made where models are; what it must answer is a `ManyRewards`.
 """
 
 from __future__ import annotations
@@ -13,29 +14,48 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from statewise.errors import UsageError
+from statewise.tasks.conversations import Turn
 
 LIMIT_S = 5.0  # of one answer; a function that asks a server may need a second
 AGAIN_S = 0.2  # then it is stopped again and again, should it catch that
-REGEX = "regex"
+REGEX, MODEL = "regex", "model"
 NUMBER = re.compile(r"-?(?:\d[\d,]*)?\.?\d+")
 # Of a prompt, an answer and its row: 0..1.
 Function = Callable[[str, str, Mapping[str, Any]], Any]
+Asked = str | Sequence[Turn]  # a prompt, or the turns of a conversation before an answer
 
 
 def file_of_reward(reward: str) -> str | None:
     """The Python file that a reward names, as it is written; None of one by name."""
     path, _, function = reward.rpartition(":")
     return path if path.endswith(".py") and function.isidentifier() else None
+
+
+def model_of_reward(reward: str) -> str | None:
+    """The name below `[models]` that a reward names, "" if it leaves it out; None where no model rewards."""
+    kind, separator, name = reward.partition(":")
+    return name if separator and kind == MODEL else None
+
+
+class ManyRewards(Protocol):
+    """A reward that reads many answers at once."""
+
+    @property
+    def told(self) -> str:
+        """How it makes a number of an answer, for a report."""
+
+    def score_all(self, asked: Sequence[tuple[Asked, str]]) -> tuple[list[float], float]:
+        """Of prompts and answers: the rewards 0..1, nan where one could not be scored; and the FLOPs that it took."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +178,8 @@ def make_reward(reward: str, completion: str, digest: str | None = None) -> Rewa
         name = reward.rpartition(":")[2]
         return RewardFunction(f"{Path(path).name}:{name}", _import(Path(path), name, digest))
     kind, _, argument = reward.partition(":")
+    if kind == MODEL:
+        raise UsageError(f"data.reward {reward!r}: a model of a study rewards in its run alone", ("reward",))
     compare = NAMED[kind]
     pattern = None
     if kind == REGEX:

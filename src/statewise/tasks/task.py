@@ -37,6 +37,7 @@ GRADER_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, S
 # What a task file's `metadata` may say of its items and answers: the field by which items are told apart in a report,
 # and styles of an answer as name → regular expression, whose shares are reported.
 GROUP_BY, STYLES = "group_by", "styles"
+REWARD_TOLD = "reward"  # there, how a model rewards an answer
 STYLE = "style,"  # begins the metric that is such a share
 
 
@@ -58,6 +59,7 @@ class Task:
     `members` are lm-eval's ConfigurableTasks: one, or those of a group, which have one output type and the same
     metrics. `reward_metric` is the "metric,filter" that `reward` returns; "" for a task that does not generate.
     `needs_chat` says why prompts are none without a chat template; "" where they are.
+    `score_all`: where a model rewards, of documents and answers the rewards, and the FLOPs that they took.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Task:
     reward_metric: str = ""
     options: TaskOptions = TaskOptions()
     needs_chat: str = ""
+    score_all: Callable[[Sequence[tuple[Any, str]]], tuple[list[float], float]] | None = None
 
     def __post_init__(self) -> None:
         if self.is_generative and self.reward_metric not in self.metrics:
@@ -128,7 +131,7 @@ class Task:
         return (
             f"{self.num_fewshot}-shot; split {split}, n = {self._num_items}{group}{filters}; "
             f"task version {self.version}, lm-eval {version('lm_eval')}"
-        )
+        ) + (f"; reward: {told}" if (told := self._metadata.get(REWARD_TOLD)) else "")
 
     @cached_property
     def _train_docs(self) -> Any:
@@ -307,6 +310,13 @@ class Task:
         answer = [cut_at(text, self.stop_strings)]
         request = Instance("generate_until", self._train_docs[index], ("", {}), 0, metadata, resps=answer)
         return self.grade([request], self._reward_filter)
+
+    def rewards(self, indices: Sequence[int], texts: Sequence[str]) -> tuple[list[float], float]:
+        """`reward` of many answers, and the FLOPs of the model that read them: 0 where none does."""
+        if self.score_all is None:
+            return [self.reward(index, text) for index, text in zip(indices, texts, strict=True)], 0.0
+        docs, answers = (self._train_docs[i] for i in indices), (cut_at(text, self.stop_strings) for text in texts)
+        return self.score_all([*zip(docs, answers, strict=True)])
 
     @property
     def _reward_filter(self) -> str:
