@@ -100,7 +100,9 @@ def test_kinds_of_another_package_are_planned_trained_and_reported(tmp_path):
     assert [line["states/num_states"] for line in metrics] == [20, 20]  # 5 tokens of 4 texts
     noted = [json.loads(line) for line in (tmp_path / "noted.jsonl").read_text().splitlines()]
     told = {(name, step): metrics for name, step, metrics in noted}
-    assert len(told) == len(noted) == 2 + 2 * 4 + 2  # base: scores; arms: two updates, scores; summary; each with its end
+    assert (
+        len(told) == len(noted) == 2 + 2 * 4 + 2
+    )  # base: scores; arms: two updates, scores; summary; each with its end
     for step, line in enumerate(metrics):
         assert told["own-0", step] == {key: value for key, value in line.items() if key not in ("step", "states/hash")}
     scores = {f"evals/{key.replace(':', '/').replace(',', '/')}": one["value"] for key, one in own["scores"].items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import sys
 from pathlib import Path
 
@@ -81,6 +83,8 @@ def test_trackio_goes_on_after_what_it_holds(home, monkeypatch):
         assert SQLiteStorage.get_run_config("small", name)["n"] == {"lr": 0.5}
 
 
+# Of SQLAlchemy, as MLflow calls it.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_mlflow_goes_on_after_what_it_holds(home):
     pytest.importorskip("mlflow")
     from mlflow import MlflowClient
@@ -108,16 +112,28 @@ def test_wandb_writes_the_whole_run_anew_where_it_is_offline(home):
 
 
 def read_wandb(path: Path):
-    import json
-
+    """What W&B's service would be sent of a run: the file is a LevelDB log of protobuf records."""
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
-    store, found = DataStore(), []
-    store.open_for_scan(str(path))
-    while (data := store.scan_data()) is not None:
+    found = []
+    for data in log_records(path.read_bytes()):
         record = Record.FromString(data)
         if record.WhichOneof("record_type") == "history":
             items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             found += [(items["_step"], key, value) for key, value in items.items() if not key.startswith("_")]
     return sorted(found)
+
+
+def log_records(data: bytes):
+    """The records of a log: in blocks of 32 KiB, each part with CRC, length and whether it is whole, first or last."""
+    place, pending, header = 7, b"", struct.Struct("<IHB")
+    while place + header.size <= len(data):
+        if 32768 - place % 32768 < header.size:
+            place += 32768 - place % 32768
+            continue
+        _, length, kind = header.unpack_from(data, place)
+        place += header.size + length
+        pending += data[place - length : place]
+        if kind in (1, 4):  # whole, or last
+            yield pending
+            pending = b""
