@@ -19,6 +19,7 @@ from study_fixture import small_plan
 import statewise as sw
 from statewise.drift import DISTANCES
 from statewise.errors import UsageError
+from statewise.folder.verify import verify_run
 from statewise.kind import Kind, Kinds
 from statewise.locality import LOCALITIES
 from statewise.policy.engine import ENGINES
@@ -100,14 +101,15 @@ def test_kinds_of_another_package_are_planned_trained_and_reported(tmp_path):
     assert [line["states/num_states"] for line in metrics] == [20, 20]  # 5 tokens of 4 texts
     noted = [json.loads(line) for line in (tmp_path / "noted.jsonl").read_text().splitlines()]
     told = {(name, step): metrics for name, step, metrics in noted}
-    assert (
-        len(told) == len(noted) == 2 + 2 * 4 + 2
-    )  # base: scores; arms: two updates, scores; summary; each with its end
+    # Base: scores. An arm: two updates, scores. The summary. Each of them with its end.
+    assert len(told) == len(noted) == 2 + 2 * 4 + 2
     for step, line in enumerate(metrics):
         assert told["own-0", step] == {key: value for key, value in line.items() if key not in ("step", "states/hash")}
     scores = {f"evals/{key.replace(':', '/').replace(',', '/')}": one["value"] for key, one in own["scores"].items()}
     assert {key: value for key, value in told["own-0", 2].items() if key in scores} == pytest.approx(scores)
     assert told["summary", 0]["own/forgetting/value"] == own["forgetting"]["value"]
+    (tmp_path / "run" / "trackers" / "page.html").touch()
+    assert verify_run(tmp_path / "run").is_sound  # what trackers keep is nobody's record
     assert all(told[name, -1]["is_done"] for name in ("base-0", "own-0", "rl-0", "summary"))
     page = (tmp_path / "run" / "report.html").read_text()
     assert "smoothed on beginning states" in page

@@ -60,7 +60,9 @@ def test_tensorboard_is_written_anew_and_read_back(home):
 
     assert track("tensorboard", home, [3, 6]) == [[0, 0], [0, 0]]
     for number in (0, 1):
-        found = EventAccumulator(str(home / "tensorboard" / f"sft-{number}"), size_guidance={"tensors": 0}).Reload()
+        found = EventAccumulator(
+            str(home / "trackers" / "tensorboard" / f"sft-{number}"), size_guidance={"tensors": 0}
+        ).Reload()
         tensors = {key: found.Tensors(key) for key in found.Tags()["tensors"]}
         read = [(event.step, key, event.tensor_proto.float_val[0]) for key in tensors for event in tensors[key]]
         assert sorted(read) == [(step, key, pytest.approx(value, rel=1e-6)) for step, key, value in values(WHOLE)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
@@ -42,17 +43,20 @@ def run_to_report(
         if console is not None:
             console.print(Text(text), soft_wrap=True)
 
+    hearers: list[Callable[[JobEvent], None]] = []
+
+    def on_event(event: JobEvent) -> None:
+        for hear in hearers:
+            hear(event)
+
     with Reporting(trackers, plan, folder, tell) as reporting:
-        if console is None:
-            outcome, summary = run_study(plan, folder, lambda event: reporting.hear(event.kind), num_workers)
-        else:
-            with ProgressDisplay(console, plan, estimate_plan(plan, num_workers)) as display:
-
-                def show(event: JobEvent) -> None:
-                    display.show(event)
-                    reporting.hear(event.kind)
-
-                outcome, summary = run_study(plan, folder, show, num_workers)
+        with ExitStack() as shown:
+            if console is not None:
+                hearers.append(
+                    shown.enter_context(ProgressDisplay(console, plan, estimate_plan(plan, num_workers))).show
+                )
+            hearers.append(lambda event: reporting.hear(event.kind))
+            outcome, summary = run_study(plan, folder, on_event, num_workers)
         reporting.is_complete = len(outcome.done) == len(plan.jobs)
         if summary is not None:
             # Only now: matplotlib would hold up the error of a task that cannot be used.

@@ -73,7 +73,8 @@ class ArmRecord(Record):
 
     def _scores(self, result: dict[str, Any]) -> dict[str, Any]:
         """The mean of every column; as in the report, an answer that could not be scored counts as not correct."""
-        scores = read_scores(self._folder, result["files"])
+        target = str(self.run.config["shared"]["target"])
+        scores = read_scores(self._folder, result["files"], parts_of=target)
         means = {column.key: float(np.nan_to_num(items.values).mean()) for column, items in scores.items()}
         drift = self._folder / "drift.json"
         return {"evals": means, **({"drift": records.read_json(drift)} if "drift.json" in result["files"] else {})}

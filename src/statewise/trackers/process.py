@@ -19,16 +19,19 @@ from pathlib import Path
 
 from statewise.console.children import belong_to_parent, start_child
 from statewise.errors import DamagedError
+from statewise.folder.store import TRACKED
 from statewise.plan.dag import BASE, Job, Plan
 from statewise.storage import integrity, records
 from statewise.trackers.arm_record import ArmRecord, read_summary_record
 from statewise.trackers.follow import Follower
 from statewise.trackers.tracker import TrackedRun, Tracker
 
-IDENTITY = "tracked.json"  # what runs of trackers know a run folder by, wherever it is moved
+IDENTITY = f"{TRACKED}/id.json"  # what runs of trackers know a run folder by, wherever it is moved
 POLL_S = 1.0
 # How long a tracker may take to end after the run, and how long that may take without a word.
 CLOSE_S, SILENT_S = 300.0, 3.0
+# The last words of a tracker's process: its own, or, where there were none, ours.
+CLOSED, DIED = "closed", "its process died; the run goes on, the same command sends the rest"
 Followed = tuple[TrackedRun, Job | None, Job]
 
 
@@ -96,15 +99,11 @@ class Reporting:
     def _drain(self) -> None:
         for name in self._working:
             child = self._children[name]
-            try:
-                while not child.has_ended and child.pipe.poll():
-                    said = child.pipe.recv()
-                    child.has_ended = said is None
-                    if said is not None:
-                        self._tell(f"tracker {name}: {said}")
-            except (EOFError, OSError):
-                child.has_ended = True
-                self._tell(f"tracker {name}: its process died; the run goes on, the same command sends the rest")
+            while not child.has_ended and child.pipe.poll():
+                said = _read(child.pipe)
+                child.has_ended = said in (CLOSED, DIED)
+                if said != CLOSED:
+                    self._tell(f"tracker {name}: {said}")
 
     def _wait(self) -> None:
         began, is_told = time.monotonic(), False
@@ -136,6 +135,14 @@ def followed_runs(plan: Plan, folder: Path, identity: str) -> tuple[TrackedRun, 
     return TrackedRun(identity, study, "summary", folder, {"study": study, "shared": shared}), followed
 
 
+def _read(pipe: Connection) -> str:
+    """What a tracker's process says next."""
+    try:
+        return str(pipe.recv())
+    except (EOFError, OSError):
+        return DIED
+
+
 def _identity(folder: Path) -> str:
     path = folder / IDENTITY
     try:
@@ -158,4 +165,4 @@ def _follow(pipe: Connection, kind: type[Tracker], followed: Sequence[Followed],
             follower.sweep()
         is_complete = pipe.recv()
         follower.close([read_summary_record(summary)] if is_complete else [])
-        pipe.send(None)
+        pipe.send(CLOSED)

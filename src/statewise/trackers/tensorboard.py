@@ -1,4 +1,4 @@
-"""Event files in `tensorboard/<run>` of the run folder, to be looked at with `tensorboard --logdir`.
+"""Event files in `trackers/tensorboard/<run>` of the run folder, to be looked at with `tensorboard --logdir`.
 
 They are written anew by every command, from the first point on.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from statewise.folder.store import TRACKED
 from statewise.storage.output_folder import remove_folder
 from statewise.trackers.tracker import TrackedRun, Tracker
 
@@ -23,10 +24,11 @@ class TensorBoard(Tracker):
     def start(self, run: TrackedRun) -> int:
         from tensorboard.summary import Writer
 
-        folder = run.folder / "tensorboard" / run.name
+        place = run.folder / TRACKED / "tensorboard"
+        folder = place / run.name
         remove_folder(folder)
         self._writers[run.id] = Writer(str(folder))
-        self.place = f"tensorboard --logdir {run.folder / 'tensorboard'}"
+        self.place = f"tensorboard --logdir {place}"
         return 0
 
     def log(self, run: TrackedRun, step: int, metrics: Mapping[str, float]) -> None:
