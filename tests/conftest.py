@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from statewise import cli
+from statewise.console.interruption import ASKING
 from statewise.policy.load import Policy
-from statewise.run.pool import ASKING
 
 pytest.register_assert_rewrite("pocket_fixture", "report_fixture")
 

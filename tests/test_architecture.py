@@ -22,7 +22,7 @@ LEVELS = {
     "__main__": 11, "api": 11,
     "cli": 10, "progress": 10, "frames": 10,
     "run": 9, "models": 9,
-    "results": 8, "report": 8, "logs": 8,
+    "results": 8, "report": 8, "logs": 8, "trackers": 8,
     "folder": 7,
     "plan": 6, "pocket": 6,
     "loop": 5, "evals": 5,
@@ -46,7 +46,7 @@ SAME_ROOM = {("cli", "progress")}
 ROOM_LINES = {
     "config": 900, "states": 1100, "signals": 1000, "locality": 700, "policy": 2100, "loop": 1600, "tasks": 1800,
     "evals": 450, "drift": 700, "plan": 1350, "folder": 700, "run": 800, "results": 950, "models": 1200, "report": 1650,
-    "pocket": 1050, "storage": 850, "console": 250, "cli": 700, "logs": 500,
+    "pocket": 1050, "storage": 850, "console": 250, "cli": 700, "logs": 500, "trackers": 550,
 }  # fmt: skip
 ROOMS_OF_KINDS = ("states", "signals", "locality")
 # Level 0 is the vocabulary: its files may use each other (`types` raises an error of `errors`).

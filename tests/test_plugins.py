@@ -19,12 +19,14 @@ from study_fixture import small_plan
 import statewise as sw
 from statewise.drift import DISTANCES
 from statewise.errors import UsageError
+from statewise.folder.verify import verify_run
 from statewise.kind import Kind, Kinds
 from statewise.locality import LOCALITIES
 from statewise.policy.engine import ENGINES
 from statewise.registry import Registry
 from statewise.signals import SIGNALS, Imitate, Signal
 from statewise.states import SOURCES
+from statewise.trackers import TRACKERS
 
 ARMS = {
     "own": {
@@ -66,12 +68,13 @@ def test_kinds_of_another_package_are_listed():
     assert found["learner", "smoothed"]["name"] == "smoothed on learner states"
     assert "advantage would be 0" in found["beginning", "reward"]["refused"]
     assert "furthest" in statewise_with_plugin("list", "distances").stdout
+    assert "noted" in statewise_with_plugin("list", "trackers").stdout
 
 
 def command_with_plugin(arguments, log):
     """As `forked.command`, where the server that it is forked from did not know of the other package."""
     sys.path.insert(0, str(PLUGIN))
-    for registry in (SOURCES, SIGNALS, LOCALITIES, DISTANCES, ENGINES):
+    for registry in (SOURCES, SIGNALS, LOCALITIES, DISTANCES, ENGINES, TRACKERS):
         registry._has_others = False
     command(arguments, log)
 
@@ -82,6 +85,7 @@ def test_kinds_of_another_package_are_planned_trained_and_reported(tmp_path):
     assert plan.returncode == 0, plan.stderr
     assert "beginning" in plan.stdout
     arguments = ["run", tmp_path / "own.toml", "--out", tmp_path / "run", "--workers", 1]
+    arguments += ["--report-to", "noted"]
     start_server()
     process = CONTEXT.Process(target=command_with_plugin, args=(arguments, tmp_path / "log.txt"))
     process.start()
@@ -95,6 +99,18 @@ def test_kinds_of_another_package_are_planned_trained_and_reported(tmp_path):
     metrics = [json.loads(line) for line in (tmp_path / "run/arms/own/0/metrics.jsonl").read_text().splitlines()]
     assert [line["locality/counted_steps"] for line in metrics] == [1, 2]
     assert [line["states/num_states"] for line in metrics] == [20, 20]  # 5 tokens of 4 texts
+    noted = [json.loads(line) for line in (tmp_path / "noted.jsonl").read_text().splitlines()]
+    told = {(name, step): metrics for name, step, metrics in noted}
+    # Base: scores. An arm: two updates, scores. The summary. Each of them with its end.
+    assert len(told) == len(noted) == 2 + 2 * 4 + 2
+    for step, line in enumerate(metrics):
+        assert told["own-0", step] == {key: value for key, value in line.items() if key not in ("step", "states/hash")}
+    scores = {f"evals/{key.replace(':', '/').replace(',', '/')}": one["value"] for key, one in own["scores"].items()}
+    assert {key: value for key, value in told["own-0", 2].items() if key in scores} == pytest.approx(scores)
+    assert told["summary", 0]["own/forgetting/value"] == own["forgetting"]["value"]
+    (tmp_path / "run" / "trackers" / "page.html").touch()
+    assert verify_run(tmp_path / "run").is_sound  # what trackers keep is nobody's record
+    assert all(told[name, -1]["is_done"] for name in ("base-0", "own-0", "rl-0", "summary"))
     page = (tmp_path / "run" / "report.html").read_text()
     assert "smoothed on beginning states" in page
     typo = statewise_with_plugin("run", tmp_path / "own.toml", "--dry-run", "--set", "own.source.num_token=3")

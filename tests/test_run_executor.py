@@ -15,11 +15,11 @@ from forked import is_alive
 from study_fixture import small_plan
 from toy_jobs import ALL, DONE, kinds
 
+from statewise.console.interruption import ASKING
 from statewise.errors import InterruptedTrainingError, UsageError
 from statewise.folder.store import Store
 from statewise.run import executor, jobs, worker
 from statewise.run.executor import Death, JobEvent, Outcome, execute
-from statewise.run.pool import ASKING
 
 pytestmark = pytest.mark.usefixtures("heard_signals")
 
@@ -343,10 +343,10 @@ def test_a_worker_sends_progress_seldom(work):
 
 ORPHAN = """
 import multiprocessing, os, sys, time
-from statewise.run.pool import _end_with_parent
+from statewise.console.children import belong_to_parent
 
 def work():
-    _end_with_parent()
+    belong_to_parent()
     print(os.getpid(), flush=True)
     time.sleep(60)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -29,7 +30,7 @@ SIGKILL = "its worker process was ended by SIGKILL (out of memory, or killed)"
 def run(tmp_path, monkeypatch):
     """Runs the small study with toy jobs; `script[job id][i]` is what its i-th try does: see `toy_jobs.act`."""
     start_server()
-    monkeypatch.setattr(pool.multiprocessing, "get_context", lambda kind: CONTEXT)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: CONTEXT)
 
     def run_with(script=None, starts=(), *, num_workers=2, on_event=None):
         events = []

@@ -13,7 +13,16 @@ TYPE_CHECKING = False  # of typing, whose import would take longer than all else
 if TYPE_CHECKING:
     from typing import Any
 
-    from statewise.api import Study, compare, drift, evaluate, register_locality, register_signal, register_source
+    from statewise.api import (
+        Study,
+        compare,
+        drift,
+        evaluate,
+        register_locality,
+        register_signal,
+        register_source,
+        register_tracker,
+    )
     from statewise.errors import DamagedError, FailedRunError, StatewiseError, UsageError
     from statewise.frames import Arm, Comparison, Evaluation, Run
 
@@ -36,6 +45,7 @@ __all__ = [
     "register_locality",
     "register_signal",
     "register_source",
+    "register_tracker",
 ]
 
 

@@ -19,6 +19,7 @@ from statewise.locality import LOCALITIES, Locality
 from statewise.plan.request import StudyRequest, plan_study, run_folder_of
 from statewise.signals import SIGNALS, Signal
 from statewise.states import SOURCES, Source
+from statewise.trackers import TRACKERS, Tracker, trackers_named
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -63,10 +64,13 @@ class StudyTables(StudyOptions, total=False):
 
 
 class RunOptions(TypedDict, total=False):
-    """`workers`: processes side by side, None: as the model asks for; `quiet`: nothing is shown meanwhile."""
+    """`workers`: processes side by side, None: as the model asks for; `quiet`: nothing is shown meanwhile; `report_to`:
+    trackers that are told of it, by name.
+    """
 
     workers: int | None
     quiet: bool
+    report_to: str | Sequence[str]
 
 
 class EvaluationOptions(TypedDict, total=False):
@@ -163,7 +167,7 @@ class Study:
         Raises:
             FailedRunError: jobs failed; the others are done, and the same call tries again.
             KeyboardInterrupt: by Ctrl-C, once the workers have stopped; the same call continues.
-            UsageError: the folder holds another study, or a model or task cannot be used.
+            UsageError: the folder holds another study, or a model, a task or a tracker cannot be used.
         """
         _check_keywords("Study.run", how, RunOptions)
         workers = how.get("workers")
@@ -171,11 +175,12 @@ class Study:
             raise UsageError(f"workers={workers}: expected a number >= 1")
         from statewise.progress import run_to_report
 
+        trackers = trackers_named(how.get("report_to", ()))
         plan = plan_study(self.request)
         where = Path(folder) if folder is not None else run_folder_of(self.request, self.config)
         console = _console(how.get("quiet", False))
         _tell_code(plan.task_code, _teller(console))
-        outcome, _ = run_to_report(plan, where, workers, console)
+        outcome, _ = run_to_report(plan, where, workers, console, trackers)
         if outcome.interrupted:
             raise KeyboardInterrupt(f"what is done is kept in {where}; the same call continues it")
         if outcome.failed:
@@ -279,6 +284,15 @@ def register_signal(signal: type[Signal]) -> None:
 def register_locality(locality: type[Locality]) -> None:
     """As `register_source`, of a locality; the entry point is `statewise.localities`."""
     LOCALITIES.add(locality)
+
+
+def register_tracker(name: str, tracker: type[Tracker]) -> None:
+    """A tracker that `report_to` may name; its process imports the class. The entry point is `statewise.trackers`.
+
+    Raises:
+        UsageError: another tracker has this name, or it is no such class.
+    """
+    TRACKERS.put(name, tracker)
 
 
 def _check_keywords(called: str, given: Iterable[str], known: type) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
@@ -20,28 +20,49 @@ from statewise.plan.request import choose_workers
 from statewise.report.numbers import duration
 from statewise.run.executor import JobEvent, Outcome
 from statewise.storage.records import StudySummary
+from statewise.trackers import Tracker
+from statewise.trackers.process import Reporting
 
 PLAIN_INTERVAL_S = 15.0
 PLAN_WEIGHT_S = 30.0  # the plan's pace, and its costs, count as much as this many seconds of work
 
 
 def run_to_report(
-    plan: Plan, folder: Path, workers: int | None, console: Console | None
+    plan: Plan,
+    folder: Path,
+    workers: int | None,
+    console: Console | None,
+    trackers: Mapping[str, type[Tracker]] = MappingProxyType({}),
 ) -> tuple[Outcome, StudySummary | None]:
-    """`run_study`, shown on `console` where there is one, and the page of what it summarised."""
+    """`run_study`, shown on `console` where there is one and by `trackers`, and the page of what it summarised."""
     from statewise.run.run import run_study
 
     num_workers = choose_workers(plan, workers).count
-    if console is None:
-        outcome, summary = run_study(plan, folder, lambda event: None, num_workers)
-    else:
-        with ProgressDisplay(console, plan, estimate_plan(plan, num_workers)) as display:
-            outcome, summary = run_study(plan, folder, display.show, num_workers)
-    if summary is not None:
-        # Only now: matplotlib would hold up the error of a task that cannot be used.
-        from statewise.report.page import write_report
 
-        write_report(summary, folder)
+    def tell(text: str) -> None:
+        if console is not None:
+            console.print(Text(text), soft_wrap=True)
+
+    hearers: list[Callable[[JobEvent], None]] = []
+
+    def on_event(event: JobEvent) -> None:
+        for hear in hearers:
+            hear(event)
+
+    with Reporting(trackers, plan, folder, tell) as reporting:
+        with ExitStack() as shown:
+            if console is not None:
+                hearers.append(
+                    shown.enter_context(ProgressDisplay(console, plan, estimate_plan(plan, num_workers))).show
+                )
+            hearers.append(lambda event: reporting.hear(event.kind))
+            outcome, summary = run_study(plan, folder, on_event, num_workers)
+        reporting.is_complete = len(outcome.done) == len(plan.jobs)
+        if summary is not None:
+            # Only now: matplotlib would hold up the error of a task that cannot be used.
+            from statewise.report.page import write_report
+
+            write_report(summary, folder)
     return outcome, summary
 
 

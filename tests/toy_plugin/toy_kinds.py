@@ -1,5 +1,6 @@
 """A package of somebody else's: one class or function a kind, one line each in its entry points."""
 
+import json
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from statewise.policy.engine import InProcessEngine
 from statewise.signals import Signal
 from statewise.states import Source
 from statewise.states.source import Visit
+from statewise.trackers import Tracker
 
 
 class Beginning(Source):
@@ -87,3 +89,17 @@ class ByHand(InProcessEngine):
         from statewise.policy.sampler import sample  # torch, which a list of names can do without
 
         return sample(policy, prompts, keys, sampling)
+
+
+class Noted(Tracker):
+    """A file beside the run folder."""
+
+    def start(self, run):
+        return 0
+
+    def log(self, run, step, metrics):
+        with (run.folder.parent / "noted.jsonl").open("a") as stream:
+            stream.write(json.dumps([run.name, step, metrics]) + "\n")
+
+    def finish(self, run, is_done):
+        self.log(run, -1, {"is_done": is_done})

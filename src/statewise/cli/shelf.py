@@ -1,4 +1,4 @@
-"""The command that lists what can be named in a study file."""
+"""The command that lists what can be named, in a study file or as an option."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from statewise.cli.completion import one_of
 from statewise.cli.options import JsonOption, examples, print_json
 from statewise.errors import UsageError, unknown
 
-SHELF = ("studies", "sources", "signals", "localities", "cells", "tasks", "distances")
+SHELF = ("studies", "sources", "signals", "localities", "cells", "tasks", "distances", "trackers")
 
 app = typer.Typer()
 
@@ -23,17 +23,12 @@ app = typer.Typer()
     epilog=examples("statewise list signals", "statewise list cells --json", "statewise list tasks --all gsm8k"),
 )
 def list_(
-    what: Annotated[
-        str,
-        typer.Argument(
-            help="studies, sources, signals, localities, cells, tasks or distances.", autocompletion=one_of(*SHELF)
-        ),
-    ],
+    what: Annotated[str, typer.Argument(help="One of " + ", ".join(SHELF) + ".", autocompletion=one_of(*SHELF))],
     word: Annotated[str | None, typer.Argument(help="Only names that contain it.")] = None,
     is_all: Annotated[bool, typer.Option("--all", help="Of tasks, lm-eval's own, groups and tags too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List what can be named in a study file; cells: what each source × signal is called, or why it is refused."""
+    """List what can be named (cells: what each source × signal is called, or why it is refused)."""
     if what not in SHELF:
         raise unknown("shelf", what, SHELF)
     if (is_all and what != "tasks") or (word and what == "cells"):
@@ -66,6 +61,10 @@ def _rows_of(what: str, is_all: bool) -> dict[str, str]:
         from statewise.drift import DISTANCES
 
         return {name: _first_line(sys.modules[distance.__module__].__doc__) for name, distance in DISTANCES.items()}
+    if what == "trackers":
+        from statewise.trackers import TRACKERS
+
+        return {name: _first_line(sys.modules[kind.__module__].__doc__) for name, kind in TRACKERS.items()}
     from statewise.locality import LOCALITIES
     from statewise.signals import SIGNALS
     from statewise.states import SOURCES

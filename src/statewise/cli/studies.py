@@ -24,6 +24,7 @@ from statewise.errors import UsageError
 if TYPE_CHECKING:
     from statewise.plan.request import StudyRequest
     from statewise.storage.records import StudySummary
+    from statewise.trackers import Tracker
 
 app = typer.Typer()
 
@@ -44,6 +45,12 @@ ModelOption = Annotated[
     str | None, typer.Option(help="Base model: pocket, a folder, or a Hugging Face name org/name[@revision].")
 ]
 QuickOption = Annotated[bool, typer.Option("--quick", help="The study's own small size, to try it out.")]
+ReportToOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--report-to", metavar="TRACKER", help="Show the numbers in a tracker too: see list trackers; may be repeated."
+    ),
+]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Processes side by side; default: one a core, one for a large model.")
 ]
@@ -74,6 +81,7 @@ def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has 
     chat: ChatOption = False,
     trust_task_code: TrustOption = False,
     workers: WorkersOption = None,
+    report_to: ReportToOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     full: FullOption = False,
     as_json: JsonOption = False,
@@ -81,6 +89,11 @@ def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has 
     """Run a study to its report. The same command resumes what was interrupted."""
     from statewise.plan.request import StudyRequest
 
+    trackers: dict[str, type[Tracker]] = {}
+    if report_to:
+        from statewise.trackers import trackers_named
+
+        trackers = trackers_named(report_to)
     if world and model:
         raise UsageError("--world and --model both name the base model; give one of them")
     request = StudyRequest(
@@ -91,10 +104,18 @@ def run(  # noqa: PLR0913, PLR0917  (a command has as many parameters as it has 
     if dry_run:
         _print_plan(request, workers, as_json)
         return
-    raise typer.Exit(_run(request, out, workers, full=full, as_json=as_json))
+    raise typer.Exit(_run(request, out, workers, trackers, full=full, as_json=as_json))
 
 
-def _run(request: StudyRequest, out: Path | None, workers: int | None, *, full: bool, as_json: bool) -> int:
+def _run(
+    request: StudyRequest,
+    out: Path | None,
+    workers: int | None,
+    trackers: dict[str, type[Tracker]],
+    *,
+    full: bool,
+    as_json: bool,
+) -> int:
     from statewise.plan.request import plan_study, run_folder_of
 
     plan = plan_study(request)  # before the slow imports: a mistyped word is answered at once
@@ -104,7 +125,7 @@ def _run(request: StudyRequest, out: Path | None, workers: int | None, *, full: 
     from statewise.report.terminal import CleanConsole
 
     folder = out or run_folder_of(request, plan.config)
-    outcome, summary = run_to_report(plan, folder, workers, CleanConsole(stderr=True))
+    outcome, summary = run_to_report(plan, folder, workers, CleanConsole(stderr=True), trackers)
     if summary is not None and not as_json:
         _print_summary(summary, folder, full=full)
     if as_json:

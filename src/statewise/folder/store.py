@@ -27,6 +27,7 @@ from statewise.storage.integrity import is_there
 from statewise.storage.output_folder import LOCK, check_entries, open_lock
 
 PLAN, STUDY, DAMAGED = "plan.json", "study.toml", "damaged"
+TRACKED = "trackers"  # what trackers keep in a run folder; no number is read from it
 RESULT_NAMES = {"train": "train.json", "evaluate": "done.json"}
 # What a job leaves beside its result.
 FOLDERS = {"train": ("states", "supervised", "locality", "model", "adapter"), "evaluate": ("evals",)}

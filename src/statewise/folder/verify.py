@@ -9,7 +9,7 @@ from typing import Any
 
 from statewise.errors import DamagedError, UsageError
 from statewise.folder.damage import CHECKPOINTS, DERIVED, damage_of_beginning
-from statewise.folder.store import DAMAGED, LEFT, PLAN, RESULT_NAMES
+from statewise.folder.store import DAMAGED, LEFT, PLAN, RESULT_NAMES, TRACKED
 from statewise.plan.dag import BASE
 from statewise.plan.replay import hashes_of_record
 from statewise.storage import integrity
@@ -64,7 +64,7 @@ def verify_run(folder: Path) -> Verification:
         known |= {str((place / name).relative_to(folder)) for name in (*BESIDE, *inside, *checkpoints)}
     everything = integrity.files_below(folder, [path.name for path in folder.iterdir()])
     found.num_set_aside = sum(name.split("/")[0] == DAMAGED for name in everything)
-    found.strays += [name for name in everything if name not in known and name.split("/")[0] != DAMAGED]
+    found.strays += [name for name in everything if name not in known and name.split("/")[0] not in (DAMAGED, TRACKED)]
     found.strays = [name for name in found.strays if name not in DERIVED]
     return found
 

@@ -8,22 +8,17 @@ signal is that the pipe has something to read while it works.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from types import ModuleType
 from typing import Any
 
-from statewise.console.interruption import ASKING
+from statewise.console.children import belong_to_parent, start_child
 from statewise.console.printing import clean_streams
 from statewise.console.streams import outlive_readers
 from statewise.plan.dag import Job
@@ -71,7 +66,6 @@ class Pool:
 
     def __init__(self, count: int, begin: Callable[[], Work]) -> None:
         """`begin` is called in every new process: it imports what is slow, and returns what does a job."""
-        self._context = multiprocessing.get_context("spawn")
         self._count, self._begin = count, begin
         self._workers: list[_Worker] = []
         self._num_failed_starts = 0
@@ -130,12 +124,7 @@ class Pool:
         self._is_stopping = True
 
     def _start(self) -> _Worker:
-        resource_tracker.ensure_running()  # or the first start would run it, and it unblocks signals
-        here, there = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(there, self._begin), name="statewise worker")
-        with _asked_later(), _without_main():
-            process.start()
-        there.close()  # so that it is closed when its process ends
+        process, here = start_child("statewise worker", _serve, self._begin)
         self._workers.append(_Worker(process, here))
         return self._workers[-1]
 
@@ -171,35 +160,9 @@ class Pool:
         worker.pipe.close()
 
 
-@contextmanager
-def _asked_later() -> Iterator[None]:
-    """Processes started in here do not hear what asks a run to stop: they cannot ignore it before they have begun.
-
-    Blocked rather than ignored, so that one which comes now reaches this process a moment later.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Processes started in here do not run the caller's script once more: they need nothing of it, and it no guard."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
 def _serve(pipe: Connection, begin: Callable[[], Work]) -> None:
     """A worker's life: begin once, then a job at a time, until there is none, or the parent is gone."""
-    for number in ASKING:
-        signal.signal(number, signal.SIG_IGN)
-    _end_with_parent()
+    belong_to_parent()
     outlive_readers()
     clean_streams()
     try:
@@ -211,18 +174,3 @@ def _serve(pipe: Connection, begin: Callable[[], Work]) -> None:
         pipe.send(_Started())
         while (job := pipe.recv()) is not None:
             pipe.send(work(job, pipe.send, pipe.poll))
-
-
-def _end_with_parent() -> None:
-    """End this process as soon as its parent is gone.
-
-    The folder's lock goes with the parent; a worker that went on would write beside those of the next run.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
