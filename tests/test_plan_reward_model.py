@@ -16,6 +16,7 @@ from toy_arm import ToyTask, make_setup, make_source
 from statewise.config.read import read_study_and_place, to_toml
 from statewise.errors import UsageError
 from statewise.evals.evaluate import EvalProtocol, evaluate
+from statewise.models.evaluation_request import EvaluationRequest, identity_of, study_of
 from statewise.plan import replay
 from statewise.plan.benchmarks import build_task, check_texts
 from statewise.plan.dag import Plan
@@ -141,6 +142,20 @@ def test_a_fingerprint_knows_the_bytes_of_the_model_and_how_it_rewards_but_not_i
     assert (
         read_study_and_place(folder / "study.toml")[0] == plan_of(folder, to_toml(plan_of(folder, named).config)).config
     )
+
+
+def test_an_evaluation_by_a_study_knows_the_bytes_of_its_reward_model(folder, tmp_path):
+    build_classifier(tmp_path)
+    text = STUDY.replace(REWARDED, f'[models.rm]\nmodel = "{tmp_path}"\n')
+    run = plan_of(folder, text)
+    request = EvaluationRequest("pocket", study=str(folder / "study.toml"))
+    study = study_of(request)
+    assert study.other_digests == run.other_digests
+    assert build_task(study, "sums").protocol == build_task(run, "sums").protocol
+    before = identity_of(study)
+    change = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(change, indent=1))
+    assert identity_of(study_of(request))["own_data"] != before["own_data"]
 
 
 @pytest.mark.parametrize(

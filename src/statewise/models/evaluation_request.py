@@ -8,8 +8,8 @@ from typing import Any
 
 from statewise.config.study import EvaluationSection
 from statewise.errors import UsageError
-from statewise.plan.dag import Plan
-from statewise.plan.request import StudyRequest, plan_study
+from statewise.plan.dag import Plan, identity_of_data
+from statewise.plan.request import StudyRequest, plan_study, with_reward_model
 from statewise.storage import records
 
 # What a study says by itself, by the option that says it otherwise.
@@ -70,15 +70,16 @@ def check_request(request: EvaluationRequest) -> None:
 
 
 def study_of(request: EvaluationRequest) -> Plan | None:
-    """The study of a request, checked as for its own run; no weights of its model are read."""
+    """The study of a request, checked as for its own run; no weights are read, but those of a model that rewards."""
     if request.study is None:
         return None
-    return plan_study(
+    plan = plan_study(
         StudyRequest(
             request.study, data=str(request.data) if request.data else None, limit=request.limit,
             is_chat=request.is_chat, is_dry=True, trusts_task_code=request.trusts_task_code,
         )
     )  # fmt: skip
+    return with_reward_model(plan)
 
 
 def resolve_request(request: EvaluationRequest, study: Plan | None) -> EvaluationRequest:
@@ -97,8 +98,9 @@ def resolve_request(request: EvaluationRequest, study: Plan | None) -> Evaluatio
 def identity_of(study: Plan) -> dict[str, Any]:
     """What a study changes in scores beside the settings that every evaluation has."""
     config, shared = study.config, study.config.shared
+    own = identity_of_data(config, config.data, study.other_digests) if config.data else None
     return {
-        "own_data": records.digest_json(config.data.identity) if config.data else None,
+        "own_data": records.digest_json(own) if own else None,
         "own_tasks": config.own_tasks,
         "protocol": {name: one.num_fewshot for name, one in shared.protocol.items()},
         "end_of_text": shared.end_of_text,

@@ -62,8 +62,7 @@ def _reward_model(plan: Plan) -> RewardModel | None:
         return None
     section = plan.config.models[name]
     how = Reading(section.label, section.range, shared.chat, own.delimiter)
-    digest = "" if plan.is_dry else plan.other_digests[name]
-    return RewardModel(name, plan.others[name], how, shared.device, shared.dtype, digest)
+    return RewardModel(name, plan.others[name], how, shared.device, shared.dtype, plan.other_digests[name])
 
 
 def _check_reward_model(plan: Plan, own: DataSection, splits: Mapping[str, list[OwnRow]]) -> list[str]:

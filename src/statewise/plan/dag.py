@@ -159,7 +159,7 @@ def make_plan(
     }
     models = {name: records.digest_json(digest_model(folder, is_dry)) for name, folder in others.items()}
     if config.data:
-        inputs["own_data"] = _identity_of_data(config, config.data, models)
+        inputs["own_data"] = identity_of_data(config, config.data, models)
     if config.tasks:
         inputs["own_tasks"] = config.own_tasks
     if distances := _digest_code((DISTANCES, name) for name in DISTANCES):
@@ -174,7 +174,7 @@ def make_plan(
     )  # fmt: skip
 
 
-def _identity_of_data(config: StudyConfig, data: DataSection, models: dict[str, str]) -> dict[str, Any]:
+def identity_of_data(config: StudyConfig, data: DataSection, models: dict[str, str]) -> dict[str, Any]:
     """What the study's own data mean; of a model that rewards, its bytes and how its logits become a reward."""
     if config.reward_model is None:
         return data.identity

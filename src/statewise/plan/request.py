@@ -16,8 +16,10 @@ from statewise.config.study import MAX_SEEDS, StudyConfig
 from statewise.errors import UsageError, unknown
 from statewise.plan.catalog import find_study, place_of_task
 from statewise.plan.dag import Plan, make_plan
+from statewise.plan.digest import digest_model
 from statewise.plan.model_size import ModelSize
 from statewise.policy.find import DECODER, REWARDER, ModelReference, Use, look_up_model, resolve_model
+from statewise.storage import records
 from statewise.tasks.find import check_task_name, find_code
 
 LARGE_PARAMETERS = 50e6
@@ -73,6 +75,19 @@ def plan_study(request: StudyRequest) -> Plan:
     model, others = _find_all(config)
     code = _check_tasks(config, model, location, request.trusts_task_code)
     return replace(make_plan(config, model, location, others=others), task_code=code)
+
+
+def with_reward_model(plan: Plan) -> Plan:
+    """A dry plan whose reward model, if it has one, can answer: its weights are here, and their bytes are known.
+
+    Raises:
+        UsageError: as `resolve_model`.
+    """
+    if (name := plan.config.reward_model) is None:
+        return plan
+    folder = resolve_model(plan.config.models[name].model, REWARDER)
+    digests = {**plan.other_digests, name: records.digest_json(digest_model(folder))}
+    return replace(plan, others={**plan.others, name: folder}, other_digests=digests)
 
 
 def _read(request: StudyRequest) -> tuple[StudyConfig, Location]:

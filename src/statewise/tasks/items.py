@@ -18,17 +18,6 @@ CHOICES_OF_ITEMS = (SAMPLE, FIRST)
 CHOICE_METRICS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 
 
-@dataclass(frozen=True)
-class OtherDocs:
-    """A few-shot sampler of lm-eval's that leaves out one document."""
-
-    sampler: Any
-    doc: Any
-
-    def sample(self, n: int, eval_doc: Any = None) -> Any:
-        return self.sampler.sample(n=n, eval_doc=self.doc)
-
-
 def share_out(sizes: Sequence[int], limit: int | None) -> list[int]:
     """How many documents of each member of a group `limit` takes: one of each in turn; all for None."""
     if limit is None:
@@ -61,3 +50,14 @@ def _shuffled(name: str, size: int) -> list[int]:
     order = list(range(size))
     random.Random(f"statewise/items/{name}").shuffle(order)
     return order
+
+
+@dataclass(frozen=True)
+class OtherDocs:
+    """A few-shot sampler that leaves out one document."""
+
+    sampler: Any
+    doc: Any
+
+    def sample(self, n: int, eval_doc: Any = None) -> Any:
+        return self.sampler.sample(n=n, eval_doc=self.doc)

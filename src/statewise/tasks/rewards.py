@@ -179,7 +179,7 @@ def make_reward(reward: str, completion: str, digest: str | None = None) -> Rewa
         return RewardFunction(f"{Path(path).name}:{name}", _import(Path(path), name, digest))
     kind, _, argument = reward.partition(":")
     if kind == MODEL:
-        raise UsageError(f"data.reward {reward!r}: a model of a study rewards in its run alone", ("reward",))
+        raise UsageError(f"data.reward {reward!r}: a reward model is asked by the runs of its study alone", ("reward",))
     compare = NAMED[kind]
     pattern = None
     if kind == REGEX:

@@ -40,7 +40,6 @@ GROUP_BY, STYLES = "group_by", "styles"
 REWARD_TOLD = "reward"  # there, how a model rewards an answer
 STYLE = "style,"  # begins the metric that is such a share
 
-
 # How a list of messages becomes a text: a tokenizer's chat template, as `PolicyLM.apply_chat_template`.
 Chat = Callable[..., str]
 
@@ -250,7 +249,7 @@ class Task:
             )
         if not len(self._train_docs):
             raise UsageError(f"task {self.name!r}: its training split is empty")
-        if self.reward_metric not in self._graded(0, ""):
+        if self.score_all is None and self.reward_metric not in self._graded(0, ""):
             raise UsageError(
                 f"task {self.name!r}: reward_metric {self.reward_metric!r} is no score of a single answer, which a "
                 f"reward is; use another of {', '.join(self.metrics)}, or a task that has one"
@@ -293,14 +292,9 @@ class Task:
         return answered.removeprefix(asked)
 
     def reward(self, index: int, text: str) -> float:
-        """The score of an answer to training document `index`: filters and metric are those of the evaluation.
+        """`reward_metric` of an answer as an evaluation scores it, usually 0..1; nan if it cannot be scored.
 
-        Args:
-            index: the document's `Example.index` in split "train".
-            text: the continuation of its prompt; what follows a stop string is ignored.
-
-        Returns:
-            `reward_metric` of the answer, usually 0..1; nan if it cannot be scored.
+        `index`: the document's `Example.index` in split "train"; `text`: the continuation of its prompt, up to a stop.
         """
         return self._graded(index, text).get(self.reward_metric, math.nan)
 
