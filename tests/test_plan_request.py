@@ -120,9 +120,16 @@ def test_a_limit_never_adds_drift_prompts(plan_of):
     assert plan_of(limit=500).config.shared.drift.num_prompts == 200
 
 
-@pytest.mark.parametrize("task", ["/tmp/my.yaml", "my.yaml", "a/b"])
-def test_a_task_by_path_is_refused_since_records_are_filed_by_name(plan_of, task):
-    with pytest.raises(UsageError, match="a study names its tasks"):
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        ("/nowhere/my.yaml", r"there is no task file /nowhere/my\.yaml"),
+        ("my.yaml", r"there is no task file .*my\.yaml"),
+        ("a/b", r"a/b: expected a path that ends in \.yaml, or a task's name"),
+    ],
+)
+def test_a_task_by_path_is_a_file(plan_of, task, told):
+    with pytest.raises(UsageError, match=told):
         plan_of(overrides=(f"shared.retention=['{task}']",))
 
 

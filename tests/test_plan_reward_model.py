@@ -16,6 +16,7 @@ from toy_arm import ToyTask, make_setup, make_source
 from statewise.config.read import read_study_and_place, to_toml
 from statewise.errors import UsageError
 from statewise.evals.evaluate import EvalProtocol, evaluate
+from statewise.models.evaluation import load_asked, plan_evaluation
 from statewise.models.evaluation_request import EvaluationRequest, identity_of, study_of
 from statewise.plan import replay
 from statewise.plan.benchmarks import build_task, check_texts
@@ -266,3 +267,12 @@ def test_signals_say_whether_they_ask_for_rewards():
     grading = {kind for kind in SIGNALS if SIGNALS[kind]().needs_reward}
     assert grading == {"reward", "preference"}
     assert SIGNALS["imitate"](only_correct=True).needs_reward
+
+
+def test_an_evaluation_by_the_study_is_rewarded_by_the_same_model(folder, tmp_path):
+    plan = plan_of(folder)
+    request = EvaluationRequest("pocket", study=str(folder / "study.toml"), out=tmp_path)
+    asked = plan_evaluation(request)
+    assert load_asked(asked, "sums").protocol == build_task(plan, "sums").protocol
+    plan_of(folder, STUDY.replace(REWARDED, REWARDED + "range = [0.0, 1.0]\n"))
+    assert plan_evaluation(request).stored["settings"]["own_data"] != asked.stored["settings"]["own_data"]

@@ -239,7 +239,7 @@ def test_a_signal_that_is_ignored_stays_ignored(run, number):
 
 STARTED = """
 import os, signal, subprocess, sys
-from statewise.run.pool import _asked_later
+from statewise.console.children import _asked_later
 
 with _asked_later():
     child = subprocess.Popen([sys.executable, "-c", "print(1, flush=True); import time; time.sleep(60)"],
