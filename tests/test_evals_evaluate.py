@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import lm_eval
@@ -21,7 +22,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from statewise.errors import UsageError
 from statewise.evals import likelihood
-from statewise.evals.evaluate import NEXT_ANSWER, EvalProtocol, evaluate, pass_at_k
+from statewise.evals.evaluate import NEXT_ANSWER, EvalProtocol, _chance, evaluate, pass_at_k
 from statewise.evals.policy_lm import PolicyLM, Written
 from statewise.evals.preserve import preserve_rng_and_mode
 from statewise.folder.item_scores import Column, _in_order
@@ -578,3 +579,14 @@ def test_every_answer_has_one_style(pocket_folder, answer, style):
     assert {name: grade[f"style,{name}"] for name in ("bare", "worked", "graded")} == {
         name: float(name == style) for name in ("bare", "worked", "graded")
     }
+
+
+def test_the_chance_of_a_guess_is_that_of_the_item_s_own_member_of_a_group():
+    def member(name, num_choices):
+        return SimpleNamespace(
+            config=SimpleNamespace(task=name), OUTPUT_TYPE="multiple_choice", multiple_input=False,
+            doc_to_target=lambda doc: 0, doc_to_choice=lambda doc: ["x"] * num_choices,
+        )  # fmt: skip
+
+    group = SimpleNamespace(members=(member("two", 2), member("six", 6)))
+    assert [_chance(group, SimpleNamespace(task_name=name, doc={})) for name in ("two", "six")] == [1 / 2, 1 / 6]

@@ -219,7 +219,8 @@ def test_a_record_without_a_finite_number_is_refused(tmp_path):
 
 def test_the_same_rows_give_the_same_bytes(tmp_path):
     row = {"task": "t", "member": "t", "item": 1, "decoding": "greedy", "metric": "acc", "score": None, "response": "a"}
-    rows = [{**row, "is_finished": False, "item_sha256": "ab", "prompt": "p"}]
+    likelihoods = {"chance": 0.25, "logprobs": [-1.5, -2.0], "are_greedy": [True, False]}
+    rows = [{**row, "is_finished": False, "item_sha256": "ab", "prompt": "p", **likelihoods}]
     for name in ("a", "b"):
         records.write_table(tmp_path / name, rows, records.ITEM_SCHEMA)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

@@ -200,6 +200,31 @@ def test_scores_of_a_corpus_are_refused_by_name_and_the_others_compared(two):
     assert comparison.refused["quiz words,none"].startswith("an item has str, not a number")
 
 
+def test_a_score_that_one_item_lacks_is_refused_and_not_shown_of_the_others(two):
+    rows = [
+        [one | {"metrics": ["acc", "m"], "m": None if n == 2 else 1.0} for n, one in enumerate(of_scores(1, 0, 1))]
+        for _ in range(2)
+    ]
+    comparison = two(*rows)
+    assert [(score.metric, score.difference.num_items) for score in comparison.scores] == [("acc,none", 3)]
+    assert comparison.refused["quiz m,none"].startswith("an item has NoneType")
+
+
+def test_a_metric_of_which_less_is_better_is_told(tmp_path):
+    metric = {"metric": "acc", "aggregation": "mean", "higher_is_better": False}
+    results = results_of(configs={"quiz": {"metric_list": [metric], "output_type": "multiple_choice"}})
+    side = read_side(str(write_log(tmp_path, of_scores(1, 0), results=results)))
+    told = "quiz: less is better in acc; there an item that is gained (0 → 1) is one that got worse"
+    assert side.notes == (told,)
+
+
+def test_a_mean_that_leaves_items_out_is_no_mean_of_all(tmp_path):
+    metric = {"metric": "acc", "aggregation": "nanmean"}
+    results = results_of(configs={"quiz": {"metric_list": [metric], "output_type": "multiple_choice"}})
+    with pytest.raises(UsageError, match="'nanmean' of all items"):
+        read_side(str(write_log(tmp_path, of_scores(1, 0), results=results)))
+
+
 def test_an_aggregation_that_the_results_name_is_no_mean(tmp_path):
     config = {"metric_list": [{"metric": "acc", "aggregation": "perplexity"}], "output_type": "loglikelihood"}
     log = write_log(tmp_path, of_scores(1, 0), results=results_of(configs={"quiz": config}))

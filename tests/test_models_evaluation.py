@@ -328,6 +328,9 @@ def test_a_study_says_how_its_tasks_are_asked(tmp_path):
     )
     assert fewer.stored["settings"]["limit"] == 2
     assert fewer.stored["fingerprint"] != plan.stored["fingerprint"]
+    assert set(plan.task_folders) == {"pocket_math", "pocket_facts"}  # whose files are digested
+    (tmp_path / "own.toml").write_text((tmp_path / "own.toml").read_text().replace("pocket_facts", "pocket_myths"))
+    assert plan_evaluation(request).stored["fingerprint"] != plan.stored["fingerprint"]
 
 
 def test_a_task_file_that_was_edited_is_not_kept_from_before(tmp_path):

@@ -199,3 +199,10 @@ def test_rows_beyond_the_model_s_context_are_counted(rows):
     facts = describe_data(rows([*ROWS, {"question": "1 " * 200, "answer": "2 " * 40}]), model="pocket")
     assert (facts.context, facts.num_too_long) == (256, 1)
     assert describe_data(rows()).context is None
+
+
+def test_a_name_of_any_letters_is_written_so_that_it_can_be_read(rows, tmp_path):
+    study = write_study(tmp_path / "new", describe_data(rows(name="öl-\U0001f600.jsonl")))
+    assert plan_study(StudyRequest(str(study), is_quick=True)).config.data.train == str(
+        tmp_path / "öl-\U0001f600.jsonl"
+    )

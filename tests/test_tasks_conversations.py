@@ -19,7 +19,7 @@ from statewise.plan.request import StudyRequest, plan_study
 from statewise.policy.load import load_without_weights
 from statewise.policy.texts import chat_of
 from statewise.storage.rows import Row
-from statewise.tasks.conversations import plain_text, turns_of
+from statewise.tasks.conversations import left_out_by, plain_text, turns_of
 from statewise.tasks.own_data import DataSection, overlap_note, read_own_data
 from statewise.tasks.own_task import own_task
 from statewise.tasks.task import TaskOptions
@@ -309,3 +309,24 @@ def test_a_study_of_conversations_is_checked_by_its_plan(tmp_path, monkeypatch):
     assert check_materials(plan) == ()
     last = plan_study(StudyRequest("study.toml", ("data.turns=last",), is_chat=True))
     assert last.fingerprint != plan.fingerprint
+
+
+def test_a_turn_that_is_left_out_is_found_though_another_one_has_its_text():
+    turns = [{"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "yes"))]
+    turns.append({"role": "user", "content": "yes or no?"})
+    assert left_out_by(turns, "Hi|yes|yes or no?") is None
+    assert left_out_by(turns, "Hi|yes or no?") == turns[1]
+
+
+def test_a_column_of_ones_own_is_not_hidden_from_a_reward(tmp_path):
+    rows = [{**row, "prompt": "mine"} for row in as_rows(PLAIN)]
+    answered = [{**row, "completion": "mine"} for row in as_rows(PLAIN)]
+    (tmp_path / "answered.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answered))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own.py").write_text("def one(prompt, completion, row):\n    return 1.0\n")
+    given = {"train": "rows.jsonl", "test_share": 0.3, "messages": "messages", "reward": "own.py:one"}
+    read = read_own_data(DataSection(**given).located(tmp_path, "talk"))["train"]
+    assert {(row.values["prompt"], row.values["completion"] == row.completion) for row in read} == {("mine", True)}
+    given["train"] = "answered.jsonl"
+    with pytest.raises(UsageError, match=r"answered\.jsonl:1: has a column 'completion' of its own"):
+        read_own_data(DataSection(**given).located(tmp_path, "talk"))

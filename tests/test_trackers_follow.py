@@ -385,6 +385,9 @@ def test_a_tracker_is_registered_in_python_and_one_that_lacks_something_is_refus
         sw.register_tracker("silent", Silent)
     with pytest.raises(UsageError, match="tracker 'one': is no class of a tracker"):
         sw.register_tracker("one", dict)
+    sw.register_tracker("script", type("Script", (FakeTracker,), {"__module__": "__main__"}))
+    with pytest.raises(UsageError, match="tracker 'script'"):
+        trackers_named("script")
     with pytest.raises(UsageError, match="tracker 'trackio' of fake_tracker:FakeTracker is there already"):
         sw.register_tracker("trackio", FakeTracker)
 

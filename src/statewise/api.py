@@ -175,7 +175,7 @@ class Study:
             raise UsageError(f"workers={workers}: expected a number >= 1")
         from statewise.progress import run_to_report
 
-        trackers = trackers_named(how.get("report_to", ()))
+        trackers = trackers_named(how.get("report_to") or ())
         plan = plan_study(self.request)
         where = Path(folder) if folder is not None else run_folder_of(self.request, self.config)
         console = _console(how.get("quiet", False))

@@ -131,11 +131,11 @@ class ProgressDisplay:
 
     def running(self) -> str:
         """The jobs at work; of those that load their models since when."""
-        working = ", ".join(id_ for id_ in self._running if id_ not in self._loading)
-        loading = ""
-        if self._loading:
-            waited = time.monotonic() - min(self._loading.values())
-            loading = f"loading model {waited:.0f} s: {', '.join(self._loading)}"
+        running, since = [*self._running], {**self._loading}  # copies: rich asks from a thread of its own
+        working, loading = ", ".join(id_ for id_ in running if id_ not in since), ""
+        if since:
+            waited = time.monotonic() - min(since.values())
+            loading = f"loading model {waited:.0f} s: {', '.join(since)}"
         idle = "finishing" if len(self._finished) == len(self._units) else "starting"
         return "; ".join(filter(None, (loading, working))) or idle
 

@@ -124,7 +124,8 @@ def _digest_package(package: str, what: str) -> str:
         spec = find_spec(package)
     except ValueError:  # of a script, which has none
         spec = None
-    if spec is None or (spec.origin is None and not spec.submodule_search_locations) or package == "__main__":
+    is_here = spec is not None and (spec.submodule_search_locations or Path(str(spec.origin)).is_file())
+    if spec is None or not is_here or package == "__main__":
         raise UsageError(
             f"{what} is defined in {package!r}, which workers cannot import; put it into a module of its own"
         )

@@ -18,7 +18,8 @@ EMBEDDED = "pocket"  # names the embedded model, whatever folder is called so
 
 def place_models(config: StudyConfig, location: Location) -> StudyConfig:
     """The study whose models, and local copies of data sets, that are folders here have their whole paths."""
-    models = {name: one.changed(model=_place(one.model, location.path.parent)) for name, one in config.models.items()}
+    folders = {name: location.folder_of("models", name, "model") for name in config.models}
+    models = {name: one.changed(model=_place(one.model, folders[name])) for name, one in config.models.items()}
     shared = {"model": _place(config.shared.model, location.folder_of("shared", "model"))}
     if config.shared.data is not None:
         shared["data"] = _place(config.shared.data, location.folder_of("shared", "data"))

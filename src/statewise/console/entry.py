@@ -31,7 +31,7 @@ NO_SUCH_PLACE = (errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EN
 # A mistyped option or value: click's `UsageError`, of which typer has a copy of its own without a public name.
 MISUSE: Any = typer.BadParameter.__mro__[1]
 # Commands that leave something behind: their exit code is of that, whether or not somebody reads what they print.
-WORKING = (["run"], ["eval"], ["export"], ["pretrain"])
+WORKING = (["run"], ["eval"], ["export"], ["samples"], ["pretrain"])
 
 
 def answer(command: Callable[[], None]) -> NoReturn:

@@ -204,7 +204,7 @@ def _rows(
 
 def _chance(task: Task, request: Instance) -> float | None:
     """That a guess among the choices of the request's item is right; None for tasks without choices."""
-    member = task.lm_eval_task
+    member = next(one for one in task.members if str(one.config.task) == request.task_name)
     if member.OUTPUT_TYPE != "multiple_choice":
         return None
     doc = request.doc

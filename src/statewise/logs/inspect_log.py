@@ -102,8 +102,9 @@ def _gather(gathering: Gathering, refused: dict[str, str], log: Any, place: str)
             asked[key] = LoggedItem(score, _digest(sample), _chance(sample) if is_choice else math.nan)
     for (column, id_), scores in epochs.items():
         if f"{task} {column.metric}" not in refused:
-            item = asked[column, id_]
-            gathering.add(column, id_, LoggedItem(math.fsum(scores) / len(scores), item.digest, item.chance), place)
+            item, known = asked[column, id_], [score for score in scores if not math.isnan(score)]
+            score = math.fsum(known) / len(known) if known else math.nan
+            gathering.add(column, id_, LoggedItem(score, item.digest, item.chance), place)
     return [f"{task}: {plural(num_left, 'sample')} without a score (errors, invalidated) left out"] * bool(num_left)
 
 

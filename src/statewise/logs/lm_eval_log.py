@@ -31,7 +31,7 @@ OF_CORPUS = (
     "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "f1", "mcc", "bleu", "chrf", "chrf++", "ter",
     "brier_score", "bypass",
 )  # fmt: skip
-MEANS = ("mean", "nanmean")
+MEANS = ("mean",)
 FEWSHOT_SEED = 1234  # lm_eval.defaults.DEFAULT_OTHER_SEED, which a protocol need not say
 NUM_TOLD = 5
 
@@ -115,6 +115,7 @@ def read_samples(files: list[SamplesFile]) -> EvaluationLog:
         for place, row in _rows(file.path):
             _gather(gathering, refused, file.task, results, (place, row))
         protocols[file.task] = _protocol(file.task, results, row) if results else ""
+        notes |= dict.fromkeys(_direction_notes(file.task, results))
         if not results:
             notes[
                 f"{file.path.name}: no results of its date beside it, so how it was asked is known by its items alone"
@@ -123,6 +124,8 @@ def read_samples(files: list[SamplesFile]) -> EvaluationLog:
             notes[
                 "asked in the model's chat template; items are the same by document, and prompts are not compared"
             ] = None
+    for column in [one for one in gathering.columns if f"{one.task} {one.metric}" in refused]:
+        del gathering.columns[column]  # the rows before the one that it was refused for
     if not gathering.columns:
         raise UsageError("; ".join(f"{what}: {why}" for what, why in refused.items()))
     scored = {column.task for column in gathering.columns}
@@ -130,6 +133,14 @@ def read_samples(files: list[SamplesFile]) -> EvaluationLog:
         gathering.scores(), {task: text for task, text in protocols.items() if task in scored}, refused,
         (*notes, *gathering.notes),
     )  # fmt: skip
+
+
+def _direction_notes(task: str, results: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of metrics of which less is better."""
+    metrics = results.get("configs", {}).get(task, {}).get("metric_list") or []
+    lower = [str(one.get("metric")) for one in metrics if one.get("higher_is_better") is False]
+    told = f"{task}: less is better in {', '.join(lower)}; there an item that is gained (0 → 1) is one that got worse"
+    return [told] if lower else []
 
 
 def _read_results(path: Path) -> dict[str, Any]:

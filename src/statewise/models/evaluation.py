@@ -29,6 +29,7 @@ from statewise.models.evaluation_request import (
     study_of,
 )
 from statewise.models.model_folder import Origin, check_adapter, find_base, find_tasks, read_origin, stored_weights
+from statewise.plan.catalog import place_of_task
 from statewise.plan.dag import BASE, Plan
 from statewise.plan.digest import digest_data, digest_model_files, join_weights
 from statewise.policy.find import resolve_model
@@ -92,7 +93,7 @@ def plan_evaluation(request: EvaluationRequest) -> EvaluationPlan:
     if study:
         shared = study.config.shared
         origin = replace(origin, retention=tuple(shared.retention), end_of_text=shared.end_of_text)
-        task_folders, code = dict[str, Path | None](), [*study.task_code]
+        task_folders, code = _folders_of(study), [*study.task_code]
     else:
         task_folders = {task: find_tasks(task, model, origin) for task in request.tasks}
         code = [
@@ -105,6 +106,12 @@ def plan_evaluation(request: EvaluationRequest) -> EvaluationPlan:
     plan = EvaluationPlan(request, model, origin, task_folders, out, stored, tuple(dict.fromkeys(code)), study)
     _check_files(plan)
     return plan
+
+
+def _folders_of(study: Plan) -> dict[str, Path | None]:
+    """Where the tasks of a study lie that are not its own, whose digests are among its settings."""
+    own = {*study.config.tasks, study.config.data.name if study.config.data else ""}
+    return {task: place_of_task(task, study.config, study.model)[1] for task in study.tasks if task not in own}
 
 
 def _check_files(plan: EvaluationPlan) -> None:

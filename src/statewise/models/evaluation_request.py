@@ -100,6 +100,8 @@ def identity_of(study: Plan) -> dict[str, Any]:
     config, shared = study.config, study.config.shared
     own = identity_of_data(config, config.data, study.other_digests) if config.data else None
     return {
+        "target": shared.target,
+        "retention": shared.retention,
         "own_data": records.digest_json(own) if own else None,
         "own_tasks": config.own_tasks,
         "protocol": {name: one.num_fewshot for name, one in shared.protocol.items()},

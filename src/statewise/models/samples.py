@@ -39,6 +39,8 @@ def export_samples(
     if (Path(text) / HEADER).is_file():
         model, evaluated = _of_folder(Path(text), data, trusts, tell_code)
     elif arm := find_arm(text):
+        if data is not None:
+            raise UsageError(f"{text}: a run knows its data; leave --data out")
         model, evaluated = _of_arm(*arm, text, trusts, tell_code)
     else:
         read_side(text)  # says what is wrong

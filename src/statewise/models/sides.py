@@ -122,6 +122,7 @@ def _read_evaluation(folder: Path) -> Side:
         digests={task: {record["items_sha256"]} for task, record in tasks.items()},
         origin=origin,
         weights_sha256=model.get("weights_sha256", ""),
+        target=stored.get("settings", {}).get("target", ""),
         devices=frozenset(record["device"] for record in tasks.values() if "device" in record),
         is_older=any("sha256" not in record for record in tasks.values()),
     )

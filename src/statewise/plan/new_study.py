@@ -148,11 +148,11 @@ def write_study(folder: Path, facts: DataFacts, model: str = SharedSection().mod
     train = EXAMPLE.name if is_example else _from(folder, facts.source)
     study = folder / "study.toml"
     written = {
-        "file": str(study), "name": json.dumps(name.lower()), "share": TEST_SHARE,
-        "train": json.dumps(train), "title": name, "source": train, "rows": f"{facts.num_rows:,}",
+        "file": str(study), "name": _toml(name.lower()), "share": TEST_SHARE,
+        "train": _toml(train), "title": name, "source": train, "rows": f"{facts.num_rows:,}",
         "run": f"runs/{name.lower()}", "columns": _columns_of_study(facts),
-        "model": json.dumps(model), "chat": "chat = true   # turns as the model's chat template has them\n" * is_chat,
-        "retention": json.dumps(usual.retention if model == usual.model else []),
+        "model": _toml(model), "chat": "chat = true   # turns as the model's chat template has them\n" * is_chat,
+        "retention": _toml(usual.retention if model == usual.model else []),
         "lr": "1e-4" if size > LARGE_PARAMETERS else "3e-4",
         "adapter": 'adapter = { kind = "lora", rank = 16 }\n' if size > LARGE_PARAMETERS else "",
         "column": repr(facts.completion), "new_tokens": max(16, -(-3 * facts.completion_lengths[2] // 2 // 8) * 8),
@@ -228,10 +228,13 @@ def _column(source: str, columns: Sequence[str], given: str | None, usual: Seque
 
 def _columns_of_study(facts: DataFacts) -> str:
     if facts.messages:
-        return (
-            f'messages = {json.dumps(facts.messages)}           # the last answer of each; turns = "all": every answer'
-        )
-    return f"prompt = {json.dumps(facts.prompt)}\ncompletion = {json.dumps(facts.completion)}"
+        return f'messages = {_toml(facts.messages)}           # the last answer of each; turns = "all": every answer'
+    return f"prompt = {_toml(facts.prompt)}\ncompletion = {_toml(facts.completion)}"
+
+
+def _toml(value: str | list[str]) -> str:
+    """JSON's escapes beyond U+FFFF are none in TOML."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _stem(source: str) -> str:

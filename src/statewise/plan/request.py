@@ -105,7 +105,9 @@ def run_folder_of(request: StudyRequest, config: StudyConfig) -> Path:
 def _overrides_of(request: StudyRequest) -> list[str]:
     """The options that stand for overrides; a path is written as a TOML string."""
     shared = {"model": request.model, "data": request.data}
-    overrides = [f"shared.{key}={json.dumps(value)}" for key, value in shared.items() if value is not None]
+    overrides = [
+        f"shared.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in shared.items() if value is not None
+    ]
     if request.is_chat:
         overrides.append("shared.chat=true")
     if request.limit is not None:

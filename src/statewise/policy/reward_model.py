@@ -34,6 +34,7 @@ from statewise.tasks.rewards import Asked
 
 BATCH_TOKENS = 8192  # padding included
 PROBE_LENGTHS = (7, 2, 4)
+PROBE = "An answer."
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class RewardModel:
                 stored, several labels and none chosen, or no context length; says which.
         """
         _check_files(self)
+        if self._has_turns and PROBE not in self._text("?", PROBE):
+            raise UsageError(f"reward model {self.name}: its chat template leaves out or changes the answer")
         return f"Reward model {self.name} ({type(self.shell).__name__}): {self._told_map}; it reads {self._told_text}"
 
     @property

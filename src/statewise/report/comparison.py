@@ -94,8 +94,8 @@ def _print_protocols(console: Console, protocols: dict[str, str]) -> None:
 def _table(comparison: Comparison) -> Table:
     return Table(
         title="Paired differences",
-        caption="B − A on the same items, with its 95 % interval; n: items × seeds. Only A/B: answers that one side "
-        "alone got right; p: exact McNemar test.",
+        caption="B − A on the same items, with its 95 % interval; n: items × seeds. Only A/B: items that one side "
+        "alone scored 1; p: exact McNemar test.",
         headings=("A", "B", "B − A", "n", "only A/B"),
         rows=tuple(
             Row(

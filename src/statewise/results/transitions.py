@@ -17,7 +17,7 @@ from statewise.storage.model_records import ScoreComparison
 from statewise.types import Matrix
 
 GENERATED = "answers are written, not chosen, so no guess is taken off"
-UNKNOWN_CHOICES = "it is not known how many choices an item has"
+UNKNOWN_CHOICES = "it is not known how likely a guess scores 1"
 
 
 def compare_column(column: Column, a: Matrix, b: Matrix, chances: Matrix) -> ScoreComparison:

@@ -117,4 +117,8 @@ def is_plain(turns: Sequence[Turn]) -> bool:
 
 def left_out_by(turns: Sequence[Turn], rendered: str) -> Turn | None:
     """A turn whose text a chat template did not write; None where it wrote all, save what an assistant thought."""
-    return next((turn for turn in turns if turn["content"].rpartition(THOUGHT_END)[2].strip() not in rendered), None)
+    texts = [turn["content"].rpartition(THOUGHT_END)[2].strip() for turn in turns]
+    for turn, text in zip(turns, texts, strict=True):
+        if text and rendered.count(text) < sum(one.count(text) for one in texts):  # it may stand in other turns, too
+            return turn
+    return None

@@ -2,7 +2,8 @@
 
 As for models, what is in the cache of this machine is used as it is, and the network is not asked: a branch that has
 moved since cannot change a study that is continued. Departs from `datasets.load_dataset`, which without a network takes
-the set that was cached last, of whichever commit and configuration. Data sets that are Python are never run.
+the set that was cached last, of whichever commit and configuration; here only for "main", where nothing on this machine
+says which commit that is: the commit that was taken is in the study's name of the rows. Python is never run.
 """
 
 from __future__ import annotations

@@ -250,8 +250,13 @@ def _conversation(data: DataSection, row: Row) -> list[OwnRow]:
     for before, answer in answers_of(turns, row.place, data.turns, has_answer=bool(data.completion)):
         place = row.place if data.turns == "last" else f"{row.place}, turn {len(before) + 1}"
         prompt, column = plain_text(before), data.completion
-        texts = {data.prompt: prompt, **({column: answer} if column else {})}
-        values = {**row.values, **texts, data.messages: turns[: len(before) + bool(column)]}
+        if data.code and column and row.values.get(column, answer) != answer:
+            raise UsageError(
+                f"{row.place}: has a column {column!r} of its own, where a reward is given the answer of the "
+                "conversation; give that column another name"
+            )
+        shown = {data.messages: turns[: len(before) + bool(column)], **({column: answer} if column else {})}
+        values = {data.prompt: prompt, **row.values, **shown}
         examples.append(OwnRow(prompt, answer, values, place, tuple(before)))
     return examples
 

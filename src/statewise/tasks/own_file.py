@@ -77,6 +77,8 @@ def digest_task(path: Path) -> dict[str, str]:
 
 def _data_of(file: TaskFile) -> list[Path]:
     """Its local data. Those that it names as a folder are refused: nothing would tell that they changed."""
+    if file.config.get("custom_dataset"):
+        return []  # its data are what a function gives
     source, options = file.config.get("dataset_path"), file.config.get("dataset_kwargs")
     data_files = options.get("data_files") if isinstance(options, dict) else None
     is_folder = isinstance(source, str) and Path(source).expanduser().is_dir()

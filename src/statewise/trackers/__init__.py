@@ -56,4 +56,5 @@ def trackers_named(given: str | Iterable[str]) -> dict[str, type[Tracker]]:
             if found is None or found.origin is None:  # a folder of that name, such as W&B leaves behind, is no package
                 extra = f"pip install 'statewise[{name}]'" if name in BUILT_IN else f"pip install {package}"
                 raise UsageError(f"--report-to {name}: the package {package!r} is not installed; {extra}")
+        TRACKERS.code_digest(name)  # refuses a class of a script, which the tracker's process cannot import
     return {name: TRACKERS[name] for name in names}

@@ -16,6 +16,7 @@ from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from pickle import PicklingError
 
 from statewise.console.children import belong_to_parent, start_child
 from statewise.errors import DamagedError
@@ -63,16 +64,18 @@ class Reporting:
 
     def __exit__(self, *error: object) -> None:
         """Wait for the trackers, until another Ctrl-C."""
-        for child in self._children.values():
-            with suppress(OSError):
-                child.pipe.send(self.is_complete)
         try:
+            for child in self._children.values():
+                with suppress(OSError):
+                    child.pipe.send(self.is_complete)
             self._wait()
         except KeyboardInterrupt:
-            self._tell(f"trackers {', '.join(self._working)} were not waited for; the same command sends the rest")
-        for child in self._children.values():
-            child.process.kill()
-            child.process.join()
+            if self._working:
+                self._tell(f"trackers {', '.join(self._working)} were not waited for; the same command sends the rest")
+        finally:
+            for child in self._children.values():
+                child.process.kill()
+                child.process.join()
 
     def hear(self, kind: str) -> None:
         """Take note of an event of the run, by its kind."""
@@ -80,7 +83,7 @@ class Reporting:
             self._has_begun = True
             try:
                 self._begin()
-            except OSError as error:
+            except (OSError, PicklingError, AttributeError) as error:  # the latter two: a class that no module has
                 self._tell(f"trackers: cannot be started ({error}); the run goes on without them")
         self._drain()
 
@@ -117,7 +120,7 @@ class Reporting:
             if self._working and waited > CLOSE_S:
                 raise KeyboardInterrupt
         for child in self._children.values():
-            child.process.join(max(0.0, began + CLOSE_S - time.monotonic()))
+            child.process.join(SILENT_S)  # they have said that they are closed
 
 
 def followed_runs(plan: Plan, folder: Path, identity: str) -> tuple[TrackedRun, list[Followed]]:

@@ -37,4 +37,4 @@ class TensorBoard(Tracker):
         self._writers[run.id].flush()
 
     def finish(self, run: TrackedRun, is_done: bool) -> None:
-        self._writers.pop(run.id).close()
+        self._writers[run.id].close()

@@ -36,4 +36,4 @@ class Wandb(Tracker):
         self._runs[run.id].log(dict(metrics), step=step)
 
     def finish(self, run: TrackedRun, is_done: bool) -> None:
-        self._runs.pop(run.id).finish(exit_code=0 if is_done else 1)
+        self._runs[run.id].finish(exit_code=0 if is_done else 1)
