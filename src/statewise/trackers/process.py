@@ -16,7 +16,6 @@ from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from pickle import PicklingError
 
 from statewise.console.children import belong_to_parent, start_child
 from statewise.errors import DamagedError
@@ -83,7 +82,7 @@ class Reporting:
             self._has_begun = True
             try:
                 self._begin()
-            except (OSError, PicklingError, AttributeError) as error:  # the latter two: a class that no module has
+            except (OSError, AttributeError) as error:  # the latter: a class within a function, which has no name
                 self._tell(f"trackers: cannot be started ({error}); the run goes on without them")
         self._drain()
 
