@@ -37,6 +37,6 @@ def is_known_to_be_sound(plan: Plan) -> bool:
         and shared.reward_metric == POCKET_REWARD
         and set(plan.tasks) <= set(pocket_tasks())
         and all(getattr(shared, key) == getattr(usual, key) for key in keys)
-        and shared.evaluation.max_new_tokens == EvaluationSection().max_new_tokens
+        and shared.evaluation.max_new_tokens <= EvaluationSection().max_new_tokens
         and not any(arm.source.pair_files for arm in plan.arms.values())
     )
