@@ -26,6 +26,7 @@ from statewise.plan.memory import estimate_memory
 from statewise.plan.request import StudyRequest, choose_workers, plan_study
 from statewise.policy.reward_model import RewardModel
 from statewise.signals import SIGNALS
+from statewise.storage import integrity
 from statewise.tasks.own_data import DataSection
 from statewise.tasks.own_task import own_task
 
@@ -254,13 +255,18 @@ def test_a_large_reward_model_is_held_once(folder, monkeypatch):
 
 
 def test_a_record_that_another_model_rewarded_is_not_replayed(folder, tmp_path):
-    config = plan_of(folder).config
-    theirs = tmp_path / "study.toml"
-    theirs.write_text(to_toml(config))
-    replay._check_target(tmp_path, theirs, config)
-    changed = config.models["rm"].changed(range=(0.0, 1.0))
-    with pytest.raises(UsageError, match=r"was rewarded by another \[models\.rm\], see "):
-        replay._check_target(tmp_path, theirs, config.model_copy(update={"models": {"rm": changed}}))
+    mine, other = (
+        plan_of(folder).rewarded_by,
+        plan_of(folder, STUDY.replace(REWARDED, REWARDED + "range = [0, 1]\n")).rewarded_by,
+    )
+    bytes_changed = replace(plan_of(folder), other_digests={"rm": "other"}).rewarded_by
+    assert len({mine, other, bytes_changed}) == 3
+    trained = {"state_hash": "a", "reward_hash": "b", "files": {}, replay.REWARDED_BY: mine}
+    integrity.write_sealed(tmp_path / "train.json", trained)
+    replay.check_rewarded(str(tmp_path), 0, "rm", mine)
+    for identity in (other, bytes_changed):
+        with pytest.raises(UsageError, match=r"was rewarded by another model than \[models\.rm\] is now"):
+            replay.check_rewarded(str(tmp_path), 0, "rm", identity)
 
 
 def test_signals_say_whether_they_ask_for_rewards():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from statewise.plan.catalog import with_reward_metric
 from statewise.plan.cells import check_cell, resolve
 from statewise.plan.contract import check_factors, check_measures
 from statewise.plan.digest import digest_data, digest_model
-from statewise.plan.replay import digest_record, recorded_sources
+from statewise.plan.replay import check_rewarded, digest_record, recorded_sources
 from statewise.policy.engine import ENGINES
 from statewise.policy.find import count_parameters, has_weights
 from statewise.registry import Registry
@@ -96,6 +97,11 @@ class Plan:
         return (self.config.shared.target, *self.config.shared.retention)
 
     @property
+    def rewarded_by(self) -> str:
+        """The digest of the model that rewards and of how it is read; "" where none does."""
+        return _rewarded_by(self.config, self.other_digests)
+
+    @property
     def reward(self) -> str:
         """By what an answer to the target is rewarded, in words."""
         shared, data = self.config.shared, self.config.data
@@ -160,6 +166,8 @@ def make_plan(
     models = {name: records.digest_json(digest_model(folder, is_dry)) for name, folder in others.items()}
     if config.data:
         inputs["own_data"] = identity_of_data(config, config.data, models)
+    if not is_dry:  # or the bytes are not known
+        _check_rewarded(config, models)
     if config.tasks:
         inputs["own_tasks"] = config.own_tasks
     if distances := _digest_code((DISTANCES, name) for name in DISTANCES):
@@ -176,10 +184,28 @@ def make_plan(
 
 def identity_of_data(config: StudyConfig, data: DataSection, models: dict[str, str]) -> dict[str, Any]:
     """What the study's own data mean; of a model that rewards, its bytes and how its logits become a reward."""
+    return {**data.identity, **({"reward": _rewarding(config, models)} if config.reward_model else {})}
+
+
+def _rewarding(config: StudyConfig, models: dict[str, str]) -> dict[str, Any]:
+    """Bytes, label and range of the model that rewards; {} where none does."""
     if config.reward_model is None:
-        return data.identity
+        return {}
     how = config.models[config.reward_model].model_dump(mode="json", exclude={"model"})
-    return {**data.identity, "reward": {"model": models.get(config.reward_model), **how}}
+    return {"model": models.get(config.reward_model), **how}
+
+
+def _rewarded_by(config: StudyConfig, models: dict[str, str]) -> str:
+    """The digest of the model that rewards and of how it is read; "" where none does."""
+    rewarding = _rewarding(config, models)
+    return records.digest_json(rewarding) if rewarding else ""
+
+
+def _check_rewarded(config: StudyConfig, models: dict[str, str]) -> None:
+    """Refuse to replay what another model rewarded than the one that rewards here."""
+    paths = [path for arm in config.arms.values() for path in arm.source.replayed_paths]
+    for path, seed in product(paths if config.reward_model else (), config.study.seeds):
+        check_rewarded(path, seed, str(config.reward_model), _rewarded_by(config, models))
 
 
 def _resolve(arm: ArmSection) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from statewise.storage.state_records import FIRST_HASH, chain_hash, chain_reward
 from statewise.tasks.own_data import DataSection
 from statewise.tasks.own_file import TaskSection
 
+REWARDED_BY = "rewarded_by"  # in train.json: the digest of the reward model and of how it is read
+
 
 def folder_of(path: str, seed: int) -> Path:
     """The folder of one arm and seed that a log's `path` names; `{seed}` in it stands for the seed."""
@@ -72,10 +74,19 @@ def _check_target(folder: Path, study: Path, config: StudyConfig) -> None:
         raise UsageError(f"source 'log': {folder} was trained on {told}, see {study}")
     if data and config.data and data.identity != config.data.identity:
         raise UsageError(f"source 'log': {folder} was trained on another [data] than that of this study, see {study}")
-    if name := config.reward_model:
-        ours = config.models[name].model_dump(mode="json", exclude_none=True)
-        if _read_table(study, "models").get(name) != ours:
-            raise UsageError(f"source 'log': {folder} was rewarded by another [models.{name}], see {study}")
+
+
+def check_rewarded(path: str, seed: int, name: str, identity: str) -> None:
+    """Refuse the record of an arm (`path`, `seed`: as in `digest_record`) that another reward model rewarded.
+
+    `name`: of the model below `[models]`; `identity`: `rewarded_by` of this study.
+    """
+    folder = folder_of(path, seed)
+    if _read_trained(folder, seed).get(REWARDED_BY) != identity:
+        raise UsageError(
+            f"source 'log': {folder} was rewarded by another model than [models.{name}] is now, or its label or range "
+            "is another; train its arm again"
+        )
 
 
 def _read_trained(folder: Path, seed: int) -> dict[str, Any]:

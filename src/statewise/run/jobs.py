@@ -24,7 +24,7 @@ from statewise.loop.train import MISMATCH, Observer, mismatch_problem, train
 from statewise.plan.benchmarks import build_task, document_rule, drift_prompts
 from statewise.plan.dag import BASE, Job, Plan
 from statewise.plan.digest import digest_weights
-from statewise.plan.replay import folder_of, open_record
+from statewise.plan.replay import REWARDED_BY, folder_of, open_record
 from statewise.policy.device import choose_device, choose_dtype
 from statewise.policy.engine import ENGINES, RolloutEngine
 from statewise.policy.load import NO_ADAPTER, Policy, load_policy
@@ -120,6 +120,7 @@ def _train(workplace: Workplace, job: Job, observer: Observer) -> dict[str, Any]
         "state_hash": recorder.state_hash,
         "reward_hash": recorder.reward_hash,
         "weights_sha256": digest_weights(weights.parent),
+        **({REWARDED_BY: rewarded_by} if (rewarded_by := workplace.plan.rewarded_by) else {}),
         **_told(workplace, job, setup, _lines(folder)),
     }
 
