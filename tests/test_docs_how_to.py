@@ -14,6 +14,7 @@ def test_a_reward_model_rewards(tmp_path, monkeypatch):
     (metrics,) = (json.loads(line) for line in Path("runs/judged/arms/rl/0/metrics.jsonl").read_text().splitlines())
     assert 0 < metrics["signals/reward_mean"] < 1
     assert metrics["signals/num_unscored"] == 0
+    assert json.loads(Path("runs/judged/arms/rl/0/train.json").read_text())["rewarded_by"]
     assert json.loads(Path("runs/judged/summary.json").read_text())["target"] == "judged:greedy:reward,none"
     assert (
         "reward: the logit of rm, -4 being 0 and 4 being 1, cut to 0..1" in Path("runs/judged/report.html").read_text()

@@ -6,13 +6,12 @@ All else that was measured is in `report.terminal`, and on the page.
 from __future__ import annotations
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table as RichTable
 
 from statewise.console.printing import plural
 from statewise.report import numbers, sentences, tables
 from statewise.report.tables import Row, Table
-from statewise.report.terminal import VERDICT_STYLES, print_line, print_table, problems_of, text_of
+from statewise.report.terminal import VERDICT_STYLES, print_line, print_problems, print_table, text_of
 from statewise.storage.records import Estimate, HypothesisSummary, RunSummary, StudySummary
 
 # The columns that must be shown: gain, F, target, retention.
@@ -29,7 +28,7 @@ def render_screen(summary: StudySummary, console: Console) -> None:
     table = outcome_table(summary)
     print_table(console, table)
     _print_hypotheses(console, summary)
-    _print_problems(console, summary)
+    print_problems(console, summary, MOST_PROBLEMS)
     console.print()
     if legend := _legend([cell.mark for row in table.rows for cell in row.cells]):
         print_line(console, legend, "dim")
@@ -107,17 +106,6 @@ def _told(hypothesis: HypothesisSummary) -> str:
 def _value(estimate: Estimate) -> str:
     cell = tables.delta_cell(estimate)
     return f"{cell.text} {cell.interval}"
-
-
-def _print_problems(console: Console, summary: StudySummary) -> None:
-    problems = problems_of(summary)
-    if not problems:
-        return
-    console.print()
-    print_line(console, "Problems", "bold")
-    more = len(problems) - MOST_PROBLEMS
-    for problem in [*problems[:MOST_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]:
-        console.print(Padding(text_of(console, f"! {problem}", "yellow"), (0, 0, 0, 2), expand=False))
 
 
 def _legend(marks: list[str]) -> str:

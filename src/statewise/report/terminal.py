@@ -39,7 +39,7 @@ def render_terminal(summary: StudySummary, console: Console) -> None:
     if shorter := sentences.left_out(summary, "differences, drift, states and budgets are left out; the page has them"):
         print_line(console, shorter, "dim")
     _print_verdicts(console, summary)
-    _print_problems(console, summary)
+    print_problems(console, summary)
     _print_legend(console, summary)
 
 
@@ -129,19 +129,16 @@ def _print_verdict(console: Console, hypothesis: HypothesisSummary) -> None:
         console.print(Padding(text_of(console, line), (0, 0, 0, 2), expand=False))
 
 
-def problems_of(summary: StudySummary) -> list[str]:
-    """What a reader must know beside the tables: what diverged, failed or could not be scored."""
+def print_problems(console: Console, summary: StudySummary, most: int | None = None) -> None:
+    """What a reader must know beside the tables: what diverged, failed or could not be scored; `most` lines of it."""
     problems = [f"{run.label}: {tables.divergence(run)}" for run in summary.runs if run.num_diverged]
-    return [*problems, *summary.problems]
-
-
-def _print_problems(console: Console, summary: StudySummary) -> None:
-    problems = problems_of(summary)
+    problems += summary.problems
     if not problems:
         return
     console.print()
     print_line(console, "Problems", "bold")
-    for problem in problems:
+    more = len(problems) - len(problems[:most])
+    for problem in [*problems[:most], *([f"and {more} more"] if more else [])]:
         console.print(Padding(text_of(console, f"! {problem}", "yellow"), (0, 0, 0, 2), expand=False))
 
 
