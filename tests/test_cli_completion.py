@@ -7,11 +7,14 @@ import subprocess
 import sys
 
 import pytest
-from study_fixture import STUDY
+from study_fixture import STUDY as SMALL
 
 from statewise.cli import app, main
-from statewise.cli.completion import ARM_KEYS
+from statewise.cli.completion import ARM_KEYS, BASE, HEADER, PLAN, STUDY
 from statewise.config.study import ArmSection
+from statewise.folder import store
+from statewise.models import evaluation
+from statewise.plan import dag
 
 TASKS = 'target = "pocket_math"\nretention = ["pocket_facts", "pocket_myths"]\n'
 
@@ -25,7 +28,7 @@ def complete(tmp_path, monkeypatch, capsys):
     for run in ("runs/small", "runs/other"):
         (tmp_path / run).mkdir(parents=True)
         (tmp_path / run / "plan.json").write_text("{}")
-        (tmp_path / run / "study.toml").write_text(f"{STUDY}\n[shared]\n{TASKS}")
+        (tmp_path / run / "study.toml").write_text(f"{SMALL}\n[shared]\n{TASKS}")
     (tmp_path / "evals" / "a").mkdir(parents=True)
     (tmp_path / "evals" / "a" / "eval.json").write_text("{}")
 
@@ -72,7 +75,7 @@ def test_what_bash_takes_apart_at_equals_signs_and_colons_is_put_together_again(
 
 
 def test_keys_of_a_study_file_are_completed_and_those_of_none_are_not(complete, tmp_path):
-    (tmp_path / "mine.toml").write_text(STUDY)
+    (tmp_path / "mine.toml").write_text(SMALL)
     assert any(key.startswith("sft.update.") for key in complete("run", "mine.toml", "--set", "sft."))
     for text in ("", "[", "[grid]\naxes = 3\n", "\x00"):
         (tmp_path / "mine.toml").write_text(text)
@@ -117,6 +120,10 @@ def test_an_arm_takes_the_keys_from_shared_that_a_study_gives_it():
     assert set(ARM_KEYS) == set(ArmSection.model_fields) - {"label", "levels"}
 
 
+def test_what_folders_are_known_by_is_what_they_hold():
+    assert (PLAN, STUDY, HEADER, BASE) == (store.PLAN, store.STUDY, evaluation.HEADER, dag.BASE)
+
+
 def test_a_completion_imports_nothing_slow(tmp_path):
     code = (
         "import sys, atexit; sys.argv = ['statewise'];"
@@ -132,7 +139,7 @@ def test_a_completion_imports_nothing_slow(tmp_path):
         [sys.executable, "-c", code], env={**os.environ, **words}, capture_output=True, text=True, timeout=60
     )
     assert "rl.update.lr=" in done.stdout
-    slow = {"torch", "numpy", "lm_eval", "transformers", "pyarrow", "rich"}
+    slow = {"torch", "numpy", "lm_eval", "transformers", "pyarrow", "rich", "scipy", "multiprocessing"}
     assert slow & set(done.stderr.split()) == set()
 
 

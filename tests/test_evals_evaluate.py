@@ -588,5 +588,6 @@ def test_the_chance_of_a_guess_is_that_of_the_item_s_own_member_of_a_group():
             doc_to_target=lambda doc: 0, doc_to_choice=lambda doc: ["x"] * num_choices,
         )  # fmt: skip
 
-    group = SimpleNamespace(members=(member("two", 2), member("six", 6)))
+    members = {"two": member("two", 2), "six": member("six", 6)}
+    group = SimpleNamespace(member_of=lambda request: members[request.task_name])
     assert [_chance(group, SimpleNamespace(task_name=name, doc={})) for name in ("two", "six")] == [1 / 2, 1 / 6]

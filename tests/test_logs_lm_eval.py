@@ -106,9 +106,40 @@ def test_equal_rows_that_stand_twice_count_once_and_are_told(two):
     assert any(note.endswith("quiz: equal rows that stand there twice, and count once: 1") for note in comparison.notes)
 
 
-def test_rows_that_contradict_each_other_are_refused_with_their_place(two):
+@pytest.mark.parametrize(("first", "again"), [(0, 1), (math.nan, 0.5), (0.5, math.nan)])
+def test_rows_that_contradict_each_other_are_refused_with_their_place(two, first, again):
     with pytest.raises(UsageError, match=r"jsonl:3: item 1 of task 'quiz' stands here twice, with different scores"):
-        two([*of_scores(1, 0), row(1, 1)], of_scores(0, 1))
+        two([*of_scores(1, first), row(1, again)], of_scores(0, 1))
+
+
+def test_a_score_of_one_side_alone_takes_no_items_from_the_others(two):
+    ours = [*of_scores(1, 0, 1), row(0, 1, metric="style")]
+    comparison = two([ours[3] | {"acc": 1, "metrics": ["acc", "style"]}, *ours[1:3]], of_scores(1, 1, 1))
+    assert [(score.metric, score.difference.num_items) for score in comparison.scores] == [("acc,none", 3)]
+    assert comparison.notes == ("quiz: on one side only: choices style,none",)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"arguments": None}, {"arguments": {}}, {"resps": 3}, {"doc_id": [1]}, {"doc_id": None}, {"metrics": 5}],
+    ids=str,
+)
+def test_a_row_with_another_thing_in_a_key_is_one_line(two, bad):
+    with pytest.raises(UsageError, match=f"jsonl:2: '{next(iter(bad))}' is "):
+        two([row(0, 1), row(1, 1) | bad], of_scores(1, 1))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"configs": {"quiz": None}}, {"configs": {"quiz": []}}, {"n-samples": []}, {"config": None},
+        {"configs": {"quiz": {"metric_list": ["acc"]}}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_results_with_another_thing_in_a_key_are_one_line(tmp_path, bad):
+    with pytest.raises(UsageError, match="not the results of lm-eval: "):
+        read_side(str(write_log(tmp_path, of_scores(1, 0), results=results_of(**bad))))
 
 
 @pytest.mark.parametrize(

@@ -141,4 +141,4 @@ def test_what_is_to_be_fetched_of_a_teacher_is_no_part_of_the_base_model():
     )
     taught = plan_study(StudyRequest({**tables, "models": {"big": {"model": name}}}, is_dry=True))
     assert taught.num_parameters == alone.num_parameters > 0
-    assert (alone.other_bytes, taught.other_bytes) == (0, alone.download_bytes)
+    assert (alone.other_bytes, taught.other_bytes) == ({}, {"big": alone.download_bytes})

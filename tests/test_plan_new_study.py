@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import datasets
 import pytest
+from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from statewise.assets import POCKET_MODEL, SHAPES
@@ -206,3 +208,27 @@ def test_a_name_of_any_letters_is_written_so_that_it_can_be_read(rows, tmp_path)
     assert plan_study(StudyRequest(str(study), is_quick=True)).config.data.train == str(
         tmp_path / "öl-\U0001f600.jsonl"
     )
+
+
+def test_values_of_several_types_are_a_problem_here_as_in_a_study(rows, tmp_path):
+    path = rows([*ROWS, {"question": "x", "answer": 3}])
+    told = r"rows\.jsonl:21: column 'answer' is of type int, in most rows str; make them all of one type"
+    assert re.fullmatch(f".*{told}", describe_data(path).problems[0])
+    with pytest.raises(UsageError, match=told):
+        write_study(tmp_path / "new", describe_data(path))
+
+
+def test_lengths_are_those_of_the_whole_text_without_special_tokens(rows, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(POCKET_MODEL, "model")
+    tokenizer = Tokenizer.from_file("model/tokenizer.json")
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=3)
+    tokenizer.save("model/tokenizer.json")
+    path = rows([{"question": "1 " * 50, "answer": "2"}])
+    assert describe_data(path, model="model").prompt_lengths == describe_data(path, model="pocket").prompt_lengths
+    study = write_study(tmp_path / "deep" / "new", describe_data(rows(), model="model"), "model")
+    assert plan_study(StudyRequest(str(study), is_quick=True)).model == tmp_path / "model"
+    Path("model/tokenizer.json").write_text("{")
+    with pytest.raises(UsageError, match=r"tokenizer\.json: tokenizers cannot read it"):
+        describe_data(path, model="model")

@@ -239,7 +239,13 @@ def test_cost_and_memory_hold_the_reward_model(folder):
 def test_shards_that_are_yet_to_be_fetched_are_counted_by_their_bytes(folder, tmp_path):
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    plan = replace(plan_of(folder), model=tmp_path, download_bytes=4000, others={"rm": tmp_path}, other_bytes=600)
+    plan = replace(
+        plan_of(folder),
+        model=tmp_path,
+        download_bytes=4000,
+        others={"rm": tmp_path},
+        other_bytes={"rm": 600, "big": 9000},
+    )
     assert (plan.num_parameters, plan.num_reward_parameters) == (2000, 300)  # two bytes each
     with pytest.raises(UsageError, match="cannot be read"):  # of a folder nothing is fetched
         replace(plan, download_bytes=0).num_parameters  # noqa: B018
@@ -255,11 +261,9 @@ def test_a_large_reward_model_is_held_once(folder, monkeypatch):
 
 
 def test_a_record_that_another_model_rewarded_is_not_replayed(folder, tmp_path):
-    mine, other = (
-        plan_of(folder).rewarded_by,
-        plan_of(folder, STUDY.replace(REWARDED, REWARDED + "range = [0, 1]\n")).rewarded_by,
-    )
-    bytes_changed = replace(plan_of(folder), other_digests={"rm": "other"}).rewarded_by
+    plan, changed = plan_of(folder), plan_of(folder, STUDY.replace(REWARDED, REWARDED + "range = [0, 1]\n"))
+    mine, other = (one.config.rewarded_by(one.other_digests) for one in (plan, changed))
+    bytes_changed = plan.config.rewarded_by({"rm": "other"})
     assert len({mine, other, bytes_changed}) == 3
     trained = {"state_hash": "a", "reward_hash": "b", "files": {}, replay.REWARDED_BY: mine}
     integrity.write_sealed(tmp_path / "train.json", trained)

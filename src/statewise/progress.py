@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -88,8 +89,7 @@ class ProgressDisplay:
         self._actions = {job.id: job.action for job in plan.jobs}
         self._total_s = sum(estimate.seconds.values())
         self._began = time.monotonic()
-        self._last_line = self._began
-        self._is_begun = False
+        self._last_line = -math.inf  # the first event is told at once
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
@@ -125,8 +125,7 @@ class ProgressDisplay:
             self._end(event, cost)
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done_s, eta=self._eta())
-        elif time.monotonic() - self._last_line > PLAIN_INTERVAL_S or not self._is_begun:
-            self._is_begun = True
+        elif time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
             self._line(self.running())
 
     def running(self) -> str:

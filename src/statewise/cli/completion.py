@@ -92,6 +92,13 @@ def complete_tasks_of_arm(ctx: typer.Context) -> list[str]:
     return [str(task) for task in (shared.get("target", ""), *shared.get("retention", ())) if task]
 
 
+def complete_trackers() -> list[str]:
+    """Trackers by name."""
+    from statewise.trackers import TRACKERS
+
+    return list(TRACKERS)
+
+
 def one_of(*words: str) -> Callable[[], list[str]]:
     """A completion from a few words."""
     return lambda: list(words)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from statewise.cli.completion import complete_keys, complete_studies
+from statewise.cli.completion import complete_keys, complete_studies, complete_trackers
 from statewise.cli.options import (
     ChatOption,
     JsonOption,
@@ -48,7 +48,10 @@ QuickOption = Annotated[bool, typer.Option("--quick", help="The study's own smal
 ReportToOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--report-to", metavar="TRACKER", help="Show the numbers in a tracker too: see list trackers; may be repeated."
+        "--report-to",
+        metavar="TRACKER",
+        help="Show the numbers in a tracker too: see list trackers; may be repeated.",
+        autocompletion=complete_trackers,
     ),
 ]
 WorkersOption = Annotated[
@@ -182,8 +185,8 @@ def _print_plan(request: StudyRequest, workers: int | None, as_json: bool, *, ha
         typer.echo(note)
     if plan.download_bytes:
         typer.echo(f"Model {plan.config.shared.model}: {plan.download_bytes / 1e9:.1f} GB to be downloaded.")
-    if plan.other_bytes:
-        typer.echo(f"Models {', '.join(plan.others)}: {plan.other_bytes / 1e9:.1f} GB to be downloaded.")
+    if missing := sum(plan.other_bytes.values()):
+        typer.echo(f"Models {', '.join(plan.others)}: {missing / 1e9:.1f} GB to be downloaded.")
 
 
 @app.command(epilog=examples("statewise plan pocket", "statewise plan grid --seeds 1 --quick --json"))

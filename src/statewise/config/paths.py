@@ -1,6 +1,7 @@
 """What a study names by path: models, and tasks of the user's own. Read once, then known by whole paths and by names.
 
-A path is relative to the study file; one of the command line, to the working directory.
+A path is relative to the study file; one of the command line, to the working directory. Those of [data] are always
+relative to the study file.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ from pathlib import Path
 from statewise.config.locations import Location
 from statewise.config.study import StudyConfig
 from statewise.errors import UsageError
+from statewise.policy.find import EMBEDDED
 from statewise.tasks.own_file import SUFFIX, TaskSection
-
-EMBEDDED = "pocket"  # names the embedded model, whatever folder is called so
 
 
 def place_models(config: StudyConfig, location: Location) -> StudyConfig:

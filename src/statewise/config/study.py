@@ -7,6 +7,7 @@ class (`kind`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -25,6 +26,7 @@ from statewise.locality import Adapter, Full, Locality
 from statewise.policy.engine import ENGINES
 from statewise.signals import WeightedSignal
 from statewise.states import Source
+from statewise.storage import records
 from statewise.tasks.own_data import DataSection
 from statewise.tasks.own_file import TaskSection
 from statewise.tasks.rewards import model_of_reward
@@ -140,7 +142,7 @@ class SharedSection(Strict):
     the checkpoint's precision (`policy.device`). `sampler`: the rollout engine of training (`policy.engine`).
     `too_long`: what becomes of documents, given pairs and prompts that exceed the model's context: "refuse" the study,
     or "skip" them in every arm, which the report says. `target` and `retention`: tasks by name, or the paths of YAML
-    files, which reading turns into names (`[tasks.<name>]`); `reward_metric` "": as `plan.catalog.reward_metric`.
+    files, which reading turns into names (`[tasks.<name>]`); `reward_metric` "": as `plan.catalog.with_reward_metric`.
     """
 
     model: str = "pocket"
@@ -293,3 +295,10 @@ class StudyConfig(Strict):
     def reward_model(self) -> str | None:
         """Which of `models` rewards the answers, if one does."""
         return model_of_reward(self.data.reward) if self.data else None
+
+    def rewarded_by(self, digests: Mapping[str, str]) -> str:
+        """A digest of the bytes (`digests`, by name), label and range of the model that rewards; "" where none does."""
+        if self.reward_model is None:
+            return ""
+        how = self.models[self.reward_model].model_dump(mode="json", exclude={"model"})
+        return records.digest_json({"model": digests.get(self.reward_model), **how})

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from scipy import sparse
 
 from statewise.drift.comparison import Comparison
 from statewise.drift.features import Float64Array, NGram
+
+if TYPE_CHECKING:
+    from scipy import sparse  # a third of a second of every plan
 
 # Bounds memory only (8 bytes an entry): the result does not depend on it.
 BLOCK_ENTRIES = 2_000_000
@@ -47,6 +51,8 @@ def jaccard(comparison: Comparison, signs: Float64Array) -> Float64Array:
 
 def _incidence(ngrams: tuple[frozenset[NGram], ...], columns: dict[NGram, int]) -> sparse.csr_array:
     """Which n-gram is in which rollout: 0/1, sparse [vocabulary, rollouts]."""
+    from scipy import sparse
+
     rows = [columns[ngram] for rollout in ngrams for ngram in rollout]
     owners = np.repeat(np.arange(len(ngrams)), [len(rollout) for rollout in ngrams])
     return sparse.csr_array((np.ones(len(rows)), (rows, owners)), shape=(len(columns), len(ngrams)))

@@ -204,12 +204,12 @@ def _rows(
 
 def _chance(task: Task, request: Instance) -> float | None:
     """That a guess among the choices of the request's item is right; None for tasks without choices."""
-    member = next(one for one in task.members if str(one.config.task) == request.task_name)
+    member = task.member_of(request)
     if member.OUTPUT_TYPE != "multiple_choice":
         return None
     doc = request.doc
     gold = member.doc_to_text(doc) if member.multiple_input else member.doc_to_target(doc)
-    return chance_of_guess(len(member.doc_to_choice(doc)), len(set(gold)) if isinstance(gold, list) else 1)
+    return chance_of_guess(len(member.doc_to_choice(doc)), gold)
 
 
 def _likelihoods(requests: Sequence[Instance]) -> dict[str, list[Any]]:
@@ -232,7 +232,7 @@ def _response(task: Task, requests: Sequence[Instance]) -> str:
         return str(requests[0].resps[0])
     if output_type != "multiple_choice":
         return ""
-    choices = task.lm_eval_task.doc_to_choice(requests[0].doc)
+    choices = task.member_of(requests[0]).doc_to_choice(requests[0].doc)
     # Requests beyond the choices are those of mutual information, without context.
     logprobs = [request.resps[0][0] for request in requests[: len(choices)]]
     return str(choices[max(range(len(choices)), key=logprobs.__getitem__)])

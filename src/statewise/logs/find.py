@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from statewise.logs.inspect_log import EVAL, find_eval_files, read_eval_files
+from statewise.logs.inspect_log import EVAL, read_eval_files
 from statewise.logs.lm_eval_log import find_samples, is_results, read_samples
 from statewise.logs.log import EvaluationLog
 
@@ -19,8 +19,8 @@ def read_log(path: Path) -> EvaluationLog | None:
     Raises:
         UsageError: it cannot be read, or holds several runs of a task.
     """
-    if path.suffix == EVAL or (path.is_dir() and find_eval_files(path)):
-        return read_eval_files([path] if path.suffix == EVAL else find_eval_files(path))
+    if evals := [path] if path.suffix == EVAL else sorted(path.glob(f"*{EVAL}")):
+        return read_eval_files(evals)
     if path.is_dir() or path.suffix == ".jsonl" or is_results(path):
         samples = find_samples(path)
         return read_samples(samples) if samples else None

@@ -27,11 +27,6 @@ GENERATION = ("temperature", "top_p", "top_k", "max_tokens", "stop_seqs", "syste
 UNREAD = {"messages", "events", "store", "attachments"}
 
 
-def find_eval_files(folder: Path) -> list[Path]:
-    """The logs of inspect in a folder."""
-    return sorted(folder.glob(f"*{EVAL}"))
-
-
 def read_eval_files(paths: list[Path]) -> EvaluationLog:
     """The scores of these logs, one task each.
 
@@ -39,7 +34,7 @@ def read_eval_files(paths: list[Path]) -> EvaluationLog:
         UsageError: one cannot be read or did not finish, two are of one task, or the package is missing.
     """
     logs = {path: _read(path) for path in paths}
-    gathering, refused, protocols, notes = Gathering(), dict[str, str](), dict[str, str](), list[str]()
+    gathering, protocols, notes = Gathering(), dict[str, str](), list[str]()
     for path, log in logs.items():
         task = str(log.eval.task)
         if task in protocols:
@@ -50,15 +45,8 @@ def read_eval_files(paths: list[Path]) -> EvaluationLog:
                 f"{path}: the evaluation did not finish (status {log.status!r}); finish it: inspect eval-retry"
             )
         protocols[task] = _protocol(log)
-        notes += _gather(gathering, refused, log, str(path))
-    if not gathering.columns:
-        why = "; ".join(f"{what}: {why}" for what, why in refused.items())
-        raise UsageError(f"{', '.join(map(str, paths))}: no sample has a score; {why}".removesuffix("; "))
-    scored = {column.task for column in gathering.columns}
-    return EvaluationLog(
-        gathering.scores(), {task: text for task, text in protocols.items() if task in scored}, refused,
-        (*notes, *gathering.notes),
-    )  # fmt: skip
+        notes += _gather(gathering, log, str(path))
+    return gathering.log(protocols, notes)
 
 
 def _read(path: Path) -> Any:
@@ -75,7 +63,7 @@ def _read(path: Path) -> Any:
         raise UsageError(f"{path}: inspect_ai cannot read it: {told[0]}") from None
 
 
-def _gather(gathering: Gathering, refused: dict[str, str], log: Any, place: str) -> list[str]:
+def _gather(gathering: Gathering, log: Any, place: str) -> list[str]:
     """Keep the scores of a log; returns what a reader must know of its samples."""
     epochs: dict[tuple[Column, int | str], list[float]] = {}
     asked: dict[tuple[Column, int | str], LoggedItem] = {}
@@ -95,16 +83,15 @@ def _gather(gathering: Gathering, refused: dict[str, str], log: Any, place: str)
             score = _number(value)
             if score is None or not is_mean:
                 shown = f"the reducer {', '.join(reducers or [])}" if not is_mean else repr(value)[:60]
-                refused[f"{task} {name}"] = f"{shown} is no score that has a mean"
+                gathering.refused[f"{task} {name}"] = f"{shown} is no score that has a mean"
                 continue
             key = (Column(task, ANSWERS, name), sample.id)
             epochs.setdefault(key, []).append(score)
             asked[key] = LoggedItem(score, _digest(sample), _chance(sample) if is_choice else math.nan)
     for (column, id_), scores in epochs.items():
-        if f"{task} {column.metric}" not in refused:
-            item, known = asked[column, id_], [score for score in scores if not math.isnan(score)]
-            score = math.fsum(known) / len(known) if known else math.nan
-            gathering.add(column, id_, LoggedItem(score, item.digest, item.chance), place)
+        item, known = asked[column, id_], [score for score in scores if not math.isnan(score)]
+        score = math.fsum(known) / len(known) if known else math.nan
+        gathering.add(column, id_, LoggedItem(score, item.digest, item.chance), place)
     return [f"{task}: {plural(num_left, 'sample')} without a score (errors, invalidated) left out"] * bool(num_left)
 
 

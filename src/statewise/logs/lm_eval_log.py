@@ -25,7 +25,10 @@ from statewise.tasks.items import CHOICE_METRICS, chance_of_guess
 
 DATE = r"(?P<date>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)"
 SAMPLES, RESULTS = re.compile(rf"samples_(?P<task>.+)_{DATE}\.jsonl"), re.compile(rf".+_{DATE}\.json")
-KEYS = ("doc_id", "doc", "arguments", "resps", "filter", "metrics")
+KEYS: dict[str, Any] = {
+    "doc_id": int | str, "doc": object, "arguments": dict | list, "resps": list, "filter": str, "metrics": list,
+}  # fmt: skip
+OF_RESULTS = ("configs", "n-samples", "config", "n-shot", "versions")  # the first two hold a table a task
 # lm-eval's own metrics that are of all items together; what else a results file does not explain is a mean.
 OF_CORPUS = (
     "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "f1", "mcc", "bleu", "chrf", "chrf++", "ter",
@@ -106,14 +109,13 @@ def read_samples(files: list[SamplesFile]) -> EvaluationLog:
     Raises:
         UsageError: a file is none of lm-eval's, cut off or empty, or no score in them is one of single items.
     """
-    gathering, refused = Gathering(), dict[str, str]()
-    protocols, notes = dict[str, str](), dict[str, None]()
+    gathering, protocols, notes = Gathering(), dict[str, str](), dict[str, None]()
     for file in files:
         results = _read_results(file.results) if file.results else {}
         is_chat = bool(results.get("chat_template"))
         row: dict[str, Any] = {}
         for place, row in _rows(file.path):
-            _gather(gathering, refused, file.task, results, (place, row))
+            _gather(gathering, file.task, results, (place, row))
         protocols[file.task] = _protocol(file.task, results, row) if results else ""
         notes |= dict.fromkeys(_direction_notes(file.task, results))
         if not results:
@@ -124,15 +126,7 @@ def read_samples(files: list[SamplesFile]) -> EvaluationLog:
             notes[
                 "asked in the model's chat template; items are the same by document, and prompts are not compared"
             ] = None
-    for column in [one for one in gathering.columns if f"{one.task} {one.metric}" in refused]:
-        del gathering.columns[column]  # the rows before the one that it was refused for
-    if not gathering.columns:
-        raise UsageError("; ".join(f"{what}: {why}" for what, why in refused.items()))
-    scored = {column.task for column in gathering.columns}
-    return EvaluationLog(
-        gathering.scores(), {task: text for task, text in protocols.items() if task in scored}, refused,
-        (*notes, *gathering.notes),
-    )  # fmt: skip
+    return gathering.log(protocols, notes)
 
 
 def _direction_notes(task: str, results: Mapping[str, Any]) -> list[str]:
@@ -150,6 +144,12 @@ def _read_results(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not the results of lm-eval: {error}") from None
     if not isinstance(value, dict) or not isinstance(value.get("configs"), dict):
         raise UsageError(f"{path}: not the results of lm-eval: no 'configs' in it")
+    tables = [value.setdefault(key, {}) for key in OF_RESULTS]
+    tables += [one for table in tables[:2] if isinstance(table, dict) for one in table.values()]
+    configs = [config for config in value["configs"].values() if isinstance(config, dict)]
+    tables += [one for config in configs for key in ("metric_list", "filter_list") for one in config.get(key) or []]
+    if odd := [one for one in tables if not isinstance(one, dict)]:
+        raise UsageError(f"{path}: not the results of lm-eval: {str(odd[0])[:40]!r} stands where a table is expected")
     return value
 
 
@@ -163,23 +163,26 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise UsageError(f"{place}: not valid JSON ({error}); is the file cut off?") from None
-            missing = [key for key in KEYS if not isinstance(row, dict) or key not in row]
-            if missing:
+            if wrong := _wrong(row):
                 raise UsageError(
-                    f"{place}: no {missing[0]!r}; expected a row of `lm_eval --log_samples`, of lm-eval 0.4.5 or later"
+                    f"{place}: {wrong}; expected a row of `lm_eval --log_samples`, of lm-eval 0.4.5 or later"
                 )
             yield place, row
     if not number:
         raise UsageError(f"{path}: holds no samples")
 
 
-def _gather(
-    gathering: Gathering,
-    refused: dict[str, str],
-    task: str,
-    results: Mapping[str, Any],
-    placed: tuple[str, dict[str, Any]],
-) -> None:
+def _wrong(row: Any) -> str:
+    """What makes a row none of lm-eval's; "" where nothing does."""
+    if missing := [key for key in KEYS if not isinstance(row, dict) or key not in row]:
+        return f"no {missing[0]!r}"
+    odd = [key for key, kind in KEYS.items() if not isinstance(row[key], kind)] or ["arguments"] * (
+        not row["arguments"]
+    )
+    return f"{odd[0]!r} is {str(row[odd[0]])[:40]}" if odd else ""
+
+
+def _gather(gathering: Gathering, task: str, results: Mapping[str, Any], placed: tuple[str, dict[str, Any]]) -> None:
     """Keep the scores of one row, or say why they are none."""
     place, row = placed
     config = results.get("configs", {}).get(task, {})
@@ -190,7 +193,7 @@ def _gather(
     for metric in row["metrics"]:
         name, value = f"{metric},{row['filter']}", row.get(metric)
         if why := _refusal(metric, value, config):
-            refused[f"{task} {name}"] = why
+            gathering.refused[f"{task} {name}"] = why
             continue
         column = Column(task, _decoding(row, asked), name)
         of_choice = chance if metric in CHOICE_METRICS and chance is not None else math.nan
@@ -239,7 +242,7 @@ def _chance(row: Mapping[str, Any], num_requests: int, output_type: str) -> floa
         gold = json.loads(str(row.get("target")))
     except ValueError:
         gold = None
-    return chance_of_guess(num_choices, len(gold) if isinstance(gold, list) else 1)
+    return chance_of_guess(num_choices, gold)
 
 
 def _protocol(task: str, results: Mapping[str, Any], row: Mapping[str, Any]) -> str:

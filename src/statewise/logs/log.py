@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,13 +38,18 @@ class LoggedItem:
     chance: float = np.nan
 
     def is_like(self, other: LoggedItem) -> bool:
-        return self.digest == other.digest and (self.score == other.score or self.score != self.score != other.score)
+        is_same = self.score == other.score or (math.isnan(self.score) and math.isnan(other.score))
+        return self.digest == other.digest and is_same
 
 
 @dataclass
 class Gathering:
-    """The items of a log while it is read; what stands there twice is counted, and refused where it differs."""
+    """The items of a log while it is read; what stands there twice is counted, and refused where it differs.
 
+    `refused`: why a score is none that can be compared, by task and metric.
+    """
+
+    refused: dict[str, str] = field(default_factory=dict)
     columns: dict[Column, dict[ItemName, LoggedItem]] = field(default_factory=dict)
     repeated: Counter[str] = field(default_factory=Counter)
 
@@ -63,13 +70,22 @@ class Gathering:
                 "were two runs written into one file? Keep the lines of one"
             )
 
-    @property
-    def notes(self) -> list[str]:
-        told = "equal rows that stand there twice, and count once"
-        return [f"{task}: {told}: {count:,}" for task, count in self.repeated.items()]
+    def log(self, protocols: dict[str, str], notes: Iterable[str]) -> EvaluationLog:
+        """What was gathered, without what was refused.
 
-    def scores(self) -> Scores:
-        return {column: _in_order(items) for column, items in self.columns.items()}
+        Raises:
+            UsageError: that leaves nothing.
+        """
+        kept = {one: items for one, items in self.columns.items() if f"{one.task} {one.metric}" not in self.refused}
+        if not kept:
+            raise UsageError("; ".join(f"{what}: {why}" for what, why in self.refused.items()) or "no item has a score")
+        told = "equal rows that stand there twice, and count once"
+        return EvaluationLog(
+            {column: _in_order(items) for column, items in kept.items()},
+            {column.task: protocols[column.task] for column in kept},
+            self.refused,
+            (*notes, *(f"{task}: {told}: {count:,}" for task, count in self.repeated.items())),
+        )
 
 
 def _in_order(items: dict[ItemName, LoggedItem]) -> ItemScores:

@@ -133,7 +133,7 @@ def _refusal(a: Side, b: Side, task: str) -> str:
         return _refusal_of_common(a, b, task)
     if len(a.digests.get(task, set()) | b.digests.get(task, set())) > 1:
         return "its items differ: same name and protocol, but other documents or prompts (items_sha256)"
-    numbers = {one.items for side in (a, b) for one in _scores_of(side, task)}
+    numbers = {one.items for side in _scores_of(a, b, task) for one in side}
     if len(numbers) > 1:
         sizes = sorted({len(number) for number in numbers})
         return f"its items differ: {' and '.join(map(str, sizes))} items, or other numbers"
@@ -144,7 +144,7 @@ def _refusal_of_common(a: Side, b: Side, task: str) -> str:
     """The same where limits differ: each common item has to be one and the same document and prompt."""
     common = _common_items(a, b, task)
     digests: dict[int | str, set[str | None]] = {item: set() for item in common}
-    for one in (one.take(common) for side in (a, b) for one in _scores_of(side, task)):
+    for one in (one.take(common) for side in _scores_of(a, b, task) for one in side):
         for item, digest in zip(one.items, one.digests, strict=True):
             digests[item].add(digest)
     if any(None in found for found in digests.values()):
@@ -156,13 +156,18 @@ def _refusal_of_common(a: Side, b: Side, task: str) -> str:
     return ""
 
 
-def _scores_of(side: Side, task: str) -> list[ItemScores]:
-    return [one for scores in side.scores.values() for column, one in scores.items() if column.task == task]
+def _scores_of(a: Side, b: Side, task: str) -> list[list[ItemScores]]:
+    """The scores of either side that every seed of both has: another one may be of fewer items."""
+    every = [{column for column in scores if column.task == task} for side in (a, b) for scores in side.scores.values()]
+    shared = set.intersection(*every)
+    return [
+        [scores[column] for scores in side.scores.values() for column in scores if column in shared] for side in (a, b)
+    ]
 
 
 def _common_items(a: Side, b: Side, task: str) -> set[int | str]:
     """The items that every seed of both sides was evaluated on."""
-    return set.intersection(*(set(one.items) for side in (a, b) for one in _scores_of(side, task)))
+    return set.intersection(*(set(one.items) for side in _scores_of(a, b, task) for one in side))
 
 
 def _common_protocol(a: Side, b: Side, task: str) -> str:
@@ -173,7 +178,7 @@ def _common_protocol(a: Side, b: Side, task: str) -> str:
 def _compare_task(found: _Found, a: Side, b: Side, seeds: tuple[list[int], list[int]], task: str) -> None:
     first, other = a.scores[seeds[0][0]], b.scores[seeds[1][0]]
     common = _common_items(a, b, task)
-    sizes = [max(len(one.items) for one in _scores_of(side, task)) for side in (a, b)]
+    sizes = [max(len(one.items) for one in side) for side in _scores_of(a, b, task)]
     if sizes != [len(common)] * 2:
         told = " and ".join(f"{size:,} of {side.label}" for side, size in zip((a, b), sizes, strict=True))
         limits = "" if a.is_log or b.is_log else "limits differ; "

@@ -69,7 +69,7 @@ class Plan:
     fingerprint: str
     is_dry: bool = False
     download_bytes: int = 0
-    other_bytes: int = 0
+    other_bytes: dict[str, int] = field(default_factory=dict)
     task_code: tuple[str, ...] = ()
     model_files: dict[str, str] = field(default_factory=dict)
     others: dict[str, Path] = field(default_factory=dict)
@@ -83,9 +83,12 @@ class Plan:
     @property
     def num_reward_parameters(self) -> float:
         """Of the model that rewards, as `num_parameters`; 0 where none does."""
-        if self.config.reward_model not in self.others:
-            return 0.0
-        return _count(self.others[self.config.reward_model], self.other_bytes)
+        name = self.config.reward_model
+        return self.num_parameters_of(name) if name in self.others else 0.0
+
+    def num_parameters_of(self, name: str) -> float:
+        """Of a model from elsewhere, as `num_parameters`."""
+        return _count(self.others[name], self.other_bytes.get(name, 0))
 
     @property
     def arms(self) -> dict[str, ArmSection]:
@@ -95,11 +98,6 @@ class Plan:
     def tasks(self) -> tuple[str, ...]:
         """Target and retention tasks, by name."""
         return (self.config.shared.target, *self.config.shared.retention)
-
-    @property
-    def rewarded_by(self) -> str:
-        """The digest of the model that rewards and of how it is read; "" where none does."""
-        return _rewarded_by(self.config, self.other_digests)
 
     @property
     def reward(self) -> str:
@@ -184,28 +182,14 @@ def make_plan(
 
 def identity_of_data(config: StudyConfig, data: DataSection, models: dict[str, str]) -> dict[str, Any]:
     """What the study's own data mean; of a model that rewards, its bytes and how its logits become a reward."""
-    return {**data.identity, **({"reward": _rewarding(config, models)} if config.reward_model else {})}
-
-
-def _rewarding(config: StudyConfig, models: dict[str, str]) -> dict[str, Any]:
-    """Bytes, label and range of the model that rewards; {} where none does."""
-    if config.reward_model is None:
-        return {}
-    how = config.models[config.reward_model].model_dump(mode="json", exclude={"model"})
-    return {"model": models.get(config.reward_model), **how}
-
-
-def _rewarded_by(config: StudyConfig, models: dict[str, str]) -> str:
-    """The digest of the model that rewards and of how it is read; "" where none does."""
-    rewarding = _rewarding(config, models)
-    return records.digest_json(rewarding) if rewarding else ""
+    return {**data.identity, **({"reward": told} if (told := config.rewarded_by(models)) else {})}
 
 
 def _check_rewarded(config: StudyConfig, models: dict[str, str]) -> None:
     """Refuse to replay what another model rewarded than the one that rewards here."""
     paths = [path for arm in config.arms.values() for path in arm.source.replayed_paths]
     for path, seed in product(paths if config.reward_model else (), config.study.seeds):
-        check_rewarded(path, seed, str(config.reward_model), _rewarded_by(config, models))
+        check_rewarded(path, seed, str(config.reward_model), config.rewarded_by(models))
 
 
 def _resolve(arm: ArmSection) -> dict[str, Any]:

@@ -16,8 +16,6 @@ from typing import Any
 from statewise.config.study import BudgetSection
 from statewise.plan.catalog import place_of_task
 from statewise.plan.dag import BASE, Job, Plan
-from statewise.plan.model_size import ModelSize
-from statewise.policy.find import count_parameters, has_weights
 from statewise.states.source import Lengths, Visit
 from statewise.tasks.own_data import read_own_data
 
@@ -129,13 +127,10 @@ def _estimate_arm(plan: Plan, name: str, lengths: Lengths, scale: float) -> ArmE
     num_tokens = updates * epochs * visit.trajectories * passed
     generated = {writer: int(updates * tokens) for writer, tokens in written.items()}
     size = plan.num_parameters or RATE_PARAMETERS
-    elsewhere = plan.others.get(str(arm.teacher))
     # Of each model, in sizes of the base model.
     sizes = dict.fromkeys((*generated, "teacher", "base"), 1.0)
-    if elsewhere:
-        is_here = has_weights(elsewhere)
-        weights = sum(count_parameters(elsewhere).values()) if is_here else ModelSize.of(elsewhere).num_parameters
-        sizes["teacher"] = weights / size
+    if arm.teacher in plan.others:
+        sizes["teacher"] = plan.num_parameters_of(arm.teacher) / size
     prompts = updates * visit.trajectories * lengths.prompt
     read = sum(sizes[writer] * (tokens + prompts) for writer, tokens in generated.items())
     # Each other model that is scored makes a forward pass of its own, a third of a training pass.

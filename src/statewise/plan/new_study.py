@@ -14,14 +14,14 @@ from statewise.assets import BEGUN
 from statewise.config.study import SharedSection
 from statewise.errors import UsageError, unknown
 from statewise.plan.request import LARGE_PARAMETERS  # from here on an adapter is trained
-from statewise.policy.find import count_parameters, look_up_model
+from statewise.policy.find import EMBEDDED, count_parameters, look_up_model
 from statewise.storage.output_folder import check_empty
 from statewise.storage.parsing import parse_json
 from statewise.storage.records import write_bytes
 from statewise.storage.rows import Row
 from statewise.tasks.conversations import ASSISTANT, SYSTEM, answers_of, first_asked, is_plain, plain_text, turns_of
 from statewise.tasks.hub_rows import HUB
-from statewise.tasks.own_data import COMPLETION, PROMPT, text_of
+from statewise.tasks.own_data import COMPLETION, PROMPT, odd_type, text_of
 from statewise.tasks.row_sources import locate_rows, read_source
 
 # What columns are called in the data sets that people have, the likeliest first.
@@ -107,6 +107,8 @@ def describe_data(name: str, asked: Columns = Columns(), *, test: str = "", mode
             read.append(_read_row(row, found))
         except UsageError as error:
             problems.append(str(error))
+    typed = () if found.messages or problems else filter(None, (found.prompt, found.completion))
+    problems += filter(None, (odd_type(rows, column) for column in typed))
     prompts = [prompt for _, prompt, _ in read]
     begin = {_beginning(turns, prompt) for turns, prompt, _ in read}
     count, unit = _measure(model)
@@ -144,14 +146,16 @@ def write_study(folder: Path, facts: DataFacts, model: str = SharedSection().mod
     size = sum(count_parameters(reference.folder).values()) or reference.missing_bytes / 2
     check_empty(folder)
     name = "".join(one if one.isascii() and one.isalnum() else "-" for one in _stem(facts.source)).strip("-") or "own"
-    is_example = facts.source == str(EXAMPLE)
+    path, is_example = Path(model).expanduser().resolve(), facts.source == str(EXAMPLE)
+    is_folder = model != EMBEDDED and path.is_dir()
     train = EXAMPLE.name if is_example else _from(folder, facts.source)
     study = folder / "study.toml"
     written = {
         "file": str(study), "name": _toml(name.lower()), "share": TEST_SHARE,
         "train": _toml(train), "title": name, "source": train, "rows": f"{facts.num_rows:,}",
         "run": f"runs/{name.lower()}", "columns": _columns_of_study(facts),
-        "model": _toml(model), "chat": "chat = true   # turns as the model's chat template has them\n" * is_chat,
+        "model": _toml(_from(folder, str(path)) if is_folder else model),
+        "chat": "chat = true   # turns as the model's chat template has them\n" * is_chat,
         "retention": _toml(usual.retention if model == usual.model else []),
         "lr": "1e-4" if size > LARGE_PARAMETERS else "3e-4",
         "adapter": 'adapter = { kind = "lora", rank = 16 }\n' if size > LARGE_PARAMETERS else "",
@@ -263,14 +267,19 @@ def _measure(model: str) -> tuple[Callable[[str], int], str]:
         return len, "characters"
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
-    return lambda text: len(tokenizer.encode(text).ids), TOKENS
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # what tokenizers raises has no class of its own
+        raise UsageError(f"{path}: tokenizers cannot read it ({error}); copy the model again") from error
+    tokenizer.no_truncation()  # a stored one would make every length the longest allowed
+    tokenizer.no_padding()
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), TOKENS
 
 
 def _context(model: str) -> int | None:
     """Tokens of the longest text, as config.json says."""
     config = parse_json((look_up_model(model).folder / "config.json").read_text(encoding="utf-8"))
-    length = {**config, **config.get("text_config", {})}.get("max_position_embeddings")
+    length = {**config, **(config.get("text_config") or {})}.get("max_position_embeddings")
     return length if isinstance(length, int) else None
 
 

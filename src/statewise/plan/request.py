@@ -70,7 +70,7 @@ def plan_study(request: StudyRequest) -> Plan:
         found = {name: _look_up(one.model, _use_of(config, name)) for name, one in config.models.items()}
         others = {name: one.folder for name, one in found.items()}
         plan = make_plan(config, reference.folder, location, is_dry=True, others=others)
-        other_bytes = sum(one.missing_bytes for one in found.values())
+        other_bytes = {name: one.missing_bytes for name, one in found.items()}
         return replace(plan, download_bytes=reference.missing_bytes, other_bytes=other_bytes, task_code=code)
     model, others = _find_all(config)
     code = _check_tasks(config, model, location, request.trusts_task_code)

@@ -63,6 +63,7 @@ class Use:
     wanted: str
 
 
+EMBEDDED = "pocket"  # names the embedded model, whatever folder is called so
 DECODER = Use(
     ("ForCausalLM", "LMHeadModel"), "AutoModelForCausalLM", "does not predict the next token of a text",
     "a causal language model",
@@ -91,7 +92,7 @@ def look_up_model(name: str, use: Use = DECODER) -> ModelReference:
     Raises:
         UsageError: no such model, no access to it, no way to the hub, or a model that cannot be used.
     """
-    folder = POCKET_MODEL if name == "pocket" else Path(name).expanduser()
+    folder = POCKET_MODEL if name == EMBEDDED else Path(name).expanduser()
     if folder.is_dir():
         _check_architecture(name, folder, use)
         return ModelReference(name, folder)

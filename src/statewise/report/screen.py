@@ -72,7 +72,9 @@ def _shown(summary: StudySummary) -> tuple[list[RunSummary], str]:
     told = [arm for one in summary.largest if one.response == "forgetting" for arm in one.arms[:1]]
     others = [run for run in gained if run.arm in told and run not in largest]
     base = [run for run in summary.runs if run not in trained]
-    caption = f"The {len(largest)} largest gains of {plural(len(trained), 'run')}{' and the largest F' * len(others)}. "
+    caption = (
+        f"The {len(largest)} largest gains of {plural(len(trained), 'run')}{' and the largest F' * bool(others)}. "
+    )
     return [*base, *largest, *others], caption
 
 

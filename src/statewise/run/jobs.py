@@ -111,6 +111,7 @@ def _train(workplace: Workplace, job: Job, observer: Observer) -> dict[str, Any]
             recorder = train(setup, folder, observer)
         except DivergedError as error:
             return {"status": DIVERGED, "reason": str(error), **_told(workplace, job, setup, _lines(folder))}
+    rewarded_by = workplace.plan.config.rewarded_by(workplace.plan.other_digests)
     weights = arm.adapter.save(learner, folder, workplace.plan.config.shared.model)
     integrity.refuse(folder, integrity.faults_of(folder, recorder.table), ADVICE)
     return {
@@ -120,7 +121,7 @@ def _train(workplace: Workplace, job: Job, observer: Observer) -> dict[str, Any]
         "state_hash": recorder.state_hash,
         "reward_hash": recorder.reward_hash,
         "weights_sha256": digest_weights(weights.parent),
-        **({REWARDED_BY: rewarded_by} if (rewarded_by := workplace.plan.rewarded_by) else {}),
+        **({REWARDED_BY: rewarded_by} if rewarded_by else {}),
         **_told(workplace, job, setup, _lines(folder)),
     }
 

@@ -82,7 +82,8 @@ def answers_of(
         raise UsageError(f"{place}: the last turn is of the {last}; {_END[has_answer]}")
     if not has_answer:
         return [([*turns], "")]
-    starts = [place for place, turn in enumerate(turns) if turn["role"] == ASSISTANT and _is_asked(turns[:place])]
+    roles = [turn["role"] for turn in turns]
+    starts = [index for index, role in enumerate(roles) if role == ASSISTANT and USER in roles[:index]]
     if not starts:
         raise UsageError(f"{place}: no turn of the user comes before the answer")
     return [([*turns[:start]], turns[start]["content"]) for start in (starts if which == "all" else starts[-1:])]
@@ -92,10 +93,6 @@ _END = {
     True: 'end the conversation with an answer of the assistant, or set completion = "" where no answer is needed',
     False: 'with completion = "" it is what is asked, and ends with the user',
 }
-
-
-def _is_asked(turns: Sequence[Turn]) -> bool:
-    return any(turn["role"] == USER for turn in turns)
 
 
 def first_asked(turns: Sequence[Turn]) -> str:

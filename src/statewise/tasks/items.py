@@ -36,8 +36,9 @@ def choose(sizes: Mapping[str, int], limit: int | None, items: str) -> list[list
     return chosen
 
 
-def chance_of_guess(num_choices: int, num_right: int = 1) -> float | None:
-    """That one of `num_choices` choices, drawn evenly, is right; None where there is nothing to choose."""
+def chance_of_guess(num_choices: int, gold: Any = None) -> float | None:
+    """That a choice, drawn evenly, is right: one of `gold`, if that is a list, else a single one; None: no choice."""
+    num_right = len({*map(str, gold)}) if isinstance(gold, list) else 1
     return num_right / num_choices if 0 < num_right < num_choices else None
 
 

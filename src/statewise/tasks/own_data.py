@@ -283,10 +283,18 @@ def _column(rows: list[Row], column: str, key: str) -> list[str]:
     """The texts of a column, which all rows have, in values of one type."""
     told = f" (data.{key})"
     texts = [text_of(row, column, told) for row in rows]
-    usual = Counter(type(row.values[column]) for row in rows).most_common(1)[0][0]
-    if odd := next((row for row in rows if type(row.values[column]) is not usual), None):
-        raise UsageError(
-            f"{odd.place}: column {column!r}{told} is of type {type(odd.values[column]).__name__}, in most rows "
-            f"{usual.__name__}; make them all of one type"
-        )
+    if odd := odd_type(rows, column, told):
+        raise UsageError(odd)
     return texts
+
+
+def odd_type(rows: list[Row], column: str, told: str = "") -> str:
+    """Where the values of a column, which all rows have, are of another type than in most; "" where they are not."""
+    usual = Counter(type(row.values[column]) for row in rows).most_common(1)[0][0]
+    odd = next((row for row in rows if type(row.values[column]) is not usual), None)
+    if odd is None:
+        return ""
+    return (
+        f"{odd.place}: column {column!r}{told} is of type {type(odd.values[column]).__name__}, in most rows "
+        f"{usual.__name__}; make them all of one type"
+    )

@@ -127,8 +127,9 @@ class Task:
         filters = "" if list(self._filters) == ["none"] else f"; filters {', '.join(self._filters)}"
         group = f" of {len(self.members)} tasks" if self.is_group else ""
         split = config.test_split or config.validation_split
+        num_items = sum(len(one.eval_docs) for one in self.members)
         return (
-            f"{self.num_fewshot}-shot; split {split}, n = {self._num_items}{group}{filters}; "
+            f"{self.num_fewshot}-shot; split {split}, n = {num_items}{group}{filters}; "
             f"task version {self.version}, lm-eval {version('lm_eval')}"
         ) + (f"; reward: {told}" if (told := self._metadata.get(REWARD_TOLD)) else "")
 
@@ -148,10 +149,6 @@ class Task:
         return {str(member.config.task): start for member, start in zip(self.members, starts, strict=False)}
 
     @property
-    def _num_items(self) -> int:
-        return max(self._offsets.values()) + len(self.members[-1].eval_docs)
-
-    @property
     def _metadata(self) -> dict[str, Any]:
         return self.lm_eval_task.config.metadata or {}
 
@@ -162,6 +159,9 @@ class Task:
     def is_higher_better(self, metric: str) -> bool:
         """Whether the task says that more of "metric,filter" is better; it does not of a share of a style."""
         return bool((self.lm_eval_task.higher_is_better() or {}).get(metric.partition(",")[0], False))
+
+    def member_of(self, request: Instance) -> Any:
+        return next(one for one in self.members if str(one.config.task) == request.task_name)
 
     def place_of(self, request: Instance) -> tuple[int, str]:
         """Index of a request's item in the whole task, and what it belongs to.
@@ -383,7 +383,7 @@ class Task:
             written in that style of the task file, else 0.
         """
         scores: dict[str, float] = {}
-        member = next(one for one in self.members if str(one.config.task) == requests[0].task_name)
+        member = self.member_of(requests[0])
         for ensemble in (one for one in member._filters if only in (None, one.name)):
             name = ensemble.name
             try:

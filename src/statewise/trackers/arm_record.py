@@ -32,14 +32,18 @@ class ArmRecord(Record):
 
     def __init__(self, run: TrackedRun, train: Job | None, evaluate: Job) -> None:
         super().__init__(run)
-        self._train, self._evaluate = train, evaluate
+        self._train, self._evaluate, self._is_trained = train, evaluate, False
         self._store = Store(run.folder)
         self._folder = self._store.arm_folder(evaluate.arm, evaluate.seed)
 
     def look(self) -> None:
         """Read what was written since."""
-        if self.is_done or (self._train is not None and not self._read_metrics(self._train)):
+        if self.is_done:
             return
+        if self._train is not None and not self._is_trained:  # its lines are hashed until they are all there, not after
+            self._is_trained = self._read_metrics(self._train)
+            if not self._is_trained:
+                return
         result = self._store.result(self._evaluate)
         if result is not None:
             if result["status"] == "evaluated":

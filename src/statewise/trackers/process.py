@@ -82,7 +82,7 @@ class Reporting:
             self._has_begun = True
             try:
                 self._begin()
-            except (OSError, AttributeError) as error:  # the latter: a class within a function, which has no name
+            except Exception as error:  # noqa: BLE001  (a class that cannot be handed over, too: the run goes on)
                 self._tell(f"trackers: cannot be started ({error}); the run goes on without them")
         self._drain()
 
