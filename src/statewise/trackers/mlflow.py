@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from statewise.plan.contract import flatten
 from statewise.trackers.tracker import TrackedRun, Tracker
 
 TAG = "statewise.id"
-WHOLE = "statewise.whole"  # the last metric of a step: one that was cut off between two calls is sent again
+STEPS = "statewise.steps"  # how many it has whole: one that was cut off between two calls is sent again
 REFUSED = re.compile(r"[^\w\-. /]")  # of MLflow's names
 METRICS, PARAMETERS = 1000, 100  # in one call, at most
 PARAMETER_CHARACTERS = 500  # of a value, for stores of every version
@@ -37,7 +37,7 @@ class MLflow(Tracker):
             self._client.update_run(self._ids[run.id], status="RUNNING")
             if not found[0].data.params:  # it was cut off before
                 self._describe(run)
-            return self._num_held(found[0])
+            return int(found[0].data.tags.get(STEPS, 0))
         begun = self._client.create_run(experiment, run_name=run.name, tags={TAG: run.id})
         self._ids[run.id] = begun.info.run_id
         self._describe(run)
@@ -48,9 +48,9 @@ class MLflow(Tracker):
 
         now_ms = int(time.time() * 1000)
         told = [Metric(REFUSED.sub("_", key), value, now_ms, step) for key, value in metrics.items()]
-        told.append(Metric(WHOLE, 1.0, now_ms, step))
         for first in range(0, len(told), METRICS):
             self._client.log_batch(self._ids[run.id], metrics=told[first : first + METRICS])
+        self._client.set_tag(self._ids[run.id], STEPS, step + 1)
 
     def finish(self, run: TrackedRun, is_done: bool) -> None:
         self._client.set_terminated(self._ids[run.id], "FINISHED" if is_done else "KILLED")
@@ -58,11 +58,6 @@ class MLflow(Tracker):
     def _experiment(self, study: str) -> str:
         found = self._client.get_experiment_by_name(study)
         return str(found.experiment_id if found else self._client.create_experiment(study))
-
-    def _num_held(self, found: Any) -> int:
-        if WHOLE not in found.data.metrics:
-            return 0
-        return max(int(metric.step) for metric in self._client.get_metric_history(found.info.run_id, WHOLE)) + 1
 
     def _describe(self, run: TrackedRun) -> None:
         from mlflow.entities import Param
